@@ -1,0 +1,292 @@
+"""The configuration of a run: frozen dataclasses, one per stage, checked once.
+
+Every default here is "our default" of the method; ``presets.py`` overrides them for a machine or a
+data set and says where each value comes from. Nothing in this module imports torch, so that
+``ltdd --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ltdd.errors import UserError
+
+Backend = Literal["compiled", "reference"]
+Labels = Literal["static", "fkd", "online", "hard"]
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Expert training on the long-tailed data (arXiv:2511.18858, Eq. 5-7)."""
+
+    observer: str = "resnet18"
+    """Architecture whose batch-norm statistics are matched; it must have BatchNorm2d layers."""
+    teacher: str = "same"
+    """Architecture that scores crops and gives soft labels; `same` uses the observer."""
+    loss: Literal["rldd", "ce"] = "rldd"
+    """`rldd`: mixture consistency + class debiasing; `ce`: plain cross-entropy, no mixing."""
+    epochs: int = 200
+    """Passes over the long-tailed training images."""
+    batch_size: int = 64
+    """Images per step and view."""
+    learning_rate: float = 0.01
+    """Peak learning rate of SGD."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: float = 5e-3
+    """L2 penalty on all parameters."""
+    schedule: Literal["cosine", "one_cycle"] = "cosine"
+    """`cosine` to zero, or `one_cycle` (linear warm-up over 20 % of the steps, then to zero)."""
+    resampling_power: float = 0.2
+    """rho: the second batch draws an image of class y with weight n_y^(-rho)."""
+    debias_power: float = 0.8
+    """q: class weight proportional to n_k^(-q)."""
+    weight_norm: Literal["mean1", "sum1"] = "mean1"
+    """Class weights have mean 1 (code of the method) or sum 1 (the formula as printed)."""
+    consistency_weight: float = 1.0
+    """gamma1: weight of the consistency term between the two mixed views."""
+    classification_weight: float = 1.0
+    """gamma2: weight of the two classification terms."""
+    single_head: bool = False
+    """Put the plain and the rebalanced term on one classifier instead of two."""
+    crop_padding: int = 4
+    """Random-crop padding in pixels at 32 px; scaled with the image size."""
+
+
+@dataclass(frozen=True)
+class StatisticsConfig:
+    """Per-class batch-norm statistics of the frozen observer (arXiv:2511.18858, Eq. 8-9)."""
+
+    batch_size: int = 250
+    """Images per forward pass; it does not change the result."""
+    global_target: Literal["mixture", "paper", "edc", "running"] = "mixture"
+    """Whole-batch target: total variance of the class-balanced mixture, the mean of class
+    variances (Eq. 9), the mean of within-image variances, or the checkpoint's running statistics."""
+    class_target: Literal["finite", "full", "edc"] = "finite"
+    """Class-wise variance target: W + (1 - 1/m) B for m images of a class, W + B, or W."""
+
+
+@dataclass(frozen=True)
+class InitializationConfig:
+    """Where the images start."""
+
+    method: Literal["scored_crops", "random_real", "noise"] = "scored_crops"
+    """Teacher-scored crops picked in rounds, random real images, or Gaussian noise."""
+    crops_per_image: int = 5
+    """K: candidate crops of every real image."""
+    crop_min_scale: float = 0.08
+    """Smallest crop area as a fraction of the image; the largest is 1, the ratio is 1."""
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """Optimisation of the images so that their statistics match (arXiv:2511.18858, Eq. 2-4)."""
+
+    iterations: int = 2000
+    """Adam steps per batch of images; 0 skips recovery."""
+    learning_rate: float = 0.05
+    """Adam learning rate, cosine to zero, in units of normalised pixels."""
+    alignment_weight: float = 0.01
+    """r: weight of the whole alignment term."""
+    first_layer_weight: float = 10.0
+    """w_0: weight of the first batch-norm layer; all others have 1."""
+    class_alignment_weight: float = 1.0
+    """eta: weight of the class-wise part beside the global part."""
+    classification_weight: float = 1.0
+    """lambda_ce: weight of the observer's cross-entropy."""
+    crop_min_scale: float = 0.08
+    """Smallest random crop area; every image draws its own crop."""
+    max_batch: int = 1000
+    """Largest number of images optimised together; sets how many images per class a batch holds."""
+
+
+@dataclass(frozen=True)
+class RelabelingConfig:
+    """Soft labels from the teacher."""
+
+    labels: Literal["static", "fkd", "online"] = "fkd"
+    """`static`: one logit vector per image; `fkd`: logits of every augmented view, replayed from
+    seeds; `online`: the teacher labels each view while the student trains."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Student training on the distilled set, and what it is compared with."""
+
+    student: str = "convnet3"
+    """Architecture of the student."""
+    seeds: int = 3
+    """Number of students; accuracies are reported as mean and standard deviation."""
+    epochs: int = 1000
+    """Passes over the distilled images."""
+    batch_size: int = 25
+    """Images per step."""
+    learning_rate: float = 1e-3
+    """AdamW learning rate."""
+    weight_decay: float = 0.01
+    """AdamW weight decay, on matrices and convolution kernels only."""
+    schedule: Literal["step", "cosine", "smoothed_cosine"] = "step"
+    """`step`: x0.5 at 80, 90 and 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half."""
+    logit_weight: float = 1.0
+    """kappa2: weight of the mean squared error on raw logits."""
+    hard_weight: float = 0.025
+    """kappa1: weight of the cross-entropy with the (mixed) class labels."""
+    logit_std_norm: bool = False
+    """Divide student and teacher logits by their own standard deviation over classes first."""
+    crop_min_scale: float = 0.08
+    """Smallest random-resized-crop area of the student's augmentation."""
+    cutmix: bool = True
+    """CutMix with a Beta(1, 1) area in every batch."""
+    randaugment: bool = False
+    """RandAugment(2, 9) before the crop."""
+    ema_decay: float = 0.99
+    """Decay per step of the averaged parameters that are evaluated; 0 evaluates the last iterate."""
+    baselines: tuple[str, ...] = ("random_real", "full_long_tailed")
+    """Baselines trained beside the student: `random_real`, `full_long_tailed`."""
+
+
+STAGES: Mapping[str, type] = {
+    "experts": ExpertsConfig,
+    "statistics": StatisticsConfig,
+    "initialization": InitializationConfig,
+    "recovery": RecoveryConfig,
+    "relabeling": RelabelingConfig,
+    "evaluation": EvaluationConfig,
+}
+"""Stage name -> its configuration class, in the order in which the stages run."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything that decides the result of `ltdd distill`."""
+
+    data: str = "digits"
+    """`digits`, `imagefolder:PATH`, `cifar10` or `cifar100`."""
+    ipc: int = 10
+    """Synthetic images per class."""
+    imbalance_factor: float | None = None
+    """Cut the training set to the exponential profile with n_max / n_min = this; None keeps it."""
+    image_size: int | None = None
+    """Side in pixels, 8..224, to which all images are brought; None keeps a common native size."""
+    horizontal_flip: bool = True
+    """Mirroring keeps the class (not so for digits or text)."""
+    seed: int = 0
+    """Seed of every random draw except the split, which has its own fixed one (42)."""
+    backend: Backend = "compiled"
+    """Compiled operators, or the plain PyTorch reference of the same functions."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), `cpu` or `cuda`."""
+    precision: Precision = "fp32"
+    """`bf16` runs networks under autocast; statistics and losses stay in float32 or better."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    initialization: InitializationConfig = field(default_factory=InitializationConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    relabeling: RelabelingConfig = field(default_factory=RelabelingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON types."""
+        return dataclasses.asdict(self) | {
+            "evaluation": dataclasses.asdict(self.evaluation)
+            | {"baselines": list(self.evaluation.baselines)}
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
+        """Rebuild a configuration from `to_dict`; an unknown field is a UserError."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        merged: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise UserError(f"config: unknown field {name!r}; known fields: {sorted(known)}")
+            stage = STAGES.get(name)
+            merged[name] = _stage_from_dict(name, stage, value) if stage else value
+        return cls(**merged)
+
+
+def _stage_from_dict(name: str, stage: type, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"config: expected {name} to be a mapping of fields, got {values!r}")
+    known = {f.name for f in dataclasses.fields(stage)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(
+            f"config: unknown field {name}.{unknown[0]!r}; known fields: {sorted(known)}"
+        )
+    return stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+# Allowed closed ranges of numeric fields; every field not named here only has its type checked.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "ipc": (1, math.inf),
+    "imbalance_factor": (1, math.inf),
+    "image_size": (8, 224),
+    "seed": (0, 2**63 - 1),
+    "experts.epochs": (1, math.inf),
+    "experts.batch_size": (2, math.inf),
+    "experts.crop_padding": (0, math.inf),
+    "statistics.batch_size": (1, math.inf),
+    "initialization.crops_per_image": (1, math.inf),
+    "initialization.crop_min_scale": (1e-3, 1),
+    "recovery.iterations": (0, math.inf),
+    "recovery.crop_min_scale": (1e-3, 1),
+    "recovery.max_batch": (1, math.inf),
+    "evaluation.seeds": (1, math.inf),
+    "evaluation.epochs": (1, math.inf),
+    "evaluation.batch_size": (1, math.inf),
+    "evaluation.crop_min_scale": (1e-3, 1),
+    "evaluation.ema_decay": (0, 1 - 1e-9),
+}
+BASELINES = ("random_real", "full_long_tailed")
+
+
+def check(config: DistillConfig) -> None:
+    """Check types, ranges and choices of every field.
+
+    Raises:
+        UserError: names the field, the value and what was expected.
+    """
+    _check_fields("", config)
+    for name in STAGES:
+        _check_fields(f"{name}.", getattr(config, name))
+    unknown = [name for name in config.evaluation.baselines if name not in BASELINES]
+    if unknown:
+        raise UserError(
+            f"config: expected evaluation.baselines among {BASELINES}, got {unknown[0]!r}"
+        )
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"config: expected device auto, cpu or cuda, got {config.device!r}")
+
+
+def _check_fields(prefix: str, config: Any) -> None:
+    hints = get_type_hints(type(config))
+    for spec in dataclasses.fields(config):
+        name, value, hint = prefix + spec.name, getattr(config, spec.name), hints[spec.name]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                choices = ", ".join(str(c) for c in get_args(hint))
+                raise UserError(f"config: expected {name} to be one of {choices}; got {value!r}")
+            continue
+        if value is None or isinstance(value, (str, bool, tuple)) or dataclasses.is_dataclass(value):
+            continue
+        _check_number(name, value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"config: expected {name} to be a finite number, got {value!r}")
+    low, high = _RANGES.get(name, (0, math.inf))
+    if not low <= value <= high:
+        bound = f">= {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise UserError(f"config: expected {name} {bound}, got {value!r}")
