@@ -1,0 +1,64 @@
+"""The networks of the field by name; every one is a `Network` with features and one classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from ltdd.errors import UserError
+from ltdd.models.convnet import convnet
+from ltdd.models.network import Network
+from ltdd.models.normalization import batch_norm, instance_norm
+from ltdd.models.resnet import resnet18, resnet32
+from ltdd.models.vgg import alexnet, vgg11
+
+__all__ = ["ARCHITECTURES", "Network", "build_model"]
+
+ARCHITECTURES: Mapping[str, str] = {
+    "convnet3": "ConvNet-3, width 128, instance norm (8 px and more)",
+    "convnet4": "ConvNet-4, width 128, instance norm (16 px and more)",
+    "convnet3_bn": "ConvNet-3, width 128, batch norm (8 px and more)",
+    "convnet4_bn": "ConvNet-4, width 128, batch norm (16 px and more)",
+    "resnet18": "ResNet-18, 3x3 stem up to 64 px, batch norm",
+    "resnet18_in": "ResNet-18, 3x3 stem up to 64 px, instance norm (9 px and more)",
+    "resnet32": "CIFAR ResNet-32, width 64, batch norm",
+    "resnet32_w16": "CIFAR ResNet-32, width 16, batch norm",
+    "vgg11": "VGG-11, instance norm (32 px and more)",
+    "vgg11_bn": "VGG-11, batch norm (32 px and more)",
+    "alexnet": "AlexNet of five convolutions, no norm (8 px and more)",
+}
+"""Name -> one line about the network; the names `build_model` accepts."""
+
+_BUILDERS: Mapping[str, Callable[..., Network]] = {
+    "convnet3": partial(convnet, 3, instance_norm),
+    "convnet4": partial(convnet, 4, instance_norm),
+    "convnet3_bn": partial(convnet, 3, batch_norm),
+    "convnet4_bn": partial(convnet, 4, batch_norm),
+    "resnet18": partial(resnet18, batch_norm),
+    "resnet18_in": partial(resnet18, instance_norm),
+    "resnet32": partial(resnet32, 64),
+    "resnet32_w16": partial(resnet32, 16),
+    "vgg11": partial(vgg11, instance_norm),
+    "vgg11_bn": partial(vgg11, batch_norm),
+    "alexnet": alexnet,
+}
+
+
+def build_model(name: str, num_classes: int, image_size: int, channels: int) -> Network:
+    """Build a freshly initialised network; weights come from torch's global generator.
+
+    Args:
+        name: One of `ARCHITECTURES`.
+        num_classes: Number of classes K.
+        image_size: Side of the square images in pixels.
+        channels: 1 for grey images, 3 for RGB.
+
+    Returns:
+        A `Network` in training mode, float32, on the CPU.
+
+    Raises:
+        UserError: the name is unknown, or the network needs larger images.
+    """
+    if name not in _BUILDERS:
+        raise UserError(f"expected an architecture among {', '.join(ARCHITECTURES)}; got {name!r}")
+    return _BUILDERS[name](num_classes=num_classes, image_size=image_size, channels=channels)

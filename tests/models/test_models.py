@@ -1,0 +1,137 @@
+"""Networks: published parameter counts, the common interface, small and large images."""
+
+import pytest
+import torch
+from torch import nn
+
+from ltdd.errors import UserError
+from ltdd.models import ARCHITECTURES, build_model
+
+PUBLISHED_COUNTS = [
+    ("convnet3", 10, 32, 320_010),
+    ("convnet3", 100, 32, 504_420),
+    ("convnet3_bn", 10, 32, 320_010),
+    ("convnet4", 200, 64, 857_160),
+    ("convnet4", 1000, 64, 2_496_360),
+    ("convnet4_bn", 200, 64, 857_160),
+    ("alexnet", 10, 32, 1_872_202),
+    ("alexnet", 100, 32, 2_148_772),
+    ("alexnet", 10, 64, 1_872_202),
+    ("vgg11", 10, 32, 9_231_114),
+    ("vgg11_bn", 10, 32, 9_231_114),
+    ("vgg11", 100, 32, 9_277_284),
+    ("resnet18", 10, 32, 11_173_962),
+    ("resnet18", 100, 32, 11_220_132),
+    ("resnet18", 200, 64, 11_271_432),
+    ("resnet18_in", 10, 32, 11_173_962),
+    ("resnet18", 1000, 224, 11_689_512),
+    ("resnet32", 10, 32, 7_386_186),
+]
+SMALLEST = {"convnet4": 16, "convnet4_bn": 16, "vgg11": 32, "vgg11_bn": 32, "resnet18_in": 9}
+WITH_BATCH_NORM = {"convnet3_bn", "convnet4_bn", "resnet18", "resnet32", "resnet32_w16", "vgg11_bn"}
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("name", "classes", "size", "count"), PUBLISHED_COUNTS)
+def test_parameter_counts_are_the_published_ones(
+    name: str, classes: int, size: int, count: int
+) -> None:
+    assert parameters(build_model(name, classes, size, 3)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count"),
+    [("convnet3", 32, 299_520), ("convnet4", 64, 447_360), ("resnet18", 32, 11_168_832)],
+)
+def test_backbone_counts_are_the_published_ones(name: str, size: int, count: int) -> None:
+    assert parameters(build_model(name, 10, size, 3).body) == count
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_interface_at_the_smallest_size(name: str, channels: int) -> None:
+    size = SMALLEST.get(name, 8)
+    net = build_model(name, 7, size, channels)
+    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    features = net.features(images)
+    assert features.shape == (3, net.feature_dim)
+    assert net.classifier.weight.shape == (7, net.feature_dim)
+    net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), net.classifier(net.features(images)))
+    # A network that maps every image to the same point could not be trained.
+    assert features.std(dim=0).max() > 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_odd_and_large_sizes(name: str) -> None:
+    for size in (37, 72):
+        net = build_model(name, 2, size, 3).eval()
+        with torch.no_grad():
+            assert net(torch.zeros(1, 3, size, size)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_batch_norm_is_where_the_name_says(name: str) -> None:
+    norms = [m for m in build_model(name, 2, 32, 3).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert bool(norms) == (name in WITH_BATCH_NORM)
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALLEST)))
+def test_too_small_images_name_the_smallest_size(name: str) -> None:
+    smallest = SMALLEST[name]
+    with pytest.raises(UserError, match=rf"expected image size >= {smallest}\b.*got {smallest - 1}"):
+        build_model(name, 10, smallest - 1, 3)
+
+
+def test_unknown_architecture_lists_the_allowed_names() -> None:
+    with pytest.raises(UserError, match="resnet32_w16.*'resnet19'"):
+        build_model("resnet19", 10, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["convnet3", "convnet3_bn", "alexnet", "resnet18", "resnet32_w16"])
+def test_channels_last_gives_the_same_features(name: str) -> None:
+    net = build_model(name, 10, 16, 3).eval()
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net.features(images)
+        net = net.to(memory_format=torch.channels_last)
+        actual = net.features(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet3", "convnet4_bn"])
+def test_convnet_blocks_are_conv_norm_relu_pool(name: str) -> None:
+    for block in build_model(name, 10, 32, 3).body:
+        assert isinstance(block, nn.Sequential)
+        conv, norm, relu, pool = block
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        assert {"weight", "bias"} == {n for n, _ in norm.named_parameters()}
+        assert isinstance(relu, nn.ReLU) and isinstance(pool, nn.AvgPool2d)
+
+
+def test_instance_norm_equals_torch_instance_norm() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = build_model("convnet3", 10, 8, 3).body[0][1]
+    theirs = nn.InstanceNorm2d(128, affine=True)
+    with torch.no_grad():
+        for parameter in ("weight", "bias"):
+            values = torch.randn(128, generator=generator)
+            getattr(ours, parameter).copy_(values)
+            getattr(theirs, parameter).copy_(values)
+    images = torch.randn(2, 128, 5, 5, generator=generator) + 3
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+def test_shortcut_without_parameters_passes_every_second_pixel() -> None:
+    block = build_model("resnet32_w16", 10, 16, 3).body[8].eval()
+    assert (block.stride, block.padding) == (2, 16)
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.rand(1, 16, 6, 6, generator=torch.Generator().manual_seed(0))
+    out = block(images)
+    torch.testing.assert_close(out[:, 8:24], images[:, :, ::2, ::2])
+    assert out[:, :8].abs().max() == 0 and out[:, 24:].abs().max() == 0
