@@ -6,6 +6,7 @@ from torch import nn
 
 from ltdd.errors import UserError
 from ltdd.models import ARCHITECTURES, build_model
+from ltdd.models.normalization import InstanceNorm
 
 PUBLISHED_COUNTS = [
     ("convnet3", 10, 32, 320_010),
@@ -83,7 +84,9 @@ def test_batch_norm_is_where_the_name_says(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(SMALLEST)))
 def test_too_small_images_name_the_smallest_size(name: str) -> None:
     smallest = SMALLEST[name]
-    with pytest.raises(UserError, match=rf"expected image size >= {smallest}\b.*got {smallest - 1}"):
+    with pytest.raises(
+        UserError, match=rf"expected image size >= {smallest}\b.*got {smallest - 1}"
+    ):
         build_model(name, 10, smallest - 1, 3)
 
 
@@ -113,17 +116,30 @@ def test_convnet_blocks_are_conv_norm_relu_pool(name: str) -> None:
         assert isinstance(relu, nn.ReLU) and isinstance(pool, nn.AvgPool2d)
 
 
-def test_instance_norm_equals_torch_instance_norm() -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_instance_norm_and_its_gradients_equal_torch(
+    memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    ours = build_model("convnet3", 10, 8, 3).body[0][1]
-    theirs = nn.InstanceNorm2d(128, affine=True)
+    ours, theirs = InstanceNorm(16), nn.InstanceNorm2d(16, affine=True)
     with torch.no_grad():
         for parameter in ("weight", "bias"):
-            values = torch.randn(128, generator=generator)
+            values = torch.randn(16, generator=generator)
             getattr(ours, parameter).copy_(values)
             getattr(theirs, parameter).copy_(values)
-    images = torch.randn(2, 128, 5, 5, generator=generator) + 3
-    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+    images = (torch.randn(3, 16, 5, 7, generator=generator) + 3).to(dtype)
+    weights = torch.randn(3, 16, 5, 7, generator=generator)
+    results = []
+    for norm, given, grad_dtype in ((ours, images, dtype), (theirs, images.float(), torch.float32)):
+        given = given.clone().contiguous(memory_format=memory_format).requires_grad_()
+        out = norm(given)
+        assert out.dtype == grad_dtype
+        (out.float() * weights).sum().backward()
+        results.append([out.float(), given.grad.float(), norm.weight.grad, norm.bias.grad])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_shortcut_without_parameters_passes_every_second_pixel() -> None:
