@@ -1,0 +1,45 @@
+"""Distil a long-tailed image set into a few images per class that a new network can learn from.
+
+``ltdd.distill(config)`` runs the whole method, ``ltdd.load(folder)`` reads its result.
+Importing the package is cheap: torch is only imported when one of these is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ltdd.config import DistillConfig
+    from ltdd.distilled import load
+    from ltdd.pipeline import distill
+
+    __version__: str
+
+__all__ = ["DistillConfig", "__version__", "distill", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "DistillConfig":
+        from ltdd.config import DistillConfig
+
+        return DistillConfig
+    if name == "load":
+        from ltdd.distilled import load
+
+        return load
+    if name == "distill":
+        from ltdd.pipeline import distill
+
+        return distill
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("ltdd")
+        except PackageNotFoundError:  # imported from a source tree that was never installed
+            return "uninstalled"
+    raise AttributeError(f"module 'ltdd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

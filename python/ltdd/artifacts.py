@@ -1,0 +1,244 @@
+"""The run folder: what a run leaves behind, so that it can be resumed, read and published.
+
+run.json                         configuration and split of the run, with their fingerprint
+stages/<stage>-<key>.safetensors results of finished stages, keyed by a hash of their inputs
+events.jsonl                     one line for every loss worth plotting
+data.safetensors, manifest.json  the distilled set and what is needed to use it
+results.json, report.html        how well students learn from it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import filelock
+from torch import Tensor
+
+from ltdd.distilled import DistilledSet, Normalization, load, record_files, save_distilled
+from ltdd.errors import UserError
+from ltdd.files import (
+    canonical_json,
+    fingerprint,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+__all__ = [
+    "DistilledSet",
+    "EventLog",
+    "Normalization",
+    "RunLock",
+    "StageStore",
+    "fingerprint",
+    "load",
+    "open_run",
+    "read_events",
+    "read_json",
+    "read_tensors",
+    "record_files",
+    "save_distilled",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
+
+_LOCK, _HOLDER, _RUN = ".lock", ".lock-holder.json", "run.json"
+
+
+class StageStore:
+    """Results of finished stages below a run folder, found again by a hash of their inputs.
+
+    Args:
+        root: the run folder; files go to ``root/stages/<stage>-<start of key>.safetensors``.
+
+    Example:
+        >>> import tempfile, torch
+        >>> store = StageStore(Path(tempfile.mkdtemp()))
+        >>> key = fingerprint({"epochs": 3})
+        >>> store.put("experts", key, {"weight": torch.ones(2)}, {"arch": "resnet18"})
+        >>> tensors, meta = store.get("experts", key)
+        >>> meta["arch"]
+        'resnet18'
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "stages"
+
+    def path(self, stage: str, key: str) -> Path:
+        """Return the file of a stage's result, present or not."""
+        return self.folder / f"{stage}-{key[:16]}.safetensors"
+
+    def get(self, stage: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return tensors and meta of a finished stage, or None if it has not run with these inputs.
+
+        Raises:
+            UserError: the file is there and damaged.
+        """
+        path = self.path(stage, key)
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path)
+        if metadata.get("key") != key:
+            return None
+        meta: dict[str, Any] = json.loads(metadata["meta"])
+        return tensors, meta
+
+    def put(
+        self, stage: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
+        """Store a finished stage; ``meta`` is JSON-like."""
+        metadata = {"key": key, "meta": canonical_json(dict(meta))}
+        write_tensors(self.path(stage, key), tensors, metadata)
+
+
+class EventLog:
+    """An append-only JSON-lines file of what happened when; stages write their losses to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A killed process may leave half a line; ending it keeps the next line whole.
+        content = path.read_bytes() if path.exists() else b""
+        if content and not content.endswith(b"\n"):
+            self._append("\n")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line: time (UTC, ISO 8601), the event's name and its fields."""
+        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._append(json.dumps({"time": time, "event": event, **fields}) + "\n")
+
+    def _append(self, text: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Read an event log; a line that a killed process left unfinished is skipped."""
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                events.append(event)
+    return events
+
+
+class RunLock:
+    """Exclusive use of a run folder until ``release``, the end of its ``with`` or of the process.
+
+    The operating system drops the lock of a killed process, so nothing has to be cleaned by hand.
+
+    Raises:
+        UserError: another process works in the folder; the message says which.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._holder = out / _HOLDER
+        self._lock = filelock.FileLock(out / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise UserError(f"out: {out} is in use by {self._describe_holder()}") from error
+        except OSError as error:
+            raise UserError(f"out: cannot write to {out}: {error.strerror}") from error
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(self._holder, {"process": os.getpid(), "host": platform.node(), "since": since})
+
+    def _describe_holder(self) -> str:
+        try:
+            holder = read_json(self._holder)
+            return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+        except (UserError, KeyError):  # it has only just taken the lock
+            return "another process"
+
+    def release(self) -> None:
+        """Give the folder free; calling it again does nothing."""
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def open_run(out: Path, config: Mapping[str, Any], split_sha256: str) -> RunLock:
+    """Create or reopen the folder of a run and lock it.
+
+    Args:
+        out: the folder; made with its parents if missing.
+        config: the run's configuration as JSON types.
+        split_sha256: hash of the training split, which says whether the data are the same.
+
+    Returns:
+        The lock; use it in a ``with`` statement around the work.
+
+    Raises:
+        UserError: the folder belongs to another run (the first differing field is named), holds
+            foreign files, is in use, or cannot be written. Nothing is created in these cases.
+    """
+    run = {"fingerprint": fingerprint([config, split_sha256]), "split_sha256": split_sha256}
+    _check_same_run(out, run, config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: cannot create {out}: {error.strerror}") from error
+    lock = RunLock(out)
+    try:
+        _check_same_run(out, run, config)  # again: another process may have been quicker
+        for folder in (out, out / "stages"):
+            remove_leftovers(folder)
+        if not (out / _RUN).exists():
+            write_json(out / _RUN, run | {"config": dict(config)})
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _check_same_run(out: Path, run: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: expected a folder, got the file {out}")
+    if not (out / _RUN).exists():
+        foreign = sorted(p.name for p in out.glob("*") if not p.name.startswith("."))
+        if foreign:
+            raise UserError(
+                f"out: expected an empty folder or an earlier run in {out}, got one that holds "
+                f"{foreign[0]!r}; choose another --out"
+            )
+        return
+    stored = read_json(out / _RUN)
+    if stored.get("fingerprint") == run["fingerprint"]:
+        return
+    difference = _first_difference(stored.get("config", {}), config)
+    if difference is None:
+        old, new = str(stored.get("split_sha256"))[:12], run["split_sha256"][:12]
+        difference = f"other training images (split {old}, now {new})"
+    raise UserError(f"out: {out} holds a different run, with {difference}; choose another --out")
+
+
+def _first_difference(stored: Any, wanted: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Name the first field that differs, as ``field = stored value, now wanted value``."""
+    stored = stored if isinstance(stored, dict) else {}
+    for name in [*wanted, *(n for n in stored if n not in wanted)]:
+        old, new = stored.get(name), wanted.get(name)
+        if isinstance(new, Mapping):
+            inner = _first_difference(old, new, f"{prefix}{name}.")
+            if inner is not None:
+                return inner
+        elif canonical_json(old) != canonical_json(new):
+            return f"{prefix}{name} = {old!r} (now {new!r})"
+    return None

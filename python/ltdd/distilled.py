@@ -1,0 +1,295 @@
+"""The distilled set on disk: ``data.safetensors`` and the ``manifest.json`` that explains it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from ltdd import __version__
+from ltdd.errors import UserError
+from ltdd.files import file_sha256, read_json, read_tensors, write_json, write_tensors
+
+DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
+_FORMAT, _FORMAT_VERSION = "ltdd-distilled-set", 1
+
+
+class Normalization(NamedTuple):
+    """Per-channel mean and standard deviation of images scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A distilled image set, as ``load`` returns it.
+
+    Args:
+        images: uint8 (M, C, H, W), M = ipc * K.
+        labels: int64 (M,), positions in ``class_names``.
+        logits: float32 (M, K), the teacher's answer to each un-augmented image.
+        class_names: K names in label order.
+        normalization: what the teacher saw and a student should see.
+        manifest: everything else known about the set (split hash, configuration, versions, ...).
+        results: accuracies of students trained on the set, None before they are evaluated.
+        root: the folder it was read from.
+
+    Example:
+        >>> import ltdd
+        >>> distilled = ltdd.load("runs/demo")                       # doctest: +SKIP
+        >>> for images, labels, logits in distilled.loader(25):      # doctest: +SKIP
+        ...     loss = torch.nn.functional.mse_loss(student(images), logits)
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    manifest: dict[str, Any]
+    results: dict[str, Any] | None
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def loader(
+        self, batch_size: int, shuffle: bool = True, seed: int = 0
+    ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+        """Return a loader of (images, labels, logits) batches, without augmentation.
+
+        Args:
+            batch_size: images per batch; the last batch may be smaller.
+            shuffle: draw a new order every epoch.
+            seed: of the orders; equal seeds give equal epochs.
+
+        Returns:
+            Batches of images float32 (N, C, H, W) normalised by ``normalization``, labels int64
+            (N,) and logits float32 (N, K).
+        """
+        data = _Batches(self)
+        generator = torch.Generator().manual_seed(seed)
+        order = RandomSampler(data, generator=generator) if shuffle else SequentialSampler(data)
+        # Batches are indexed as a whole: one gather instead of one call per image.
+        batches = BatchSampler(order, batch_size, drop_last=False)
+        return DataLoader(data, sampler=batches, batch_size=None)
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """A distilled set indexed by lists of positions, with normalised images."""
+
+    def __init__(self, distilled: DistilledSet) -> None:
+        self._set = distilled
+        self._mean = torch.tensor(distilled.normalization.mean).view(-1, 1, 1)
+        self._std = torch.tensor(distilled.normalization.std).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self._set)
+
+    def __getitem__(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        images = (self._set.images[positions].float() / 255 - self._mean) / self._std
+        return images, self._set.labels[positions], self._set.logits[positions]
+
+
+def save_distilled(
+    out: Path,
+    images: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    *,
+    class_names: Sequence[str],
+    counts: Sequence[int],
+    split_sha256: str,
+    normalization: tuple[Sequence[float], Sequence[float]],
+    config: Mapping[str, Any],
+    student_recipe: Mapping[str, Any],
+    extra_files: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write ``data.safetensors`` and ``manifest.json``; the folder can be published as it is.
+
+    Args:
+        out: the run folder.
+        images: uint8 (M, C, H, W).
+        labels: int64 (M,), 0..K-1.
+        logits: float32 (M, K), static teacher logits.
+        class_names: K different names in label order.
+        counts: real training images of each class.
+        split_sha256: hash of the training split.
+        normalization: (mean, std) per channel for images in [0, 1].
+        config: the run's configuration.
+        student_recipe: how to train on the set (architecture, optimiser, augmentation, labels).
+        extra_files: further files below ``out``, already written, that belong to the set.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the parts do not fit together, or the folder cannot be written.
+    """
+    mean, std = (tuple(float(x) for x in values) for values in normalization)
+    _check(images, labels, logits, tuple(class_names), Normalization(mean, std))
+    write_tensors(out / DATA, {"images": images, "labels": labels, "logits": logits}, {})
+    manifest: dict[str, Any] = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "class_names": list(class_names),
+        "counts": list(counts),
+        "split_sha256": split_sha256,
+        "normalization": {"mean": list(mean), "std": list(std)},
+        "tensors": {
+            "images": _describe(images, "M C H W, 0..255"),
+            "labels": _describe(labels, "M, position in class_names"),
+            "logits": _describe(logits, "M K, teacher, un-augmented image"),
+        },
+        "student_recipe": dict(student_recipe),
+        "config": dict(config),
+        "versions": {
+            "ltdd": __version__,
+            "torch": str(torch.__version__),
+            "python": ".".join(str(part) for part in sys.version_info[:3]),
+        },
+        "files": {name: _describe_file(out, name) for name in (DATA, *extra_files)},
+    }
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def record_files(out: Path, names: Sequence[str]) -> None:
+    """Put the size and SHA-256 of files that were written or changed later into the manifest."""
+    manifest = read_json(out / MANIFEST)
+    manifest["files"] = manifest["files"] | {name: _describe_file(out, name) for name in names}
+    write_json(out / MANIFEST, manifest)
+
+
+def _describe(tensor: Tensor, layout: str) -> dict[str, Any]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(tensor.shape), "layout": layout}
+
+
+def _describe_file(out: Path, name: str) -> dict[str, Any]:
+    return {"bytes": (out / name).stat().st_size, "sha256": file_sha256(out / name)}
+
+
+def load(folder: str | Path, class_names: Sequence[str] | None = None) -> DistilledSet:
+    """Read a distilled set and check every file against its manifest.
+
+    Args:
+        folder: a run folder.
+        class_names: the class order the caller's own data use; another order in the set is refused.
+
+    Returns:
+        The set, on the CPU.
+
+    Raises:
+        UserError: no finished set there, a file that is missing or differs from its SHA-256, parts
+            that do not fit together, or another class order.
+    """
+    root = Path(folder)
+    if not (root / MANIFEST).is_file():
+        raise UserError(f"load: expected a distilled set in {root}, got no {MANIFEST} there")
+    manifest = read_json(root / MANIFEST)
+    try:
+        _check_format(root, manifest)
+        _check_files(root, manifest["files"])
+        names = tuple(str(name) for name in manifest["class_names"])
+        stored = manifest["normalization"]
+        mean, std = (tuple(float(x) for x in stored[key]) for key in ("mean", "std"))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"load: {root / MANIFEST} is incomplete: {error!r}") from error
+    if class_names is not None and tuple(class_names) != names:
+        position, (wanted, found) = _first_difference(class_names, names)
+        raise UserError(f"load: expected class {position} to be {wanted!r}, the set has {found!r}")
+    tensors, _ = read_tensors(root / DATA)
+    missing = sorted({"images", "labels", "logits"} - set(tensors))
+    if missing:
+        raise UserError(f"load: expected a tensor {missing[0]!r} in {root / DATA}, got none")
+    images, labels, logits = tensors["images"], tensors["labels"], tensors["logits"]
+    normalization = Normalization(mean, std)
+    _check(images, labels, logits, names, normalization)
+    results = read_json(root / RESULTS) if (root / RESULTS).exists() else None
+    return DistilledSet(images, labels, logits, names, normalization, manifest, results, root)
+
+
+def _first_difference(
+    wanted: Sequence[str], found: Sequence[str]
+) -> tuple[int, tuple[str | None, str | None]]:
+    def pairs() -> Iterator[tuple[str | None, str | None]]:
+        for i in range(max(len(wanted), len(found))):
+            yield wanted[i] if i < len(wanted) else None, found[i] if i < len(found) else None
+
+    return next((i, pair) for i, pair in enumerate(pairs()) if pair[0] != pair[1])
+
+
+def _check_format(root: Path, manifest: Mapping[str, Any]) -> None:
+    if manifest.get("format") != _FORMAT or manifest.get("format_version") != _FORMAT_VERSION:
+        found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
+        raise UserError(
+            f"load: expected format {_FORMAT!r} version {_FORMAT_VERSION} in {root}, got {found}"
+        )
+
+
+def _check_files(root: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    if DATA not in files:
+        raise UserError(f"load: expected {DATA} among the files of {root / MANIFEST}, got none")
+    for name, entry in files.items():
+        # A manifest from elsewhere must not make us read outside its own folder.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise UserError(f"load: expected file names inside {root}, got {name!r}")
+        if not (root / name).is_file():
+            raise UserError(f"load: expected the file {root / name}, which the manifest lists")
+        if _describe_file(root, name) != {"bytes": entry["bytes"], "sha256": entry["sha256"]}:
+            raise UserError(
+                f"load: {root / name} differs from its SHA-256 in {MANIFEST}; it is damaged or "
+                "was changed after the run"
+            )
+
+
+def _check(
+    images: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    class_names: tuple[str, ...],
+    normalization: Normalization,
+) -> None:
+    """Check shapes, types and ranges of a distilled set, when it is written and when it is read."""
+    classes, count = len(class_names), len(images)
+    if len(set(class_names)) != classes:
+        raise UserError("distilled set: expected different class names, got one twice")
+    if images.dtype != torch.uint8 or images.ndim != 4 or count == 0:
+        raise UserError(
+            "distilled set: expected images uint8 (M, C, H, W) with M > 0, "
+            f"got {images.dtype} {tuple(images.shape)}"
+        )
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise UserError(
+            f"distilled set: expected labels int64 ({count},), "
+            f"got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"distilled set: expected labels from 0 to {classes - 1}, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    if logits.dtype != torch.float32 or logits.shape != (count, classes):
+        raise UserError(
+            f"distilled set: expected logits float32 ({count}, {classes}), "
+            f"got {logits.dtype} {tuple(logits.shape)}"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError("distilled set: expected finite logits, got NaN or infinity")
+    if not len(normalization.mean) == len(normalization.std) == images.shape[1]:
+        raise UserError(
+            f"distilled set: expected a mean and a std for each of {images.shape[1]} channels, "
+            f"got {normalization}"
+        )
+    if not all(value > 0 for value in normalization.std):
+        raise UserError(f"distilled set: expected positive std, got {normalization.std}")
