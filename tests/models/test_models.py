@@ -91,7 +91,7 @@ def test_too_small_images_name_the_smallest_size(name: str) -> None:
 
 
 def test_unknown_architecture_lists_the_allowed_names() -> None:
-    with pytest.raises(UserError, match="resnet32_w16.*'resnet19'"):
+    with pytest.raises(UserError, match=r"resnet32_w16.*'resnet19'"):
         build_model("resnet19", 10, 32, 3)
 
 
@@ -111,9 +111,11 @@ def test_convnet_blocks_are_conv_norm_relu_pool(name: str) -> None:
     for block in build_model(name, 10, 32, 3).body:
         assert isinstance(block, nn.Sequential)
         conv, norm, relu, pool = block
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         assert {"weight", "bias"} == {n for n, _ in norm.named_parameters()}
-        assert isinstance(relu, nn.ReLU) and isinstance(pool, nn.AvgPool2d)
+        assert isinstance(relu, nn.ReLU)
+        assert isinstance(pool, nn.AvgPool2d)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -150,4 +152,5 @@ def test_shortcut_without_parameters_passes_every_second_pixel() -> None:
     images = torch.rand(1, 16, 6, 6, generator=torch.Generator().manual_seed(0))
     out = block(images)
     torch.testing.assert_close(out[:, 8:24], images[:, :, ::2, ::2])
-    assert out[:, :8].abs().max() == 0 and out[:, 24:].abs().max() == 0
+    assert out[:, :8].abs().max() == 0
+    assert out[:, 24:].abs().max() == 0

@@ -41,7 +41,7 @@ class InstanceNorm(nn.Module):
             return torch.cat(
                 [
                     F.batch_norm(image, None, None, self.weight, self.bias, True, 0.0, self.eps)
-                    for image in maps.split(1)
+                    for image in torch.split(maps, 1)
                 ]
             )
         return F.group_norm(maps, self.channels, self.weight, self.bias, self.eps)

@@ -1,0 +1,1 @@
+"""Real data: the long-tailed split, the sources, augmentation and the views of a student."""
