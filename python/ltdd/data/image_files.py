@@ -186,9 +186,10 @@ def _collect(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(work, item) for item in items]
         for future, path in zip(futures, paths, strict=True):
-            try:
+            error = future.exception()
+            if error is None:
                 results.append(future.result())
-            except Exception as error:  # Decoders fail in many ways on hostile files.
+            else:  # Decoders fail in many ways on hostile files; each is the file's fault.
                 failures.append(f"{path} ({_reason(error)})")
     if failures:
         more = f" and {len(failures) - 3} more" if len(failures) > 3 else ""
@@ -198,7 +199,7 @@ def _collect(
     return results
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not such an image"
     if isinstance(error, OSError) and error.strerror:
