@@ -177,6 +177,23 @@ def _describe_file(out: Path, name: str) -> dict[str, Any]:
     return {"bytes": (out / name).stat().st_size, "sha256": file_sha256(out / name)}
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a distilled set, without checking the files it lists.
+
+    Raises:
+        UserError: no distilled set is there, or one of another format.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"expected a distilled set in {folder}, got no {MANIFEST} there")
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != _FORMAT or manifest.get("format_version") != _FORMAT_VERSION:
+        found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
+        raise UserError(
+            f"expected format {_FORMAT!r} version {_FORMAT_VERSION} in {folder}, got {found}"
+        )
+    return manifest
+
+
 def load(folder: str | Path, class_names: Sequence[str] | None = None) -> DistilledSet:
     """Read a distilled set and check every file against its manifest.
 
@@ -192,11 +209,8 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
             that do not fit together, or another class order.
     """
     root = Path(folder)
-    if not (root / MANIFEST).is_file():
-        raise UserError(f"load: expected a distilled set in {root}, got no {MANIFEST} there")
-    manifest = read_json(root / MANIFEST)
+    manifest = read_manifest(root)
     try:
-        _check_format(root, manifest)
         _check_files(root, manifest["files"])
         names = tuple(str(name) for name in manifest["class_names"])
         stored = manifest["normalization"]
@@ -204,14 +218,14 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"load: {root / MANIFEST} is incomplete: {error!r}") from error
+        raise UserError(f"{root / MANIFEST} is incomplete: {error!r}") from error
     if class_names is not None and tuple(class_names) != names:
         position, (wanted, found) = _first_difference(class_names, names)
-        raise UserError(f"load: expected class {position} to be {wanted!r}, the set has {found!r}")
+        raise UserError(f"expected class {position} to be {wanted!r}, the set has {found!r}")
     tensors, _ = read_tensors(root / DATA)
     missing = sorted({"images", "labels", "logits"} - set(tensors))
     if missing:
-        raise UserError(f"load: expected a tensor {missing[0]!r} in {root / DATA}, got none")
+        raise UserError(f"expected a tensor {missing[0]!r} in {root / DATA}, got none")
     images, labels, logits = tensors["images"], tensors["labels"], tensors["logits"]
     normalization = Normalization(mean, std)
     _check(images, labels, logits, names, normalization)
@@ -229,26 +243,18 @@ def _first_difference(
     return next((i, pair) for i, pair in enumerate(pairs()) if pair[0] != pair[1])
 
 
-def _check_format(root: Path, manifest: Mapping[str, Any]) -> None:
-    if manifest.get("format") != _FORMAT or manifest.get("format_version") != _FORMAT_VERSION:
-        found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
-        raise UserError(
-            f"load: expected format {_FORMAT!r} version {_FORMAT_VERSION} in {root}, got {found}"
-        )
-
-
 def _check_files(root: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     if DATA not in files:
-        raise UserError(f"load: expected {DATA} among the files of {root / MANIFEST}, got none")
+        raise UserError(f"expected {DATA} among the files of {root / MANIFEST}, got none")
     for name, entry in files.items():
         # A manifest from elsewhere must not make us read outside its own folder.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(f"load: expected file names inside {root}, got {name!r}")
+            raise UserError(f"expected file names inside {root}, got {name!r}")
         if not (root / name).is_file():
-            raise UserError(f"load: expected the file {root / name}, which the manifest lists")
+            raise UserError(f"expected the file {root / name}, which the manifest lists")
         if _describe_file(root, name) != {"bytes": entry["bytes"], "sha256": entry["sha256"]}:
             raise UserError(
-                f"load: {root / name} differs from its SHA-256 in {MANIFEST}; it is damaged or "
+                f"{root / name} differs from its SHA-256 in {MANIFEST}; it is damaged or "
                 "was changed after the run"
             )
 

@@ -1,0 +1,240 @@
+"""Options of ``ltdd distill``, made from the fields of ``config.py`` and their docstrings.
+
+A value comes from the first of these that gives one: the command line, ``--config FILE``, the
+preset, the defaults. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import jsonargparse
+
+from ltdd import config as config_module
+from ltdd.config import STAGES, DistillConfig
+from ltdd.errors import UserError
+from ltdd.presets import PRESETS, preset
+
+_RUN_OPTIONS = ("preset", "out", "quiet")
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """An argument parser whose complaints are a ``UserError`` of one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        # Whole names only: an abbreviation changes its meaning when a field is added.
+        super().__init__(allow_abbrev=False, **settings)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the options, as fields of the configuration are named."""
+        options = [a.option_strings[0] for a in self._actions if a.option_strings]
+        return [_field(name) for name in options if not name.startswith(("-h", "--print"))]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing the usage; every option is in ``--help``."""
+        raise UserError(self._sentence(message)) from ex
+
+    def _sentence(self, message: str) -> str:
+        wrong_value = re.search(r'Parser key "([\w.]+)":(.*)', message, re.DOTALL)
+        if wrong_value:
+            name, detail = wrong_value.groups()
+            got = re.findall(r"Got value: (.*)|Given value: (.*)", detail)
+            value = "".join(got[-1]) if got else "something else"
+            return f"expected {_option(name)} to be {self._kind(name)}, got {value!r}"
+        unknown = re.search(r"unrecognized arguments: (.*)", message, re.IGNORECASE | re.DOTALL)
+        if unknown:
+            words = unknown.group(1).split()
+            options = [word.split("=")[0] for word in words if word.startswith("--")]
+            if options:
+                return unknown_name(_field(options[0]), self.names, _option)
+            return f"unexpected argument {words[0]!r}"
+        return re.sub(r"\s+", " ", message)
+
+    def _kind(self, name: str) -> str:
+        return _kinds().get(name, "of another type")
+
+
+def _option(name: str) -> str:
+    """Spell a field as its option: dashes at the top level, underscores inside a stage."""
+    return "--" + (name if "." in name else name.replace("_", "-"))
+
+
+def _field(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def unknown_name(name: str, known: Sequence[str], spell: Any = str) -> str:
+    """Say in one sentence that a name is unknown, which come close, and which there are."""
+    stage, dot, _ = name.partition(".")
+    scope = [k for k in known if k.startswith(f"{stage}.")] if dot and stage in STAGES else []
+    if not scope:
+        staged = {k.partition(".")[0]: None for k in known if "." in k}
+        scope = [k for k in known if "." not in k] + [f"{stage}.<field>" for stage in staged]
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    hint = f"; did you mean {spell(close[0])}?" if close else ";"
+    return f"unknown option {spell(name)}{hint} allowed: {', '.join(spell(s) for s in scope)}"
+
+
+def fields() -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield (dotted name, type, default, docstring) of every configuration field, in order."""
+    docs = _field_docs()
+    for prefix, cls in [("", DistillConfig), *((f"{n}.", c) for n, c in STAGES.items())]:
+        hints = get_type_hints(cls)
+        for spec in dataclasses.fields(cls):
+            if spec.name in STAGES and not prefix:
+                continue
+            yield prefix + spec.name, hints[spec.name], spec.default, docs[cls.__name__, spec.name]
+
+
+def _field_docs() -> dict[tuple[str, str], str]:
+    """Read the string literal under each field; Python itself does not keep it."""
+    docs = {}
+    for cls in ast.parse(inspect.getsource(config_module)).body:
+        if not isinstance(cls, ast.ClassDef):
+            continue
+        for field, doc in zip(cls.body, cls.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+            ):
+                docs[cls.name, field.target.id] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+def _kinds() -> dict[str, str]:
+    """Describe the type of every field in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kinds = {"quiet": words[bool], "preset": words[str], "out": words[str]}
+    for name, hint, _, _ in fields():
+        args = [a for a in getattr(hint, "__args__", ()) if a is not type(None)]
+        if hint in words:
+            kinds[name] = words[hint]
+        elif args and all(isinstance(a, str) for a in args):
+            kinds[name] = "one of " + ", ".join(args)
+        elif len(args) == 1:
+            kinds[name] = words[args[0]] + " or null"
+        else:
+            kinds[name] = "a list such as [random_real]"
+    return kinds
+
+
+def distill_parser() -> Parser:
+    """Return the parser of ``ltdd distill``: one option for every field of the configuration."""
+    parser = Parser(
+        prog="ltdd distill",
+        usage="ltdd distill --data SPEC --out DIR [--preset NAME] [options]",
+        description="Distil a long-tailed image set, train students on the result and write a "
+        "report. The same command again goes on where a stopped run was.",
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file of fields, as --print_config writes it."
+    )
+    names = ", ".join(PRESETS)
+    parser.add_argument("--preset", type=str | None, default=None, help=f"Named settings: {names}.")
+    parser.add_argument("--out", type=str | None, default=None, help="Folder for the results.")
+    parser.add_argument("--quiet", action="store_true", help="No progress output.")
+    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
+    for name, hint, default, doc in fields():
+        stage = name.rpartition(".")[0]
+        if stage not in groups:
+            summary = (STAGES[stage].__doc__ or "").strip().splitlines()[0]
+            groups[stage] = parser.add_argument_group(f"{stage} - {summary}")
+        # argparse formats help with %, so a literal one is doubled
+        groups[stage].add_argument(
+            _option(name), type=hint, default=default, help=doc.replace("%", "%%")
+        )
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line of ``ltdd distill`` asks for."""
+
+    config: DistillConfig
+    out: Path
+    preset: str | None
+    quiet: bool
+
+
+def parse_distill(argv: Sequence[str]) -> Request:
+    """Turn the arguments of ``ltdd distill`` into a checked configuration.
+
+    Raises:
+        UserError: unknown option, field or preset, wrong type or range, or no ``--out``.
+        SystemExit: after ``--help`` and ``--print_config``.
+    """
+    argv = [_canonical(word) for word in argv]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", action="append", default=[])
+    try:
+        files, rest = first.parse_known_args(argv)
+        first.add_argument("--preset")
+        first.add_argument("--data")
+        chosen, _ = first.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    stored: dict[str, Any] = {}
+    for path in files.config:
+        stored |= _read_config(Path(path))
+    parser = distill_parser()
+    name = chosen.preset or stored.get("preset")
+    if name is not None:
+        data = chosen.data or stored.get("data") or DistillConfig.data
+        parser.set_defaults(dict(_flatten(preset(name, data))))
+    # Files first, whatever their place: the command line always overrides them.
+    words = [word for path in files.config for word in ("--config", path)]
+    values = parser.parse_args([*words, *rest]).as_dict()
+    values.pop("config")
+    preset_name, out, quiet = (values.pop(key) for key in _RUN_OPTIONS)
+    config = DistillConfig.from_dict(values)
+    if out is None:
+        raise UserError("expected --out DIR, a folder for the results, got none")
+    return Request(config, Path(out), preset_name, quiet)
+
+
+def _canonical(word: str) -> str:
+    """Accept dashes and underscores alike in the names of options."""
+    if not word.startswith("--") or word == "--":
+        return word
+    name, equals, value = word.partition("=")
+    field = _field(name)
+    return ("--print_config" if field == "print_config" else _option(field)) + equals + value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file for its preset, data and names of fields; the parser reads it again."""
+    try:
+        values = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config file {path}: {error.strerror}") from error
+    except Exception as error:  # undecodable text, or whatever the YAML library raises
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected YAML in the config file {path}, got {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"expected fields and values in {path}, got a {type(values).__name__}")
+    known = [name for name, *_ in fields()]
+    for name, _ in _flatten(values):
+        if name not in known and name not in _RUN_OPTIONS:
+            raise UserError(f"{path}: " + unknown_name(name, [*known, *_RUN_OPTIONS]))
+    return values
