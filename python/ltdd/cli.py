@@ -207,7 +207,3 @@ def _percent(score: Mapping[str, Any] | None) -> str:
         return "-"
     deviation = f" ± {100 * score['std']:4.1f}" if score["n"] > 1 else " " * 7
     return f"{100 * score['mean']:.1f}{deviation}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

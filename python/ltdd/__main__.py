@@ -1,0 +1,7 @@
+"""``python -m ltdd`` is ``ltdd``."""
+
+import sys
+
+from ltdd.cli import main
+
+sys.exit(main())
