@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FolderBuilder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def cifar_root() -> Path:
+    """Folder with train/<class>/*.png and test/<class>/*.png of CIFAR-10; skips without it."""
+    checkout = Path(__file__).resolve().parents[1]
+    root = Path(os.environ.get("LTDD_CIFAR10") or checkout.parent / "shared/data/cifar10")
+    if not (root / "train").is_dir():
+        pytest.skip("needs the CIFAR-10 images; set LTDD_CIFAR10 to their folder")
+    return root
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> FolderBuilder:
+    """Write tmp_path/<part>/<class>/NNNN.png from {class: count}; pixels differ between files."""
+
+    def build(part: str, counts: dict[str, int], size: int = 8, mode: str = "RGB") -> Path:
+        generator = np.random.default_rng(sum(map(ord, part)))
+        root = tmp_path / part
+        for name, count in counts.items():
+            folder = root / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                shape = (size, size) if mode == "L" else (size, size, 3)
+                pixels = generator.integers(0, 256, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:04}.png")
+        return root
+
+    return build
