@@ -42,7 +42,8 @@ template <typename acc_t>
 LTDD_HOST_DEVICE Moments<acc_t> from_shifted_sums(acc_t count, acc_t pivot, acc_t sum_d,
                                                   acc_t sum_d2) {
   const acc_t shift = sum_d / count;
-  return {count, pivot + shift, sum_d2 - sum_d * shift};
+  const bool finite = pivot - pivot == acc_t(0);  // an infinite pivot must not turn into NaN
+  return {count, finite ? pivot + shift : pivot, sum_d2 - sum_d * shift};
 }
 
 // Running statistics of one (class, channel), always double. mu is the mean over images of the

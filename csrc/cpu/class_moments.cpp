@@ -1,0 +1,147 @@
+// class_moments_*: running statistics of every class from the row moments of a batch.
+//
+// The state of a class grows image by image, in the order of the batch (add_image in
+// common/moments.h): the update is Chan's merge with one image, whose momentum 1/(n+1) compounds to
+// the dynamic momentum B/(n+B) of a batch, and the split into batches changes no bit.
+// State is int64 and float64. Traffic: the rows once, the touched classes once or twice.
+// A task owns a range of channels and walks the images in order: no atomics, any number of threads.
+
+#include <torch/csrc/stable/library.h>
+
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "../common/moments.h"
+#include "tensors.h"
+
+namespace ltdd {
+namespace {
+
+constexpr int64_t kBlock = 64;  // channels of one task: eight cache lines of each state row
+
+struct ClassState {
+  int64_t* count;   // [K]
+  double* mu;       // [K, C]
+  double* within;   // [K, C]
+  double* between;  // [K, C]
+  int64_t num_classes, channels;
+};
+
+ClassState as_state(const char* op, const Tensor& count, const Tensor& mu, const Tensor& within,
+                    const Tensor& between) {
+  if (mu.dim() != 2) refuse(op, "mu of shape (K, C), got ", shape_of(mu));
+  const int64_t num_classes = mu.size(0), channels = mu.size(1);
+  check_vector(op, "count", count, num_classes);
+  check_matrix(op, "within", within, num_classes, channels);
+  check_matrix(op, "between", between, num_classes, channels);
+  const Tensor* parts[] = {&mu, &within, &between};
+  for (const Tensor* part : parts)
+    if (part->scalar_type() != ScalarType::Double || !part->is_contiguous())
+      refuse(op, "a contiguous float64 state, got another");
+  if (count.scalar_type() != ScalarType::Long || !count.is_contiguous())
+    refuse(op, "a contiguous int64 count, got another");
+  return {static_cast<int64_t*>(count.mutable_data_ptr()),
+          static_cast<double*>(mu.mutable_data_ptr()),
+          static_cast<double*>(within.mutable_data_ptr()),
+          static_cast<double*>(between.mutable_data_ptr()),
+          num_classes,
+          channels};
+}
+
+int64_t blocks_of(const ClassState& state) { return (state.channels + kBlock - 1) / kBlock; }
+
+void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
+                              const Tensor& between, const Tensor& mean, const Tensor& m2,
+                              int64_t spatial_size, const Tensor& labels) {
+  const char* op = "class_moments_update_";
+  const ClassState state = as_state(op, count, mu, within, between);
+  const int64_t n = labels.numel();
+  check_vector(op, "labels", labels, n);
+  check_matrix(op, "mean", mean, n, state.channels);
+  check_matrix(op, "m2", m2, n, state.channels);
+  const Tensor dense_labels = contiguous_as(labels, ScalarType::Long);
+  const auto* label = static_cast<const int64_t*>(dense_labels.const_data_ptr());
+  for (int64_t i = 0; i < n; ++i) check_label(op, label[i], state.num_classes);
+
+  std::vector<double> inverse_count(n);  // of the class of image i, once image i is in
+  for (int64_t i = 0; i < n; ++i)
+    inverse_count[i] = 1.0 / static_cast<double>(++state.count[label[i]]);
+
+  const Tensor means = contiguous_as(mean, acc_dtype(mean.scalar_type()));
+  const Tensor m2s = contiguous_as(m2, means.scalar_type());
+  dispatch_floating(op, means, [&]<typename scalar_t>() {
+    const auto* row_mean = static_cast<const scalar_t*>(means.const_data_ptr());
+    const auto* row_m2 = static_cast<const scalar_t*>(m2s.const_data_ptr());
+    const double inverse_size = 1.0 / static_cast<double>(spatial_size);
+    for_each_task(blocks_of(state), n * kBlock, [&](int64_t block) {
+      const int64_t begin = block * kBlock, end = std::min(begin + kBlock, state.channels);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t row = i * state.channels, at = label[i] * state.channels;
+        for (int64_t c = begin; c < end; ++c) {
+          ClassChannelState one{state.mu[at + c], state.within[at + c], state.between[at + c]};
+          add_image(one, inverse_count[i], static_cast<double>(row_mean[row + c]),
+                    static_cast<double>(row_m2[row + c]) * inverse_size);
+          state.mu[at + c] = one.mu;
+          state.within[at + c] = one.within;
+          state.between[at + c] = one.between;
+        }
+      }
+    });
+  });
+}
+
+void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
+                             const Tensor& between, const Tensor& other_count,
+                             const Tensor& other_mu, const Tensor& other_within,
+                             const Tensor& other_between) {
+  const char* op = "class_moments_merge_";
+  const ClassState state = as_state(op, count, mu, within, between);
+  const ClassState other = as_state(op, other_count, other_mu, other_within, other_between);
+  check_matrix(op, "other_mu", other_mu, state.num_classes, state.channels);
+  for_each_task(state.num_classes, state.channels, [&](int64_t k) {
+    const double here = static_cast<double>(state.count[k]);
+    const double there = static_cast<double>(other.count[k]);
+    for (int64_t i = k * state.channels; i < (k + 1) * state.channels; ++i) {
+      ClassChannelState one{state.mu[i], state.within[i], state.between[i]};
+      merge_state(one, here, {other.mu[i], other.within[i], other.between[i]}, there);
+      state.mu[i] = one.mu;
+      state.within[i] = one.within;
+      state.between[i] = one.between;
+    }
+    state.count[k] += other.count[k];
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cpu(const Tensor& count,
+                                                                    const Tensor& mu,
+                                                                    const Tensor& within,
+                                                                    const Tensor& between) {
+  const ClassState state = as_state("class_moments_finish", count, mu, within, between);
+  Tensor out[4];
+  double* to[4];
+  for (int i = 0; i < 4; ++i) {
+    out[i] = torch::stable::new_empty(mu, mu.sizes());
+    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
+  }
+  for_each_task(state.num_classes, state.channels, [&](int64_t k) {
+    const double images = static_cast<double>(state.count[k]);
+    const double none = std::numeric_limits<double>::quiet_NaN();
+    for (int64_t i = k * state.channels; i < (k + 1) * state.channels; ++i) {
+      to[0][i] = images > 0 ? state.mu[i] : none;  // a class never seen has no statistics
+      to[1][i] = images > 0 ? state.within[i] / images : none;
+      to[2][i] = images > 0 ? state.between[i] / images : none;
+      to[3][i] = to[1][i] + to[2][i];
+    }
+  });
+  return {out[0], out[1], out[2], out[3]};
+}
+
+}  // namespace
+}  // namespace ltdd
+
+STABLE_TORCH_LIBRARY_IMPL(ltdd_ext, CPU, m) {
+  m.impl("class_moments_update_", TORCH_BOX(&ltdd::class_moments_update_cpu));
+  m.impl("class_moments_merge_", TORCH_BOX(&ltdd::class_moments_merge_cpu));
+  m.impl("class_moments_finish", TORCH_BOX(&ltdd::class_moments_finish_cpu));
+}

@@ -1,0 +1,31 @@
+"""Fused statistics operators for PyTorch: row moments, class statistics and statistic alignment.
+
+Usable without the rest of the project; imports torch only. Compiled kernels serve CPU tensors, and
+CUDA tensors where the CUDA library was built; there is no silent fallback. ``reference`` holds
+the same functions in plain PyTorch.
+"""
+
+from . import reference
+from ._library import backends, build_info
+from .align_loss import align_loss
+from .class_moments import (
+    ClassMoments,
+    FinishedMoments,
+    class_moments_finish,
+    class_moments_merge_,
+    class_moments_update_,
+)
+from .row_moments import row_moments
+
+__all__ = [
+    "ClassMoments",
+    "FinishedMoments",
+    "align_loss",
+    "backends",
+    "build_info",
+    "class_moments_finish",
+    "class_moments_merge_",
+    "class_moments_update_",
+    "reference",
+    "row_moments",
+]

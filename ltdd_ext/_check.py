@@ -1,0 +1,100 @@
+"""Argument checks of every operator: one place, before a backend is chosen.
+
+Each problem is one sentence, ``<op>: expected <argument> <property>, got <value>``, as a TypeError
+for a wrong type or dtype and as a ValueError for anything else, the same on CPU and CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from . import _library
+
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def bad_value(op: str, argument: str, wanted: str, got: object) -> NoReturn:
+    raise ValueError(f"{op}: expected {argument} {wanted}, got {got}")
+
+
+def bad_type(op: str, argument: str, wanted: str, got: object) -> NoReturn:
+    raise TypeError(f"{op}: expected {argument} {wanted}, got {got}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def tensor(op: str, argument: str, value: object) -> None:
+    """Refuse what is not a strided tensor on a device with kernels."""
+    if not isinstance(value, Tensor):
+        bad_type(op, argument, "a torch.Tensor", type(value).__name__)
+    if value.layout != torch.strided:
+        bad_type(op, argument, "a strided tensor", value.layout)
+    if value.device.type == "cuda":
+        if _library.cuda_problem is not None:
+            bad_value(op, argument, "on a device with compiled kernels", _library.cuda_problem)
+    elif value.device.type not in ("cpu", "meta"):
+        bad_value(op, argument, "on cpu or cuda", value.device)
+
+
+def activation(op: str, argument: str, value: Tensor) -> None:
+    """Refuse what is not (N, C, H, W) or (N, C, S) in a supported dtype."""
+    tensor(op, argument, value)
+    if value.dtype not in ACTIVATION_DTYPES:
+        bad_type(op, argument, "of dtype float32, bfloat16, float16 or float64", value.dtype)
+    if value.dim() not in (3, 4):
+        bad_value(op, argument, "of shape (N, C, H, W) or (N, C, S)", _shape(value))
+
+
+def row_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the moments of an activation: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dtype_in(op: str, argument: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    if value.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        bad_type(op, argument, f"of dtype {names}", str(value.dtype).removeprefix("torch."))
+
+
+def shape(op: str, argument: str, value: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(value.shape) != wanted:
+        bad_value(op, argument, f"of shape {wanted}", _shape(value))
+
+
+def same_device(op: str, argument: str, value: Tensor, device: torch.device) -> None:
+    if value.device != device:
+        bad_value(op, argument, f"on {device}", value.device)
+
+
+def length(op: str, argument: str, value: Sequence[object], wanted: int, per: str) -> None:
+    if len(value) != wanted:
+        bad_value(op, argument, f"to hold {wanted} entries, one per {per}", len(value))
+
+
+def labels(op: str, value: Tensor, rows: int, device: torch.device) -> None:
+    """Refuse labels of another dtype, length or device; their range is :func:`label_range`."""
+    tensor(op, "labels", value)
+    dtype_in(op, "labels", value, (torch.int64,))
+    shape(op, "labels", value, (rows,))
+    same_device(op, "labels", value, device)
+
+
+def label_range(op: str, value: Tensor, num_classes: int) -> None:
+    """Refuse labels outside [0, num_classes).
+
+    Reading a label waits for the device, which a compiled graph or a CUDA graph under capture
+    cannot do: there the kernels refuse (CPU) or answer with NaN (CUDA).
+    """
+    if torch.compiler.is_compiling() or value.device.type == "meta" or value.numel() == 0:
+        return
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(value))
+    if low < 0 or high >= num_classes:
+        bad_value(op, "labels", f"in [0, {num_classes})", low if low < 0 else high)

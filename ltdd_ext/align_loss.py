@@ -1,0 +1,182 @@
+"""The alignment objective of all layers in one operator, differentiable in the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check
+
+_OP = "align_loss"
+_TARGET_DTYPES = (torch.float32, torch.float64)
+
+
+def check_arguments(
+    op: str,
+    means: Sequence[Tensor],
+    m2s: Sequence[Tensor],
+    sizes: Sequence[int],
+    labels: Tensor,
+    global_means: Sequence[Tensor],
+    global_vars: Sequence[Tensor],
+    class_means: Sequence[Tensor],
+    class_vars: Sequence[Tensor],
+    weights: Sequence[float],
+    class_weight: float,
+) -> None:
+    """Refuse lists of unequal length and tensors that do not fit the rows of their layer."""
+    layers = len(means)
+    if layers == 0:
+        _check.bad_value(op, "means", "to hold at least one layer", 0)
+    per_layer = {
+        "m2s": m2s,
+        "sizes": sizes,
+        "global_means": global_means,
+        "global_vars": global_vars,
+        "weights": weights,
+    }
+    if class_weight != 0.0:
+        per_layer |= {"class_means": class_means, "class_vars": class_vars}
+    for name, values in per_layer.items():
+        _check.length(op, name, values, layers, "layer")
+    _check.tensor(op, "means", means[0])
+    device, dtype, rows = means[0].device, means[0].dtype, means[0].shape[0]
+    _check.dtype_in(op, "means", means[0], (torch.float32, torch.float64))
+    _check.labels(op, labels, rows, device)
+    num_classes = class_means[0].shape[0] if class_weight != 0.0 else 0
+    for layer in range(layers):
+        mean = means[layer]
+        if mean.dim() != 2 or mean.shape[0] != rows:
+            _check.bad_value(op, f"means[{layer}]", f"of shape ({rows}, C)", tuple(mean.shape))
+        channels = mean.shape[1]
+        if sizes[layer] < 1:
+            _check.bad_value(op, f"sizes[{layer}]", ">= 1", sizes[layer])
+        row = (rows, channels)
+        expected = [("means", mean, row, (dtype,)), ("m2s", m2s[layer], row, (dtype,))]
+        expected += [
+            ("global_means", global_means[layer], (channels,), _TARGET_DTYPES),
+            ("global_vars", global_vars[layer], (channels,), _TARGET_DTYPES),
+        ]
+        if class_weight != 0.0:
+            table = (num_classes, channels)
+            expected += [
+                ("class_means", class_means[layer], table, _TARGET_DTYPES),
+                ("class_vars", class_vars[layer], table, _TARGET_DTYPES),
+            ]
+        for name, value, wanted, dtypes in expected:
+            _check.tensor(op, f"{name}[{layer}]", value)
+            _check.dtype_in(op, f"{name}[{layer}]", value, dtypes)
+            _check.shape(op, f"{name}[{layer}]", value, wanted)
+            _check.same_device(op, f"{name}[{layer}]", value, device)
+    if class_weight != 0.0:
+        _check.label_range(op, labels, num_classes)
+
+
+def align_loss(
+    means: Sequence[Tensor],
+    m2s: Sequence[Tensor],
+    sizes: Sequence[int],
+    labels: Tensor,
+    global_means: Sequence[Tensor],
+    global_vars: Sequence[Tensor],
+    class_means: Sequence[Tensor] = (),
+    class_vars: Sequence[Tensor] = (),
+    weights: Sequence[float] | None = None,
+    class_weight: float = 0.0,
+) -> Tensor:
+    """Compute the distance of a batch's statistics to their targets, over all layers.
+
+    ::
+
+        loss = sum_l w_l (|m_l - gm_l|_2 + |v_l - gv_l|_2)
+             + class_weight * mean over classes c in labels of
+               sum_l w_l (|m_lc - cm_lc|_2 + |v_lc - cv_lc|_2)
+
+    with ``m_l``, ``v_l`` the mean and biased variance of each channel of layer l over the whole
+    batch, ``m_lc``, ``v_lc`` those over the samples of class c, and norms over channels
+    (arXiv:2511.18858, Eq. 2-4; the paper's C is our K).
+
+    Args:
+        means: Row means of each layer, L tensors (N, C_l), float32 or float64.
+        m2s: Row sums of squared deviations, same shapes and dtype.
+        sizes: Elements per row of each layer, S_l = H_l * W_l.
+        labels: Class of each sample, int64 (N,); read only if ``class_weight`` is not 0.
+        global_means: Targets of the whole batch, L tensors (C_l,), float32 or float64.
+        global_vars: The same for the variance.
+        class_means: Targets of the classes, L tensors (K, C_l); may be empty if ``class_weight``
+            is 0.
+        class_vars: The same for the variance.
+        weights: Weight of each layer, 1 by default.
+        class_weight: Weight of the class-wise part, 0 leaves it out.
+
+    Returns:
+        The loss, 0-dimensional, of the dtype of the rows.
+
+    Raises:
+        TypeError: A dtype is another.
+        ValueError: A length, shape, device or label does not fit.
+
+    Note:
+        Differentiable in ``means`` and ``m2s``; the gradient is computed in the forward pass and
+        scaled in the backward pass. The gradient of a norm at 0 is 0. Deterministic.
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> mean, m2 = ltdd_ext.row_moments(torch.zeros(4, 2, 3, 3))
+        >>> target = torch.ones(2)
+        >>> y = torch.zeros(4, dtype=torch.int64)
+        >>> float(ltdd_ext.align_loss([mean], [m2], [9], y, [0 * target], [target]))
+        1.4142135381698608
+    """
+    layer_weights = [1.0] * len(means) if weights is None else list(weights)
+    check_arguments(
+        _OP, means, m2s, sizes, labels, global_means, global_vars, class_means, class_vars,
+        layer_weights, class_weight,
+    )  # fmt: skip
+    loss: Tensor = torch.ops.ltdd_ext.align_loss(
+        list(means), list(m2s), list(sizes), labels, list(global_means), list(global_vars),
+        list(class_means), list(class_vars), layer_weights, float(class_weight),
+    )[0]  # fmt: skip
+    return loss
+
+
+@torch.library.register_fake("ltdd_ext::align_loss")
+def _fake(
+    means: list[Tensor],
+    m2s: list[Tensor],
+    sizes: list[int],
+    labels: Tensor,
+    global_means: list[Tensor],
+    global_vars: list[Tensor],
+    class_means: list[Tensor],
+    class_vars: list[Tensor],
+    weights: list[float],
+    class_weight: float,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    dtype = _check.row_dtype(means[0].dtype)
+    like = [mean.new_empty(mean.shape, dtype=dtype) for mean in means]
+    return means[0].new_empty((), dtype=dtype), like, [torch.empty_like(one) for one in like]
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]
+) -> None:
+    _, grad_means, grad_m2s = output
+    ctx.layers = len(grad_means)
+    ctx.lengths = [len(value) for value in inputs[4:8]]
+    ctx.mark_non_differentiable(*grad_means, *grad_m2s)
+    ctx.save_for_backward(*grad_means, *grad_m2s)
+
+
+def _backward(
+    ctx: Any, grad_loss: Tensor, _means: list[Tensor], _m2s: list[Tensor]
+) -> tuple[Any, ...]:
+    scaled = [grad_loss * gradient for gradient in ctx.saved_tensors]
+    targets = [[None] * length for length in ctx.lengths]
+    return (scaled[: ctx.layers], scaled[ctx.layers :], None, None, *targets, None, None)
+
+
+torch.library.register_autograd("ltdd_ext::align_loss", _backward, setup_context=_setup_context)

@@ -1,0 +1,275 @@
+"""Running per-class statistics of one layer: update, merge, finish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _check
+
+State = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class FinishedMoments(NamedTuple):
+    """Statistics of every class, all (K, C) float64; NaN in the rows of classes never seen."""
+
+    mean: Tensor
+    within: Tensor
+    between: Tensor
+    total: Tensor
+
+
+def check_state(op: str, state: State, prefix: str = "") -> None:
+    """Refuse a state that is not (int64 [K], float64 [K, C] three times), contiguous."""
+    count, mu, within, between = state
+    for name, part in zip(("count", "mu", "within", "between"), state, strict=True):
+        _check.tensor(op, prefix + name, part)
+        _check.dtype_in(
+            op, prefix + name, part, (torch.int64 if name == "count" else torch.float64,)
+        )
+        _check.same_device(op, prefix + name, part, mu.device)
+        if not part.is_contiguous():
+            _check.bad_value(op, prefix + name, "contiguous", f"strides {tuple(part.stride())}")
+    if mu.dim() != 2:
+        _check.bad_value(op, prefix + "mu", "of shape (K, C)", tuple(mu.shape))
+    _check.shape(op, prefix + "count", count, (mu.shape[0],))
+    _check.shape(op, prefix + "within", within, tuple(mu.shape))
+    _check.shape(op, prefix + "between", between, tuple(mu.shape))
+
+
+def check_update(
+    op: str, state: State, mean: Tensor, m2: Tensor, spatial_size: int, labels: Tensor
+) -> None:
+    """Refuse rows, sizes or labels that do not fit the state."""
+    check_state(op, state)
+    mu = state[1]
+    _check.tensor(op, "mean", mean)
+    _check.tensor(op, "m2", m2)
+    _check.dtype_in(op, "mean", mean, (torch.float32, torch.float64))
+    _check.dtype_in(op, "m2", m2, (mean.dtype,))
+    if mean.dim() != 2 or mean.shape[1] != mu.shape[1]:
+        _check.bad_value(op, "mean", f"of shape (N, {mu.shape[1]})", tuple(mean.shape))
+    _check.shape(op, "m2", m2, tuple(mean.shape))
+    _check.same_device(op, "mean", mean, mu.device)
+    _check.same_device(op, "m2", m2, mu.device)
+    if spatial_size < 1:
+        _check.bad_value(op, "spatial_size", ">= 1", spatial_size)
+    _check.labels(op, labels, mean.shape[0], mu.device)
+    _check.label_range(op, labels, mu.shape[0])
+
+
+def class_moments_update_(
+    count: Tensor,
+    mu: Tensor,
+    within: Tensor,
+    between: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    spatial_size: int,
+    labels: Tensor,
+) -> None:
+    """Add the images of a batch to the statistics of their classes, in place.
+
+    For each image i of class y, in order, with mean m_i and variance v_i = m2_i / S per channel::
+
+        count[y] += 1
+        delta     = m_i - mu[y]
+        mu[y]     = mu[y] + delta / count[y]
+        between[y] += delta * (m_i - mu[y])
+        within[y]  += v_i
+
+    Over a batch of B images this is the dynamic momentum alpha = B / (N + B) (arXiv:2511.18858,
+    Eq. 8) for the mean. Deviation: the published update of the variance drops
+    ``alpha (1 - alpha) (mu_batch - mu)^2``; here it is kept, so the result is the exact statistic
+    of all images seen.
+
+    Args:
+        count: Images seen, int64 (K,).
+        mu: Mean over images of the image mean, float64 (K, C).
+        within: Sum over images of the image variance, float64 (K, C).
+        between: Sum over images of ``(image mean - mu)^2``, float64 (K, C).
+        mean: Row means of the batch, (N, C), float32 or float64.
+        m2: Row sums of squared deviations, (N, C), same dtype.
+        spatial_size: Elements per row, S = H*W >= 1.
+        labels: Class of each sample, int64 (N,), in [0, K).
+
+    Raises:
+        TypeError: A dtype is another.
+        ValueError: A shape, device, label or the size does not fit.
+
+    Note:
+        Not differentiable. Deterministic, and how the images were cut into batches changes no bit
+        of the result on one kind of device; their order changes rounding only.
+    """
+    op = "class_moments_update_"
+    state = (count, mu, within, between)
+    check_update(op, state, mean, m2, spatial_size, labels)
+    torch.ops.ltdd_ext.class_moments_update_(
+        *state, mean.detach(), m2.detach(), spatial_size, labels
+    )
+
+
+def class_moments_merge_(
+    count: Tensor,
+    mu: Tensor,
+    within: Tensor,
+    between: Tensor,
+    other_count: Tensor,
+    other_mu: Tensor,
+    other_within: Tensor,
+    other_between: Tensor,
+) -> None:
+    """Add the images of another state (a shard, a process) to the first one, in place.
+
+    Args:
+        count: First state as in :func:`class_moments_update_`; ``mu``, ``within``, ``between`` too.
+        mu: See ``count``.
+        within: See ``count``.
+        between: See ``count``.
+        other_count: Second state, same shapes and device, left as it is; the rest likewise.
+        other_mu: See ``other_count``.
+        other_within: See ``other_count``.
+        other_between: See ``other_count``.
+
+    Raises:
+        TypeError: A dtype is another.
+        ValueError: The states differ in K, C or device.
+
+    Note:
+        Not differentiable. Deterministic: merging in the same order gives the same bits.
+    """
+    op = "class_moments_merge_"
+    state = (count, mu, within, between)
+    other = (other_count, other_mu, other_within, other_between)
+    check_merge(op, state, other)
+    torch.ops.ltdd_ext.class_moments_merge_(*state, *other)
+
+
+def check_merge(op: str, state: State, other: State) -> None:
+    """Refuse two states of different K, C or device."""
+    check_state(op, state)
+    check_state(op, other, "other_")
+    _check.shape(op, "other_mu", other[1], tuple(state[1].shape))
+    _check.same_device(op, "other_mu", other[1], state[1].device)
+
+
+def class_moments_finish(
+    count: Tensor, mu: Tensor, within: Tensor, between: Tensor
+) -> FinishedMoments:
+    """Turn sums into statistics: mean, within-image, between-image and total variance per class.
+
+    ``within / count``, ``between / count`` and their sum, which is the biased variance over all
+    pixels of all images of the class (images of equal size).
+
+    Args:
+        count: State as in :func:`class_moments_update_`; ``mu``, ``within``, ``between`` too.
+        mu: See ``count``.
+        within: See ``count``.
+        between: See ``count``.
+
+    Returns:
+        ``mean``, ``within``, ``between``, ``total``, each (K, C) float64. Rows of classes with
+        ``count == 0`` are NaN: ask ``count`` before using them.
+
+    Raises:
+        TypeError: A dtype is another.
+        ValueError: The shapes or devices differ.
+    """
+    state = (count, mu, within, between)
+    check_state("class_moments_finish", state)
+    return FinishedMoments(*torch.ops.ltdd_ext.class_moments_finish(*state))
+
+
+@dataclass(eq=False)
+class ClassMoments:
+    """Per-class statistics of one layer, as four tensors that can be saved as they are.
+
+    Attributes:
+        count: Images seen of each class, int64 (K,).
+        mu: Mean over images of the image mean, float64 (K, C).
+        within: Sum over images of the image variance, float64 (K, C).
+        between: Sum over images of ``(image mean - mu)^2``, float64 (K, C).
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> state = ltdd_ext.ClassMoments.zeros(num_classes=2, channels=3)
+        >>> x = torch.randn(8, 3, 4, 4)
+        >>> state.update_(*ltdd_ext.row_moments(x), 16, torch.arange(8) % 2)
+        >>> state.finish().total.shape
+        torch.Size([2, 3])
+    """
+
+    count: Tensor
+    mu: Tensor
+    within: Tensor
+    between: Tensor
+
+    @classmethod
+    def zeros(
+        cls, num_classes: int, channels: int, device: torch.device | str = "cpu"
+    ) -> ClassMoments:
+        """Return the state before any image."""
+        parts = [
+            torch.zeros(num_classes, channels, dtype=torch.float64, device=device) for _ in range(3)
+        ]
+        return cls(torch.zeros(num_classes, dtype=torch.int64, device=device), *parts)
+
+    @property
+    def state(self) -> State:
+        """The four tensors in the order of the functional forms."""
+        return (self.count, self.mu, self.within, self.between)
+
+    def update_(self, mean: Tensor, m2: Tensor, spatial_size: int, labels: Tensor) -> None:
+        """Add a batch; see :func:`class_moments_update_`."""
+        class_moments_update_(*self.state, mean, m2, spatial_size, labels)
+
+    def merge_(self, other: ClassMoments) -> None:
+        """Add the images of another state; see :func:`class_moments_merge_`."""
+        class_moments_merge_(*self.state, *other.state)
+
+    def finish(self) -> FinishedMoments:
+        """Return the statistics; see :func:`class_moments_finish`."""
+        return class_moments_finish(*self.state)
+
+
+@torch.library.register_fake("ltdd_ext::class_moments_update_")
+def _fake_update(
+    count: Tensor,
+    mu: Tensor,
+    within: Tensor,
+    between: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    spatial_size: int,
+    labels: Tensor,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("ltdd_ext::class_moments_merge_")
+def _fake_merge(
+    count: Tensor,
+    mu: Tensor,
+    within: Tensor,
+    between: Tensor,
+    other_count: Tensor,
+    other_mu: Tensor,
+    other_within: Tensor,
+    other_between: Tensor,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("ltdd_ext::class_moments_finish")
+def _fake_finish(
+    count: Tensor, mu: Tensor, within: Tensor, between: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(mu),
+        torch.empty_like(mu),
+        torch.empty_like(mu),
+        torch.empty_like(mu),
+    )

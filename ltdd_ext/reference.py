@@ -1,0 +1,145 @@
+"""The operators in plain PyTorch: read it to learn the maths, test and measure against it.
+
+Same names, arguments and results as the compiled operators, differentiable by ordinary autograd,
+on any device. Letters: N batch, C channels, S = H*W, K classes (the paper's C), L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _check
+from .align_loss import check_arguments
+from .class_moments import FinishedMoments, check_merge, check_state, check_update
+
+__all__ = [
+    "align_loss",
+    "class_moments_finish",
+    "class_moments_merge_",
+    "class_moments_update_",
+    "row_moments",
+]
+
+
+def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and m2 of each (sample, channel); see :func:`ltdd_ext.row_moments`."""
+    _check.activation("row_moments", "x", x)
+    rows = x.flatten(2).to(_check.row_dtype(x.dtype))  # (N, C, S)
+    mean = rows.mean(dim=2)
+    m2 = (rows - mean.unsqueeze(2)).square().sum(dim=2)
+    return mean, m2
+
+
+def class_moments_update_(
+    count: Tensor,
+    mu: Tensor,
+    within: Tensor,
+    between: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    spatial_size: int,
+    labels: Tensor,
+) -> None:
+    """Add a batch to per-class statistics; see :func:`ltdd_ext.class_moments_update_`."""
+    check_update(
+        "class_moments_update_", (count, mu, within, between), mean, m2, spatial_size, labels
+    )
+    batch_count = torch.zeros_like(count).index_add_(0, labels, torch.ones_like(labels))
+    images = batch_count.clamp(min=1).unsqueeze(1)
+    image_mean = mean.detach().double()
+    batch_mu = torch.zeros_like(mu).index_add_(0, labels, image_mean) / images
+    gap2 = (image_mean - batch_mu[labels]).square()
+    batch_between = torch.zeros_like(mu).index_add_(0, labels, gap2)
+    batch_within = torch.zeros_like(mu).index_add_(0, labels, m2.detach().double() / spatial_size)
+    class_moments_merge_(
+        count, mu, within, between, batch_count, batch_mu, batch_within, batch_between
+    )
+
+
+def class_moments_merge_(
+    count: Tensor,
+    mu: Tensor,
+    within: Tensor,
+    between: Tensor,
+    other_count: Tensor,
+    other_mu: Tensor,
+    other_within: Tensor,
+    other_between: Tensor,
+) -> None:
+    """Merge two states by Chan's formula; see :func:`ltdd_ext.class_moments_merge_`."""
+    other = (other_count, other_mu, other_within, other_between)
+    check_merge("class_moments_merge_", (count, mu, within, between), other)
+    here, there = count.double().unsqueeze(1), other_count.double().unsqueeze(1)
+    alpha = there / (here + there).clamp(min=1)  # the dynamic momentum B / (N + B)
+    delta = torch.where(there > 0, other_mu - mu, 0.0)
+    mu += alpha * delta
+    between += torch.where(there > 0, other_between + alpha * here * delta.square(), 0.0)
+    within += torch.where(there > 0, other_within, 0.0)
+    count += other_count
+
+
+def class_moments_finish(
+    count: Tensor, mu: Tensor, within: Tensor, between: Tensor
+) -> FinishedMoments:
+    """Turn sums into per-class statistics; see :func:`ltdd_ext.class_moments_finish`."""
+    check_state("class_moments_finish", (count, mu, within, between))
+    images = count.double().unsqueeze(1)
+    seen = images > 0
+    none = torch.full_like(mu, float("nan"))
+    mean = torch.where(seen, mu, none)
+    within_var = torch.where(seen, within / images, none)
+    between_var = torch.where(seen, between / images, none)
+    return FinishedMoments(mean, within_var, between_var, within_var + between_var)
+
+
+def _group_gap(
+    mean: Tensor, m2: Tensor, size: int, target_mean: Tensor, target_var: Tensor
+) -> Tensor:
+    """Return |m - tm| + |v - tv| of the rows of one group, by Chan's merge over the rows."""
+    group_mean = mean.mean(dim=0)
+    group_var = (m2.sum(dim=0) / size + (mean - group_mean).square().sum(dim=0)) / mean.shape[0]
+    gap_mean = torch.linalg.vector_norm(group_mean - target_mean)
+    gap_var = torch.linalg.vector_norm(group_var - target_var)
+    return gap_mean + gap_var
+
+
+def align_loss(
+    means: Sequence[Tensor],
+    m2s: Sequence[Tensor],
+    sizes: Sequence[int],
+    labels: Tensor,
+    global_means: Sequence[Tensor],
+    global_vars: Sequence[Tensor],
+    class_means: Sequence[Tensor] = (),
+    class_vars: Sequence[Tensor] = (),
+    weights: Sequence[float] | None = None,
+    class_weight: float = 0.0,
+) -> Tensor:
+    """Compute the alignment objective of all layers; see :func:`ltdd_ext.align_loss`."""
+    layer_weights = [1.0] * len(means) if weights is None else list(weights)
+    check_arguments(
+        "align_loss", means, m2s, sizes, labels, global_means, global_vars, class_means,
+        class_vars, layer_weights, class_weight,
+    )  # fmt: skip
+    dtype = means[0].dtype
+    loss = means[0].new_zeros(())
+    present = labels.unique().tolist() if class_weight != 0.0 else []
+    for layer, (mean, m2) in enumerate(zip(means, m2s, strict=True)):
+        gap = _group_gap(
+            mean, m2, sizes[layer], global_means[layer].to(dtype), global_vars[layer].to(dtype)
+        )
+        loss = loss + layer_weights[layer] * gap
+        for label in present:
+            rows = labels == label
+            gap = _group_gap(
+                mean[rows],
+                m2[rows],
+                sizes[layer],
+                class_means[layer][label].to(dtype),
+                class_vars[layer][label].to(dtype),
+            )
+            loss = loss + class_weight / len(present) * layer_weights[layer] * gap
+    return loss
