@@ -17,7 +17,7 @@ from ltdd.errors import UserError
 
 Backend = Literal["compiled", "reference"]
 Labels = Literal["static", "fkd", "online", "hard"]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class ExpertsConfig:
     """gamma2: weight of the two classification terms."""
     single_head: bool = False
     """Put the plain and the rebalanced term on one classifier instead of two."""
+    projection_dim: int = 128
+    """Width h of the projection and prediction layers behind the consistency term."""
     crop_padding: int = 4
     """Random-crop padding in pixels at 32 px; scaled with the image size."""
 
@@ -184,7 +186,8 @@ class DistillConfig:
     device: str = "auto"
     """`auto` (a GPU if there is one), `cpu` or `cuda`."""
     precision: Precision = "fp32"
-    """`bf16` runs networks under autocast; statistics and losses stay in float32 or better."""
+    """`bf16` runs networks under autocast (statistics and losses stay in float32 or better); `auto`
+    is bf16 on a GPU or a CPU with matrix tiles (AMX), where it is faster, and fp32 elsewhere."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     initialization: InitializationConfig = field(default_factory=InitializationConfig)
@@ -235,6 +238,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "experts.epochs": (1, math.inf),
     "experts.batch_size": (2, math.inf),
+    "experts.projection_dim": (1, math.inf),
     "experts.crop_padding": (0, math.inf),
     "statistics.batch_size": (1, math.inf),
     "initialization.crops_per_image": (1, math.inf),
@@ -278,7 +282,11 @@ def _check_fields(prefix: str, config: Any) -> None:
                 choices = ", ".join(str(c) for c in get_args(hint))
                 raise UserError(f"config: expected {name} to be one of {choices}; got {value!r}")
             continue
-        if value is None or isinstance(value, (str, bool, tuple)) or dataclasses.is_dataclass(value):
+        if (
+            value is None
+            or isinstance(value, (str, bool, tuple))
+            or dataclasses.is_dataclass(value)
+        ):
             continue
         _check_number(name, value)
 

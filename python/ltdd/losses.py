@@ -1,0 +1,115 @@
+"""Training losses of experts and students. K classes, N batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdd.config import ExpertsConfig
+
+
+def class_debias_weights(counts: Sequence[int], power: float, norm: str = "mean1") -> Tensor:
+    """Return the class weights of the rebalanced loss (arXiv:2511.18858, Eq. 6).
+
+    ``w_k = n_k^(-q) / sum_j n_j^(-q)``, times K for ``norm="mean1"``.
+
+    Deviation: the printed formula sums to 1, which shrinks the rebalanced term to 1/K of the plain
+    one; with mean 1 both terms keep one scale while training moves from one to the other.
+
+    Args:
+        counts: training images per class, all >= 1, length K.
+        power: q >= 0; 0 gives equal weights.
+        norm: ``mean1`` or ``sum1``.
+
+    Returns:
+        float32 (K,).
+    """
+    inverse = torch.tensor(counts, dtype=torch.float64).pow(-power)
+    weights = inverse / inverse.sum()
+    return (weights * len(counts) if norm == "mean1" else weights).float()
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return ``-mean_n sum_k targets[n,k] * log softmax(logits)[n,k]``.
+
+    Args:
+        logits: (N, K).
+        targets: (N, K), non-negative; rows need not sum to 1 (class weights may be folded in).
+    """
+    return -(targets * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+
+
+def consistency_loss(
+    prediction1: Tensor, projection1: Tensor, prediction2: Tensor, projection2: Tensor
+) -> Tensor:
+    """Return the negative cosine between each view's prediction and the other's projection.
+
+    ``-mean cos(p1, sg(z2)) - mean cos(p2, sg(z1))`` (arXiv:2511.18858, Eq. 5).
+
+    Deviation: the printed equation stops the gradient at p, which would leave the predictor
+    untrained; here, as in the method's code, it stops at z.
+
+    Args:
+        prediction1, projection1: p and z of view 1, (N, H).
+        prediction2, projection2: p and z of view 2, (N, H).
+    """
+    first = F.cosine_similarity(prediction1.float(), projection2.detach().float())
+    second = F.cosine_similarity(prediction2.float(), projection1.detach().float())
+    return -first.mean() - second.mean()
+
+
+def debias_progress(epoch: int, epochs: int) -> float:
+    """Return ``a = (e/T)^2``, the share of the rebalanced term in epoch e = 0..T-1."""
+    return (epoch / epochs) ** 2
+
+
+def expert_loss(
+    plain: tuple[Tensor, Tensor],
+    rebalanced: tuple[Tensor, Tensor],
+    consistency: Tensor,
+    targets: tuple[Tensor, Tensor],
+    class_weights: Tensor,
+    progress: float,
+    config: ExpertsConfig,
+) -> Tensor:
+    """Combine the terms of expert training (arXiv:2511.18858, Eq. 5-7).
+
+    ``L = gamma2 * ((1-a) * L_plain + a * L_rebalanced) + gamma1 * L_consistency``, the plain and
+    the rebalanced term each summed over the two mixed views.
+
+    Args:
+        plain: logits of the plain head for view 1 and 2, (N, K) each.
+        rebalanced: logits of the rebalanced head for view 1 and 2.
+        consistency: scalar of `consistency_loss`.
+        targets: mixed label probabilities of view 1 and 2, (N, K) each.
+        class_weights: (K,) of `class_debias_weights`.
+        progress: a of `debias_progress`.
+        config: supplies gamma1 and gamma2.
+    """
+    pairs = list(zip(plain, rebalanced, targets, strict=True))
+    plain_term = sum(soft_cross_entropy(p, t) for p, _, t in pairs)
+    rebalanced_term = sum(soft_cross_entropy(r, t * class_weights) for _, r, t in pairs)
+    classification = (1 - progress) * plain_term + progress * rebalanced_term
+    return config.classification_weight * classification + config.consistency_weight * consistency
+
+
+def logit_matching_loss(student: Tensor, teacher: Tensor, std_norm: bool) -> Tensor:
+    """Return the mean squared error between raw logits, mean over N*K (arXiv:2511.18858, Eq. 10).
+
+    Args:
+        student: (N, K).
+        teacher: (N, K).
+        std_norm: divide each row by its own standard deviation over classes first.
+    """
+    student, teacher = student.float(), teacher.float()
+    if std_norm:
+        student, teacher = standardise_rows(student), standardise_rows(teacher)
+    return F.mse_loss(student, teacher)
+
+
+def standardise_rows(logits: Tensor) -> Tensor:
+    """Divide each row of (N, K) logits by its standard deviation over classes."""
+    return logits / logits.std(dim=1, keepdim=True).clamp_min(1e-6)

@@ -1,0 +1,237 @@
+"""What every stage needs from its surroundings: device, precision, random streams, progress."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Protocol
+
+import torch
+from tqdm import tqdm
+
+import ltdd_ext
+from ltdd.config import Backend, DistillConfig, Precision
+from ltdd.errors import UserError
+
+
+class Log(Protocol):
+    """Anything that takes one structured event, such as ``artifacts.EventLog``."""
+
+    def write(self, event: str, **fields: Any) -> None: ...
+
+
+class NullLog:
+    """Drops every event."""
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Do nothing."""
+
+
+def stream_seed(seed: int, *keys: int | str) -> int:
+    """Return the 63-bit seed of the random stream named by ``keys``.
+
+    Streams are addressed, not advanced: what one draws does not depend on what was drawn before,
+    so neither batch size nor order of work changes a result.
+    """
+    digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Surroundings of a run.
+
+    Args:
+        device: where networks and images live.
+        precision: ``bf16`` runs networks under autocast, ``fp32`` does not.
+        backend: ``compiled`` uses ``ltdd_ext``'s operators, ``reference`` its plain PyTorch twins.
+        seed: root of every random stream.
+        log: receives structured events.
+        quiet: no progress output.
+    """
+
+    device: torch.device
+    precision: Literal["bf16", "fp32"] = "fp32"
+    backend: Backend = "compiled"
+    seed: int = 0
+    log: Log = field(default_factory=NullLog)
+    quiet: bool = False
+
+    @classmethod
+    def from_config(cls, config: DistillConfig, log: Log, quiet: bool) -> Runtime:
+        """Build the surroundings that a configuration asks for."""
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        return cls(device, precision, config.backend, config.seed, log, quiet)
+
+    @property
+    def ops(self) -> ModuleType:
+        """Module that holds the statistics operators of the chosen backend."""
+        return ltdd_ext if self.backend == "compiled" else ltdd_ext.reference
+
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context of the chosen precision."""
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+    def stream(self, *keys: int | str) -> torch.Generator:
+        """Return a fresh CPU generator for the random stream named by ``keys``."""
+        return torch.Generator().manual_seed(stream_seed(self.seed, *keys))
+
+    @contextmanager
+    def global_stream(self, *keys: int | str) -> Iterator[None]:
+        """Seed torch's global generators inside the block (for layer initialisation)."""
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(self.seed, *keys))
+            yield
+
+    def progress(self, total: int, label: str) -> Progress:
+        """Return a progress display for ``total`` steps."""
+        return Progress(total, label, self.quiet)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device.
+
+    Raises:
+        UserError: ``cuda`` was asked for and there is no usable GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: expected a usable CUDA device for 'cuda', got a machine without")
+    return torch.device(name)
+
+
+def resolve_precision(name: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
+    """Turn ``auto`` into the precision in which convolutions are fastest on the device."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's allocator to keep freed memory instead of returning it to the system.
+
+    Networks on a CPU allocate and free the same large activations in every step. By default each of
+    them is mapped afresh and its pages are faulted in again, which costs up to half of the time of a
+    training step. The setting holds for the whole process.
+
+    Returns:
+        Whether the C library has the setting (glibc) and took it.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # parameters of mallopt(3)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0))
+    return all([bool(mallopt(*pair)) for pair in settings])
+
+
+class Progress:
+    """A tqdm bar on a terminal, a plain line every ten seconds elsewhere; silent for two seconds."""
+
+    def __init__(self, total: int, label: str, quiet: bool) -> None:
+        self._total, self._label = total, label
+        self._terminal = sys.stderr.isatty()
+        self._plain = not quiet and not self._terminal
+        self._start = self._last = time.monotonic()
+        self._done, self._note = 0, ""
+        self._bar = tqdm(total=total, desc=label, delay=2, disable=quiet or not self._terminal)
+
+    def step(self, note: str = "") -> None:
+        """Count one step; ``note`` is shown behind the bar."""
+        self._done, self._note = self._done + 1, note
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if self._plain and now - self._last >= 10:
+            self._last = now
+            left = (now - self._start) / self._done * (self._total - self._done)
+            print(
+                f"{self._label}: {self._done}/{self._total} {note} ({left:.0f} s left)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        elapsed = time.monotonic() - self._start
+        if self._plain and elapsed > 2 and kind is None:
+            print(f"{self._label}: done in {elapsed:.0f} s {self._note}", file=sys.stderr)
+
+
+class Meter:
+    """Seconds and peak bytes of a block.
+
+    On a GPU the peak is what the allocator handed out; on a CPU it is the resident size of the
+    process, reset at the start where the kernel allows it (Linux), else since the process began.
+    """
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
+    def __enter__(self) -> Meter:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                pass  # peak_bytes is then the peak of the whole process, as documented
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.seconds = time.monotonic() - self._start
+        self.peak_bytes = torch.cuda.max_memory_allocated() if self._cuda else _peak_resident()
+
+
+def _peak_resident() -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def check_finite(value: torch.Tensor, stage: str, step: int, what: str) -> float:
+    """Return a scalar loss as a float.
+
+    Raises:
+        UserError: it is NaN or infinite; the message names the stage, the step and the tensor.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise UserError(
+            f"{stage}: expected a finite {what} at step {step}, got {number}; "
+            "lower the learning rate or use --precision fp32"
+        )
+    return number

@@ -1,0 +1,153 @@
+"""Stage 6: train students on the distilled set and measure them on the balanced test set.
+
+Loss of a student s on a view with teacher logits y~ and mixed class probabilities y (Eq. 10):
+``kappa2 * mean (s - y~)^2 + kappa1 * CE(s, y)``. The averaged parameters of the last epoch are
+evaluated; the test set is looked at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ltdd.config import EvaluationConfig
+from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
+from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.models import build_model
+from ltdd.runtime import Runtime, check_finite
+
+LabelSource = Callable[[int, int, View, Tensor], Tensor]
+"""(epoch, first image of the batch within the epoch, view, rendered batch) -> teacher logits."""
+
+
+def static_labels(logits: Tensor) -> LabelSource:
+    """Use one logit vector (M, K) an image, mixed like the view mixes the images."""
+    return lambda epoch, start, view, batch: mixed(view, logits[view.indices])
+
+
+def fkd_labels(table: Tensor) -> LabelSource:
+    """Use the stored logits (epochs, M, K) of the very same views."""
+    return lambda epoch, start, view, batch: table[epoch, start : start + len(view.indices)].float()
+
+
+def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
+    """Ask the teacher while the student trains."""
+
+    @torch.no_grad()
+    def ask(epoch: int, start: int, view: View, batch: Tensor) -> Tensor:
+        with runtime.autocast():
+            return teacher(batch).to(torch.float16).float()
+
+    teacher.eval()
+    return ask
+
+
+def train_student(
+    images: Tensor,
+    labels: Tensor,
+    source: LabelSource | None,
+    num_classes: int,
+    schedule: ViewSchedule,
+    mean: Tensor,
+    std: Tensor,
+    who: str,
+    number: int,
+    runtime: Runtime,
+) -> nn.Module:
+    """Train one student and return it with its averaged parameters, in evaluation mode.
+
+    Args:
+        images: uint8 (M, C, H, W).
+        labels: int64 (M,).
+        source: gives teacher logits; None trains with the class labels alone (``hard``).
+        num_classes: K.
+        schedule: the views; its config also holds the optimizer's settings.
+        mean, std: (C,), in units of [0, 1].
+        who: ``student`` or a baseline's name; names the random stream and the events.
+        number: which student; decides the initial parameters.
+        runtime: device, precision, seed.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    config, device = schedule.config, runtime.device
+    with runtime.global_stream("evaluation", who, number):
+        model = build_model(config.student, num_classes, images.shape[-1], images.shape[1])
+    model = model.to(device, memory_format=torch.channels_last).train()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    images, mean, std = images.to(device), mean.to(device), std.to(device)
+    optimizer = _optimizer(model, config)
+    factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
+    title = f"evaluation: {who} {number + 1}/{config.seeds}"
+    with runtime.progress(config.epochs, title) as progress:
+        for epoch in range(config.epochs):
+            start, total = 0, torch.zeros((), device=device)
+            for view in schedule.epoch(epoch):
+                batch = schedule.render(view, images, mean, std)
+                hard = mixed_labels(view, labels, num_classes).to(device)
+                soft = None if source is None else source(epoch, start, view, batch).to(device)
+                with runtime.autocast():
+                    logits = model(batch)
+                loss = student_loss(logits, soft, hard, config)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                averaged.update_parameters(model)
+                start += len(view.indices)
+                total += loss.detach() * len(view.indices)
+            factor.step()
+            progress.step()
+            if epoch % LOG_EVERY == 0 or epoch == config.epochs - 1:
+                loss_value = check_finite(total / len(labels), f"evaluation: {who}", epoch, "loss")
+                runtime.log.write("student", who=who, seed=number, epoch=epoch, loss=loss_value)
+    trained: nn.Module = averaged.module
+    return trained.eval()
+
+
+LOG_EVERY = 10  # epochs between two events
+
+
+def student_loss(
+    logits: Tensor, soft: Tensor | None, hard: Tensor, config: EvaluationConfig
+) -> Tensor:
+    """Return the loss of one batch.
+
+    Args:
+        logits: student's, (B, K).
+        soft: teacher's logits (B, K), or None for class labels alone.
+        hard: mixed class probabilities (B, K).
+        config: kappa1, kappa2, logit normalisation.
+
+    Note:
+        With ``logit_std_norm`` the cross-entropy sees the normalised logits too, as in the
+        published CIFAR-10 recipe.
+    """
+    if soft is None:
+        return soft_cross_entropy(logits, hard)
+    matching = logit_matching_loss(logits, soft, config.logit_std_norm)
+    scored = standardise_rows(logits.float()) if config.logit_std_norm else logits
+    return config.logit_weight * matching + config.hard_weight * soft_cross_entropy(scored, hard)
+
+
+def learning_rate_factor(epoch: int, config: EvaluationConfig) -> float:
+    """Return the learning rate of an epoch relative to the initial one."""
+    done = epoch / config.epochs
+    if config.schedule == "step":
+        return 0.5 ** sum(done >= milestone for milestone in (0.8, 0.9, 0.95))
+    zeta = 1 if config.schedule == "cosine" else 2
+    return 0.5 * (1 + math.cos(math.pi * done / zeta))
+
+
+def _optimizer(model: nn.Module, config: EvaluationConfig) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

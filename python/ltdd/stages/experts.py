@@ -1,0 +1,182 @@
+"""Stage 1: train an observer and a teacher on the long-tailed data (arXiv:2511.18858, Eq. 5-7).
+
+Every step mixes a plainly drawn batch A with a resampled batch R twice, once by MixUp and once by
+CutMix. Two classifiers share the backbone: a plain one that dominates early and a class-debiased one
+that takes over as ``(e/T)^2``; a SimSiam-like term keeps the two views' projections consistent. Only
+the backbone and the debiased classifier are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from ltdd.config import ExpertsConfig
+from ltdd.data.augment import normalise, pad_crop_flip, paste, random_cut_box
+from ltdd.data.datasets import LongTailedData
+from ltdd.losses import (
+    class_debias_weights,
+    consistency_loss,
+    debias_progress,
+    expert_loss,
+    soft_cross_entropy,
+)
+from ltdd.models import build_model
+from ltdd.runtime import Runtime, check_finite
+
+PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
+
+
+class ExpertNetwork(nn.Module):
+    """A backbone with the heads that only training needs.
+
+    Args:
+        backbone: has `features`, `classifier` and `feature_dim`; its classifier is the debiased one.
+        num_classes: K.
+        config: ``single_head`` lets the plain term use the debiased classifier too.
+    """
+
+    def __init__(
+        self, backbone: ClassificationNetwork, num_classes: int, config: ExpertsConfig
+    ) -> None:
+        super().__init__()
+        width, hidden = backbone.feature_dim, config.projection_dim
+        self.backbone = backbone
+        self.plain = backbone.classifier if config.single_head else nn.Linear(width, num_classes)
+        self.projection = nn.Linear(width, hidden)
+        self.prediction = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return plain logits, debiased logits, projection z and prediction p."""
+        features = self.backbone.features(x)
+        z = self.projection(features)
+        return self.plain(features), self.backbone.classifier(features), z, self.prediction(z)
+
+
+class _Batches:
+    """Draws augmented, normalised batches from images that stay in memory as uint8."""
+
+    def __init__(
+        self, data: LongTailedData, config: ExpertsConfig, flip: bool, runtime: Runtime
+    ) -> None:
+        self.images = data.train_images.to(runtime.device)
+        self.labels = data.train_labels.to(runtime.device)
+        self.mean = torch.tensor(data.mean, device=runtime.device)
+        self.std = torch.tensor(data.std, device=runtime.device)
+        self.num_classes, self.flip = data.num_classes, flip
+        self.padding = round(config.crop_padding * data.image_size / PADDING_REFERENCE_SIZE)
+        counts = torch.tensor(data.counts, dtype=torch.float64)
+        self.draw_weights = counts.pow(-config.resampling_power)[data.train_labels]
+
+    def view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        picked = pad_crop_flip(self.images[indices], self.padding, self.flip, generator)
+        return normalise(picked, self.mean, self.std)
+
+    def one_hot(self, indices: Tensor) -> Tensor:
+        return nn.functional.one_hot(self.labels[indices], self.num_classes).float()
+
+    def mixed_views(
+        self, plain: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the MixUp and the CutMix view (2B, C, H, W) and their label probabilities."""
+        resampled = torch.multinomial(
+            self.draw_weights, len(plain), replacement=True, generator=generator
+        )
+        first, second = self.view(plain, generator), self.view(plain, generator)
+        other_first, other_second = (self.view(resampled, generator) for _ in range(2))
+        y, other_y = self.one_hot(plain), self.one_hot(resampled)
+        lam = float(torch.rand((), generator=generator))
+        box = random_cut_box(*self.images.shape[2:], generator)
+        mixup = lam * first + (1 - lam) * other_first
+        cutmix = paste(second, other_second, box)
+        targets = (lam * y + (1 - lam) * other_y, box.kept * y + (1 - box.kept) * other_y)
+        return torch.cat([mixup, cutmix]), targets
+
+
+def train_expert(
+    role: str,
+    architecture: str,
+    data: LongTailedData,
+    config: ExpertsConfig,
+    flip: bool,
+    runtime: Runtime,
+) -> nn.Module:
+    """Train one expert and return its backbone with the debiased classifier, in evaluation mode.
+
+    Both views go through one forward pass, so batch-norm layers see them together.
+
+    Args:
+        role: ``observer``, ``teacher`` or a baseline's name; names the random streams and events.
+        architecture: a name of `ltdd.models.ARCHITECTURES`.
+        data: the long-tailed data.
+        config: loss and schedule; ``loss="ce"`` is plain training without mixing or debiasing.
+        flip: whether images may be mirrored.
+        runtime: device, precision, seed.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    with runtime.global_stream("experts", role, "parameters"):
+        backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
+        network = ExpertNetwork(backbone, data.num_classes, config)
+    network = network.to(runtime.device, memory_format=torch.channels_last).train()
+    batches = _Batches(data, config, flip, runtime)
+    batch_size = min(config.batch_size, len(data.train_labels))
+    steps = len(data.train_labels) // batch_size
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    schedule, step_every_batch = _schedule(optimizer, config, steps)
+    weights = class_debias_weights(data.counts, config.debias_power, config.weight_norm)
+    weights = weights.to(runtime.device)
+    with runtime.progress(config.epochs * steps, f"experts: {role} ({architecture})") as progress:
+        for epoch in range(config.epochs):
+            generator = runtime.stream("experts", role, "epoch", epoch)
+            order = torch.randperm(len(data.train_labels), generator=generator)
+            share, total = debias_progress(epoch, config.epochs), torch.zeros(())
+            for indices in order[: steps * batch_size].split(batch_size):
+                if config.loss == "ce":
+                    inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
+                    with runtime.autocast():
+                        loss = soft_cross_entropy(network.backbone(inputs), labels)
+                else:
+                    inputs, targets = batches.mixed_views(indices, generator)
+                    with runtime.autocast():
+                        plain, rebalanced, z, p = (o.chunk(2) for o in network(inputs))
+                    consistency = consistency_loss(p[0], z[0], p[1], z[1])
+                    loss = expert_loss(
+                        plain, rebalanced, consistency, targets, weights, share, config
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if step_every_batch:
+                    schedule.step()
+                total += loss.detach().cpu()
+                progress.step()
+            if not step_every_batch:
+                schedule.step()
+            mean_loss = check_finite(total / steps, "experts", (epoch + 1) * steps, "loss")
+            runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean_loss)
+    return backbone.eval().requires_grad_(False)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: ExpertsConfig, steps: int
+) -> tuple[LRScheduler, bool]:
+    """Return the learning-rate schedule and whether it advances every batch."""
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, config.epochs), False
+    one_cycle = OneCycleLR(
+        optimizer,
+        max_lr=config.learning_rate,
+        total_steps=config.epochs * steps + 1,
+        pct_start=0.2,
+        cycle_momentum=False,
+    )
+    return one_cycle, True

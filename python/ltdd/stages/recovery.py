@@ -1,0 +1,168 @@
+"""Stage 4: optimise the images until their statistics match the fair ones (Eq. 2-4).
+
+``L = lambda_ce * CE + r * (sum_l w_l D_l + eta * mean_k sum_l w_l D_lk)`` with
+``D = |mean - target mean|_2 + |var - target var|_2`` over the channels of layer l, for the whole batch
+and for the images of each class k. Batches are class-stratified and of fixed size, so memory does not
+grow with ipc. Every image draws its own crop in every iteration.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltdd.config import RecoveryConfig, StatisticsConfig
+from ltdd.data.augment import crop, random_crops
+from ltdd.observation import Observer
+from ltdd.runtime import Progress, Runtime, check_finite
+from ltdd.targets import LayerStatistics, batch_targets
+
+ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
+LOG_EVERY = 10  # iterations between two events
+
+
+def plan_batches(num_classes: int, ipc: int, max_batch: int) -> list[Tensor]:
+    """Split a class-major set into class-stratified batches.
+
+    Each batch holds the same number of images of every class, or one image of some classes where a
+    single image of each would already exceed ``max_batch``.
+
+    Args:
+        num_classes: K.
+        ipc: images per class.
+        max_batch: largest number of images in a batch.
+
+    Returns:
+        int64 positions in the set, one tensor a batch; every position appears once.
+    """
+    positions = torch.arange(num_classes * ipc).view(num_classes, ipc)
+    if num_classes > max_batch:
+        return [part for column in positions.T.contiguous() for part in column.split(max_batch)]
+    slices = -(-ipc // (max_batch // num_classes))
+    return [part.reshape(-1) for part in positions.tensor_split(slices, dim=1)]
+
+
+def recover_images(
+    images: Tensor,
+    labels: Tensor,
+    observer: nn.Module,
+    statistics: list[LayerStatistics],
+    mean: Tensor,
+    std: Tensor,
+    flip: bool,
+    config: RecoveryConfig,
+    targets: StatisticsConfig,
+    runtime: Runtime,
+) -> Tensor:
+    """Return the optimised images.
+
+    Args:
+        images: float32 (M, C, H, W) in [0, 1], class-major, M = K * ipc.
+        labels: int64 (M,).
+        observer: trained network with BatchNorm2d layers.
+        statistics: of `calibrate_statistics`, for this observer.
+        mean, std: (C,), in units of [0, 1].
+        flip: whether views may be mirrored.
+        config: weights and schedule.
+        targets: names the global and the class-wise target.
+        runtime: device, precision, backend, seed.
+
+    Returns:
+        float32 (M, C, H, W) in [0, 1], on the CPU.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    result = images.clone()
+    if config.iterations == 0:
+        return result
+    recorder = Observer(observer, runtime.ops)
+    num_classes = len(statistics[0].count)
+    plan = plan_batches(num_classes, len(labels) // num_classes, config.max_batch)
+    shift, scale = (v.view(-1, 1, 1).to(runtime.device) for v in (mean, std))
+    with runtime.progress(len(plan) * config.iterations, "recovery") as progress:
+        for number, positions in enumerate(plan):
+            start = (images[positions].to(runtime.device) - shift) / scale
+            problem = _Batch(
+                start, labels[positions], recorder, statistics, config, targets, runtime
+            )
+            bounds = (-shift / scale, (1 - shift) / scale)
+            pixels = problem.optimise(number, bounds, flip, progress)
+            result[positions] = (pixels * scale + shift).clamp(0, 1).cpu()
+    return result
+
+
+class _Batch:
+    """One batch of images with the targets of its composition."""
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        recorder: Observer,
+        statistics: list[LayerStatistics],
+        config: RecoveryConfig,
+        targets: StatisticsConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.pixels = pixels.detach().requires_grad_()
+        self.labels = labels.to(runtime.device)
+        self.recorder, self.config, self.runtime = recorder, config, runtime
+        layers = batch_targets(statistics, labels, targets)
+        self.global_means = [t.mean.to(runtime.device) for t in layers]
+        self.global_vars = [t.var.to(runtime.device) for t in layers]
+        self.class_means = [t.class_mean.to(runtime.device) for t in layers]
+        self.class_vars = [t.class_var.to(runtime.device) for t in layers]
+        self.weights = [config.first_layer_weight] + [1.0] * (len(layers) - 1)
+
+    def objective(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alignment, cross-entropy) of the augmented images."""
+        with self.runtime.autocast():
+            logits, moments = self.recorder(views)
+        alignment = self.runtime.ops.align_loss(
+            [rows.mean for rows in moments],
+            [rows.m2 for rows in moments],
+            [rows.spatial_size for rows in moments],
+            self.labels,
+            self.global_means,
+            self.global_vars,
+            self.class_means,
+            self.class_vars,
+            self.weights,
+            self.config.class_alignment_weight,
+        )
+        return alignment, F.cross_entropy(logits.float(), self.labels)
+
+    def optimise(
+        self, number: int, bounds: tuple[Tensor, Tensor], flip: bool, progress: Progress
+    ) -> Tensor:
+        """Run Adam with a cosine schedule; return the last iterate in normalised units."""
+        config, runtime = self.config, self.runtime
+        optimizer = torch.optim.Adam([self.pixels], lr=config.learning_rate, betas=ADAM_BETAS)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+        for iteration in range(config.iterations):
+            generator = runtime.stream("recovery", number, iteration)
+            crops = random_crops(len(self.labels), config.crop_min_scale, flip, generator)
+            alignment, cross_entropy = self.objective(crop(self.pixels, crops))
+            loss = (
+                config.classification_weight * cross_entropy + config.alignment_weight * alignment
+            )
+            value = check_finite(loss.detach(), "recovery", iteration, "loss")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                self.pixels.copy_(torch.clamp(self.pixels, *bounds))
+            if iteration % LOG_EVERY == 0 or iteration == config.iterations - 1:
+                runtime.log.write(
+                    "recover",
+                    iteration=iteration,
+                    batch=number,
+                    loss=value,
+                    alignment=float(alignment.detach()),
+                    cross_entropy=float(cross_entropy.detach()),
+                )
+            progress.step(f"loss {value:.3f}")
+        return self.pixels.detach()

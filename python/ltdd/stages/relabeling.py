@@ -1,0 +1,54 @@
+"""Stage 5: soft labels from the teacher.
+
+``static`` logits, one vector an image, are always made: they travel with the data set. ``fkd`` adds the
+teacher's logits of every view of the student's training; the views themselves are regenerated from
+seeds, so only the logits are stored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ltdd.data.views import ViewSchedule
+from ltdd.runtime import Runtime
+
+
+@torch.no_grad()
+def label_views(
+    images: Tensor,
+    teacher: nn.Module,
+    schedule: ViewSchedule,
+    mean: Tensor,
+    std: Tensor,
+    runtime: Runtime,
+) -> Tensor:
+    """Return the teacher's logits of every view of a schedule.
+
+    Args:
+        images: uint8 (M, C, H, W), as they are stored, so that labels match the stored pixels.
+        teacher: network in evaluation mode.
+        schedule: the views.
+        mean, std: (C,), in units of [0, 1].
+        runtime: device and precision.
+
+    Returns:
+        float16 (epochs, M, K) on the CPU; row [e, i] belongs to the i-th image shown in epoch e.
+    """
+    teacher.eval()
+    epochs = schedule.config.epochs
+    images = images.to(runtime.device)
+    mean, std = mean.to(runtime.device), std.to(runtime.device)
+    labels: list[Tensor] = []
+    with runtime.progress(epochs, "relabeling") as progress, runtime.autocast():
+        for epoch in range(epochs):
+            views = (schedule.render(v, images, mean, std) for v in schedule.epoch(epoch))
+            logits = [teacher(view).to(torch.float16).cpu() for view in views]
+            labels.append(torch.cat(logits))
+            progress.step()
+    return torch.stack(labels)
+
+
+def fkd_bytes(epochs: int, num_images: int, num_classes: int) -> int:
+    """Return the size of the stored ``fkd`` logits in bytes (two per value)."""
+    return 2 * epochs * num_images * num_classes
