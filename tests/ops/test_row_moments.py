@@ -1,0 +1,129 @@
+"""row_moments against float64, over shapes, layouts, dtypes, and hostile numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ops.cases import DTYPES, EMPTY_SHAPES, LAYOUTS, SHAPES, activation, relative_error
+
+import ltdd_ext
+from ltdd_ext import reference
+
+
+def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return reference.row_moments(x.detach().cpu().double())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_float64(shape, layout, dtype, device):
+    x = activation(shape, dtype, layout, device)
+    mean, m2 = ltdd_ext.row_moments(x)
+    want_mean, want_m2 = exact(x)
+    assert mean.shape == m2.shape == shape[:2]
+    assert mean.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert relative_error(mean, want_mean) <= 5e-7
+    assert relative_error(m2, want_m2) <= 5e-7
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_matches_float64(shape, layout, dtype, device):
+    x = activation(shape, dtype, layout, device).detach().requires_grad_()
+    mean, m2 = ltdd_ext.row_moments(x)
+    grad_mean = torch.randn(mean.shape, dtype=torch.float64)
+    grad_m2 = torch.randn(mean.shape, dtype=torch.float64)
+    torch.autograd.backward([mean, m2], [grad_mean.to(mean), grad_m2.to(m2)])
+
+    x64 = x.detach().cpu().double().requires_grad_()
+    grads = [grad_mean.to(mean).cpu().double(), grad_m2.to(m2).cpu().double()]
+    torch.autograd.backward(list(reference.row_moments(x64)), grads)
+    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 0.0)
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert relative_error(x.grad, x64.grad) <= 5e-7 + rounding
+
+
+@pytest.mark.parametrize("mean_over_sd", [1e2, 1e3, 1e5])
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 40, 7, 7), (1, 3, 64, 65)], ids=str)
+def test_large_mean_costs_no_digits(shape, layout, mean_over_sd, device):
+    x = activation(shape, layout=layout, device=device, shift=1.5 * mean_over_sd)
+    _, m2 = ltdd_ext.row_moments(x)
+    assert relative_error(m2, exact(x)[1]) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", EMPTY_SHAPES, ids=str)
+def test_empty(shape, device):
+    x = torch.zeros(shape, device=device, requires_grad=True)
+    mean, m2 = ltdd_ext.row_moments(x)
+    assert mean.shape == m2.shape == shape[:2]
+    assert bool((m2 == 0).all())
+    assert bool(mean.isnan().all())
+    (mean.sum() + m2.sum()).backward()
+    assert x.grad is not None
+    assert x.grad.shape == shape
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+def test_non_finite_stays_in_its_row(layout, bad, device):
+    x = activation((2, 20, 6, 6), layout=layout, device=device)
+    clean_mean, clean_m2 = ltdd_ext.row_moments(x)
+    x[1, 4, 2, 3] = bad
+    mean, m2 = ltdd_ext.row_moments(x)
+    assert not mean[1, 4].isfinite()
+    assert m2[1, 4].isnan()
+    keep = torch.ones(2, 20, dtype=torch.bool, device=device)
+    keep[1, 4] = False
+    assert torch.equal(mean[keep], clean_mean[keep])
+    assert torch.equal(m2[keep], clean_m2[keep])
+
+
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+def test_gradient_keeps_the_layout(layout, device):
+    x = activation((2, 5, 4, 6), layout=layout, device=device).requires_grad_()
+    torch.stack(ltdd_ext.row_moments(x)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.stride() == x.stride()
+
+
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("shape", [(5, 33, 9, 9), (3, 64, 40, 40), (9, 130, 4, 4)], ids=str)
+def test_a_sample_does_not_depend_on_its_batch(shape, layout, device):
+    x = activation(shape, layout=layout, device=device)
+    together = torch.stack(ltdd_ext.row_moments(x))
+    alone = [torch.stack(ltdd_ext.row_moments(x[i : i + 1])) for i in range(shape[0])]
+    assert torch.equal(together, torch.cat(alone, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([1.0], TypeError, "row_moments: expected x a torch.Tensor, got list"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.int64),
+            TypeError,
+            "row_moments: expected x of dtype float32, bfloat16, float16 or float64, "
+            "got torch.int64",
+        ),
+        (
+            torch.zeros(2, 3),
+            ValueError,
+            "row_moments: expected x of shape (N, C, H, W) or (N, C, S), got (2, 3)",
+        ),
+        (
+            torch.zeros(2, 3, 4).to_sparse(),
+            TypeError,
+            "row_moments: expected x a strided tensor, got torch.sparse_coo",
+        ),
+    ],
+    ids=["list", "int", "2d", "sparse"],
+)
+@pytest.mark.parametrize("function", [ltdd_ext.row_moments, reference.row_moments])
+def test_bad_arguments(function, x, error, message):
+    with pytest.raises(error) as caught:
+        function(x)
+    assert str(caught.value) == message
