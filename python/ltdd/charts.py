@@ -1,4 +1,4 @@
-"""Charts of the report as inline SVG: they follow the page's light or dark colours and need no font.
+"""Charts of the report as inline SVG, which follow the page's light or dark colours.
 
 Every function returns markup that is safe to put into a page: names are escaped. Colours come from
 CSS classes of the page (``s0`` to ``s3`` for series), so shape and dash also tell the series apart.
@@ -7,7 +7,7 @@ CSS classes of the page (``s0`` to ``s3`` for series), so shape and dash also te
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from markupsafe import Markup
 # One drawing unit is one CSS pixel at full width; on a phone a chart shrinks to about two thirds,
 # which leaves its 13-pixel labels readable.
 WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 20, 44
 
 
 class Point(NamedTuple):
@@ -130,7 +130,7 @@ def _bands(bands: Sequence[Band], step: float) -> list[Markup]:
         x, width = LEFT + band.start * step, (band.end - band.start) * step
         parts.append(_rect(x, TOP, width, HEIGHT - TOP - BOTTOM, f"band{number % 3}", band.name))
         if width > 36:
-            parts.append(_text(x + width / 2, TOP + 12, band.name, css="small"))
+            parts.append(_text(x + width / 2, TOP - 7, band.name, css="small"))
     return parts
 
 
@@ -151,7 +151,7 @@ def count_bars(names: Sequence[str], counts: Sequence[int], tail: set[int]) -> M
 
 
 def class_lines(names: Sequence[str], series: Sequence[Series], bands: Sequence[Band]) -> Markup:
-    """Draw accuracy per class (fractions of 1), one line for each network, over bands of classes."""
+    """Draw accuracy per class (fractions of 1), a line for each network, over bands of classes."""
     axis, scale = _y_axis(0, 100, "%")
     step = (WIDTH - LEFT - RIGHT) / len(names)
     parts = [*_bands(bands, step), *axis, *_class_labels(names, step)]
@@ -196,29 +196,47 @@ def group_bars(groups: Sequence[str], series: Sequence[Series]) -> Markup:
 
 
 def loss_lines(lines: Mapping[str, Sequence[Point]], x_name: str, label: str) -> Markup:
-    """Draw losses over steps, at most a few hundred points a line."""
+    """Draw losses over steps; on a logarithmic axis if they are positive and span decades."""
     lines = {
         name: _thin([p for p in points if math.isfinite(p.y)]) for name, points in lines.items()
     }
     lines = {name: points for name, points in lines.items() if points}
-    everything = [p for points in lines.values() for p in points]
-    if not everything:
+    if not lines:
         return Markup("")
-    low, high = min(0.0, min(p.y for p in everything)), max(p.y for p in everything)
-    high = high if high > low else low + 1
-    axis, y_scale = _y_axis(low, high)
-    last = max(p.x for p in everything) or 1
+    heights = [p.y for points in lines.values() for p in points]
+    low, high = min(heights), max(heights)
+    parts, place = _log_axis(low, high) if low > 0 and high > 30 * low else _loss_axis(low, high)
+    last = max(p.x for points in lines.values() for p in points) or 1
     x_scale = (WIDTH - LEFT - RIGHT) / last
-    parts = [*axis]
-    for value in ticks(0, last):
-        parts.append(_text(LEFT + value * x_scale, HEIGHT - BOTTOM + 16, f"{value:,.6g}"))
+    below = HEIGHT - BOTTOM + 16
+    parts += [_text(LEFT + x * x_scale, below, f"{x:,.6g}") for x in ticks(0, last)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 8, x_name))
     for style, points in enumerate(lines.values()):
-        scaled = [
-            Point(LEFT + p.x * x_scale, HEIGHT - BOTTOM - (p.y - low) * y_scale) for p in points
-        ]
-        parts.append(_polyline(scaled, style))
+        parts.append(_polyline([Point(LEFT + x * x_scale, place(y)) for x, y in points], style))
     return _chart(label, parts)
+
+
+def _loss_axis(low: float, high: float) -> tuple[list[Markup], Callable[[float], float]]:
+    """Return a linear axis that holds zero, and the height of a value."""
+    low, high = min(0.0, low), high if high > min(0.0, low) else low + 1
+    parts, scale = _y_axis(low, high)
+    return parts, lambda y: HEIGHT - BOTTOM - (y - low) * scale
+
+
+def _log_axis(low: float, high: float) -> tuple[list[Markup], Callable[[float], float]]:
+    """Return a logarithmic axis with a line for every power of ten, and the height of a value."""
+    bottom, top = math.log10(low), math.log10(high)
+    scale = (HEIGHT - TOP - BOTTOM) / (top - bottom)
+
+    def place(y: float) -> float:
+        return HEIGHT - BOTTOM - (math.log10(y) - bottom) * scale
+
+    parts = [_text(LEFT - 6, TOP - 8, "log", "end", "small")]
+    for power in range(math.ceil(bottom), math.floor(top) + 1):
+        y = place(10.0**power)
+        parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid"))
+        parts.append(_text(LEFT - 6, y + 4, f"{10.0**power:g}", "end"))
+    return parts, place
 
 
 def _polyline(points: Sequence[Point], style: int) -> Markup:
@@ -235,13 +253,13 @@ def _thin(points: Sequence[Point], most: int = 300) -> list[Point]:
     return [Point(c[len(c) // 2].x, sum(p.y for p in c) / len(c)) for c in chunks]
 
 
-def legend(names: Sequence[str], styles: Sequence[int] | None = None) -> Markup:
-    """Return the key to the lines or bars of a chart."""
+def legend(styles: Mapping[str, int]) -> Markup:
+    """Return the key to the lines or bars of a chart, from names and styles."""
     parts = [
         Markup(
             '<span class="key"><svg viewBox="0 0 26 12" aria-hidden="true">'
             '<line x1="1" y1="6" x2="25" y2="6" class="line s{}"/>{}</svg>{}</span>'
         ).format(style, _marker(13, 6, style, ""), name)
-        for name, style in zip(names, styles or range(len(names)), strict=True)
+        for name, style in styles.items()
     ]
     return Markup('<p class="legend">{}</p>').format(Markup("").join(parts))

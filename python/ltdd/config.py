@@ -43,7 +43,7 @@ class ExpertsConfig:
     weight_decay: float = 5e-3
     """L2 penalty on all parameters."""
     schedule: Literal["cosine", "one_cycle"] = "cosine"
-    """`cosine` to zero, or `one_cycle` (linear warm-up over 20 % of the steps, then to zero)."""
+    """`cosine` to zero, or `one_cycle` (up over 20 % of the steps, then to zero)."""
     resampling_power: float = 0.2
     """rho: the second batch draws an image of class y with weight n_y^(-rho)."""
     debias_power: float = 0.8
@@ -70,7 +70,7 @@ class StatisticsConfig:
     """Images per forward pass; it does not change the result."""
     global_target: Literal["mixture", "paper", "edc", "running"] = "mixture"
     """Whole-batch target: total variance of the class-balanced mixture, the mean of class
-    variances (Eq. 9), the mean of within-image variances, or the checkpoint's running statistics."""
+    variances (Eq. 9), the mean of within-image variances, or the checkpoint's running ones."""
     class_target: Literal["finite", "full", "edc"] = "finite"
     """Class-wise variance target: W + (1 - 1/m) B for m images of a class, W + B, or W."""
 
@@ -135,7 +135,7 @@ class EvaluationConfig:
     weight_decay: float = 0.01
     """AdamW weight decay, on matrices and convolution kernels only."""
     schedule: Literal["step", "cosine", "smoothed_cosine"] = "step"
-    """`step`: x0.5 at 80, 90 and 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half."""
+    """`step`: x0.5 at 80, 90, 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half."""
     logit_weight: float = 1.0
     """kappa2: weight of the mean squared error on raw logits."""
     hard_weight: float = 0.025
@@ -149,7 +149,7 @@ class EvaluationConfig:
     randaugment: bool = False
     """RandAugment(2, 9) before the crop."""
     ema_decay: float = 0.99
-    """Decay per step of the averaged parameters that are evaluated; 0 evaluates the last iterate."""
+    """Decay per step of the averaged parameters that are evaluated; 0 takes the last iterate."""
     baselines: tuple[str, ...] = ("random_real", "full_long_tailed")
     """Baselines trained beside the student: `random_real`, `full_long_tailed`."""
 

@@ -33,9 +33,10 @@ def predict_logits(
     was_training = model.training
     model.eval()
     mean, std = mean.to(runtime.device), std.to(runtime.device)
-    logits = []
     with runtime.autocast():
-        for batch in images.split(batch_size):
-            logits.append(model(normalise(batch.to(runtime.device), mean, std)).float().cpu())
+        logits = [
+            model(normalise(batch.to(runtime.device), mean, std)).float().cpu()
+            for batch in images.split(batch_size)
+        ]
     model.train(was_training)
     return torch.cat(logits)

@@ -3,9 +3,9 @@
     data --> experts --> statistics --> recovery --> relabeling --> evaluation
                  \\--> initialization --^
 
-Every arrow is a stored artifact under a hash of everything that decides it (the stage's configuration,
-its inputs' hashes, the split). The same command therefore continues where an earlier one stopped, and
-a changed setting re-runs only the stages behind it.
+Every arrow is a stored artifact under a hash of everything that decides it (the stage's
+configuration, its inputs' hashes, the split). The same command therefore continues where an earlier
+one stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,7 @@ class Run:
         self.common = {
             "format": FORMAT,
             "split": data.split_sha256,
+            "pixels": data.content_sha256,
             "image_size": data.image_size,
             "normalization": [data.mean, data.std],
             "horizontal_flip": config.horizontal_flip,
@@ -220,7 +221,9 @@ class Run:
         self.labels = initial["labels"]
         self.images = to_uint8(recovered["images"])
         self.images_key = fingerprint([recovered_key, teacher_key])
-        self.logits = predict_logits(teacher, self.images, self.mean, self.std, self.runtime)
+        # The labels that travel with the set are worth full precision.
+        exact = dataclasses.replace(self.runtime, precision="fp32")
+        self.logits = predict_logits(teacher, self.images, self.mean, self.std, exact)
         save_distilled(
             self.out,
             self.images,
@@ -236,7 +239,7 @@ class Run:
         )
 
     def expert(
-        self, role: str, architecture: str, loss: str | None = None
+        self, role: str, architecture: str, loss: Literal["rldd", "ce"] | None = None
     ) -> tuple[nn.Module, str]:
         """Stage 1: return a trained expert and its key."""
         settings = self.config.experts
@@ -254,7 +257,7 @@ class Run:
         )
         model = build_model(architecture, data.num_classes, data.image_size, data.channels)
         model.load_state_dict(weights)
-        model = model.to(runtime.device, memory_format=torch.channels_last)
+        model = model.to(runtime.device).to(memory_format=torch.channels_last)
         return model.eval().requires_grad_(False), key
 
     def statistics(self, observer: nn.Module, key: str) -> tuple[list[LayerStatistics], str]:
@@ -362,8 +365,8 @@ class Run:
             "counts": list(data.counts),
             "class_names": list(data.class_names),
             "confusion": {
-                who: sum(
-                    confusion_matrix(p, data.test_labels, data.num_classes) for p in rows
+                who: confusion_matrix(
+                    rows.flatten(), data.test_labels.repeat(len(rows)), data.num_classes
                 ).tolist()
                 for who, rows in predictions.items()
             },

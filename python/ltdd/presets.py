@@ -1,8 +1,8 @@
 """Named settings for a purpose; every value says where it comes from.
 
-A preset is a nested dict that overrides the defaults of ``config.py``; a config file and the command
-line override it in turn. "Paper" is arXiv:2511.18858; where it is silent, its published code base's
-settings for the data set are used ("code"), or ours, found by measurement ("measured").
+A preset is a nested dict that overrides the defaults of ``config.py``; a config file and the
+command line override it in turn. "Paper" is arXiv:2511.18858; where it is silent, its published
+code base's settings for the data set are used ("code"), or ours, found by measurement ("measured").
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _cpu(data: str) -> dict[str, Any]:
 
 
 def _paper(data: str) -> dict[str, Any]:
-    # Observer ResNet-32 w64 with BN, teacher ConvNet-3 with instance norm, both GLMC-trained (code).
+    # Observer ResNet-32 w64 with BN, teacher ConvNet-3 with instance norm, GLMC-trained (code).
     many_classes = data.startswith("cifar100")
     return {
         "precision": "auto",

@@ -48,10 +48,10 @@ class Scores:
     row: Mapping[str, Any]
 
     def percent(self, group: str) -> str:
-        """Return ``61.2 ± 0.4``, the deviation only over several networks, or a dash."""
+        """Return ``61.2 ± 0.4``, the deviation only over several networks; - if empty."""
         score = self.row.get(group)
         if score is None:
-            return "–"
+            return "-"
         spread = f" ± {100 * score['std']:.1f}" if score["n"] > 1 else ""
         return f"{100 * score['mean']:.1f}{spread}"
 
@@ -110,7 +110,7 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
         "counts": counts,
         "size": _size(results["bytes"]["images"]),
         "label_size": _size(results["bytes"]["labels"]),
-        "scores": scores,
+        "named": scores,
         "groups": {name: len(members) for name, members in results["groups"].items()},
         "chart_counts": charts.count_bars(
             [names[c] for c in order],
@@ -126,15 +126,18 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
                     s.style,
                     [s.spread(g) for g in ("accuracy", *_GROUPS)],
                 )
-                for s in scores
+                for s in scores.values()
             ],
         ),
         "chart_classes": charts.class_lines(
             [names[c] for c in order],
-            [Series(s.name, [s.row["per_class"][c] for c in order], s.style) for s in scores],
+            [
+                Series(s.name, [s.row["per_class"][c] for c in order], s.style)
+                for s in scores.values()
+            ],
             _class_bands(results["groups"]),
         ),
-        "legend": charts.legend([s.name for s in scores], [s.style for s in scores]),
+        "legend": charts.legend({s.name: s.style for s in scores.values()}),
         "cards": cards,
         "hidden": hidden,
         "soft_labels": _heat_map(_mean_soft_labels(distilled), order, names, "gives"),
@@ -144,16 +147,17 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
         "evaluations": _evaluations(out),
         "config_text": json.dumps(distilled.manifest["config"], indent=2),
         "files": distilled.manifest["files"],
+        "folder": json.dumps(str(out)),
     }
 
 
-def _scores(results: Mapping[str, Any]) -> list[Scores]:
+def _scores(results: Mapping[str, Any]) -> dict[str, Scores]:
     rows = {"student": results["student"], **results["baselines"], "teacher": results["teacher"]}
-    return [
-        Scores(name, style, rows[who])
+    return {
+        who: Scores(name, style, rows[who])
         for style, (who, name) in enumerate(_WHO.items())
         if who in rows
-    ]
+    }
 
 
 def _class_bands(groups: Mapping[str, Sequence[int]]) -> list[Band]:
@@ -174,8 +178,7 @@ class Card:
     name: str
     count: int
     group: str
-    rows: list[tuple[str, str, str]]  # caption, alternative text, data URI
-    columns: int
+    rows: list[tuple[str, str, str, float]]  # caption, alternative text, data URI, width in %
 
 
 def _cards(
@@ -205,13 +208,20 @@ def _cards(
         strips.append(("distilled", distilled.images[members]))
         if real is not None:
             strips.append(("real", real[label]))
+        # One scale for all strips of a card; few images are not blown up to the full width.
+        slots = max(5, *(len(images) for _, images in strips))
         rows = [
-            (kind, f"{len(images)} {kind} images of class {name}", _strip(images, side))
+            (
+                kind,
+                f"{len(images)} {kind} images of class {name}",
+                _strip(images, side),
+                100 * len(images) / slots,
+            )
             for kind, images in strips
         ]
         group = next(g for g in _GROUPS if label in groups[g])
         count = distilled.manifest["counts"][label]
-        cards.append(Card(name, count, group, rows, max(len(i) for _, i in strips)))
+        cards.append(Card(name, count, group, rows))
     return cards, len(order) - len(cards)
 
 
@@ -227,12 +237,17 @@ def _initial_images(out: Path, distilled: DistilledSet) -> tuple[Tensor | None, 
 
 
 def _strip(images: Tensor, side: int) -> str:
-    """Return a PNG data URI of uint8 images (N, C, H, W) in one row."""
-    row = torch.cat(list(images), dim=2).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row)
-    if images.shape[-1] > side:
-        picture = picture.resize((side * len(images), side), Image.Resampling.LANCZOS)
-    return _data_uri(picture)
+    """Return a PNG data URI of uint8 images (N, C, H, W) in one row, with transparent gaps."""
+    zoom = max(1, 32 // side)  # whole steps, so that pixels stay squares
+    cell = side * zoom
+    gap = max(1, cell // 16)
+    row = Image.new("RGBA", ((cell + gap) * len(images) - gap, cell))
+    for position, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        method = Image.Resampling.LANCZOS if picture.width > cell else Image.Resampling.NEAREST
+        row.paste(picture.resize((cell, cell), method), (position * (cell + gap), 0))
+    return _data_uri(row)
 
 
 def _data_uri(picture: Image.Image) -> str:
@@ -320,7 +335,11 @@ def _losses(events: Sequence[Mapping[str, Any]]) -> list[LossChart]:
         lines = {_WHO.get(name, name): _mean_line(steps) for name, steps in values.items()}
         chart = charts.loss_lines(lines, x_name, f"{title}: loss over every {x_name}")
         if chart:
-            found.append(LossChart(title, chart, charts.legend(list(lines))))
+            found.append(
+                LossChart(
+                    title, chart, charts.legend({name: style for style, name in enumerate(lines)})
+                )
+            )
     return found
 
 

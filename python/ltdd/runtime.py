@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -125,8 +125,8 @@ def resolve_precision(name: Precision, device: torch.device) -> Literal["bf16", 
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator to keep freed memory instead of returning it to the system.
 
-    Networks on a CPU allocate and free the same large activations in every step. By default each of
-    them is mapped afresh and its pages are faulted in again, which costs up to half of the time of a
+    Networks on a CPU allocate and free the same large activations in every step. By default each
+    is mapped afresh and its pages are faulted in again, which costs up to half of the time of a
     training step. The setting holds for the whole process.
 
     Returns:
@@ -138,11 +138,11 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     settings = ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0))
-    return all([bool(mallopt(*pair)) for pair in settings])
+    return all(bool(mallopt(*pair)) for pair in settings)
 
 
 class Progress:
-    """A tqdm bar on a terminal, a plain line every ten seconds elsewhere; silent for two seconds."""
+    """A tqdm bar on a terminal, a plain line every ten seconds elsewhere, none in the first two."""
 
     def __init__(self, total: int, label: str, quiet: bool) -> None:
         self._total, self._label = total, label
@@ -199,10 +199,9 @@ class Meter:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            try:
+            # Where this is refused, peak_bytes is the peak of the whole process, as documented.
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:
-                pass  # peak_bytes is then the peak of the whole process, as documented
         self._start = time.monotonic()
         return self
 
@@ -212,12 +211,10 @@ class Meter:
 
 
 def _peak_resident() -> int:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 

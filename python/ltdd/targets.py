@@ -1,8 +1,8 @@
 """Class-balanced statistics of the observer's layers, and the targets recovery aims at.
 
-Letters: K classes, C channels of a layer, m images of a class in a batch. The variance of a class is
-``var_k = W_k + B_k``: W the mean over images of the variance inside an image, B the variance over
-images of the image mean. V is the variance of the class means over classes.
+Letters: K classes, C channels of a layer, m images of a class in a batch. The variance of a class
+is ``var_k = W_k + B_k``: W the mean over images of the variance inside an image, B the variance
+over images of the image mean. V is the variance of the class means over classes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def pad_crop_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     Returns:
         (N, C, H, W), same dtype.
     """
-    n, c, h, w = images.shape
+    n, _, h, w = images.shape
     device = images.device
     top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator).to(device)
     rows = top + torch.arange(h, device=device)
@@ -136,8 +136,8 @@ def cut_box(height: int, width: int, lam: float, row: float, column: float) -> C
     half_h = math.ceil(height * math.sqrt(1 - lam)) / 2
     half_w = math.ceil(width * math.sqrt(1 - lam)) / 2
     centre_y, centre_x = row * height, column * width
-    top, bottom = max(0, round(centre_y - half_h)), min(height, round(centre_y + half_h))
-    left, right = max(0, round(centre_x - half_w)), min(width, round(centre_x + half_w))
+    top, bottom = (min(max(math.floor(centre_y + s * half_h), 0), height) for s in (-1, 1))
+    left, right = (min(max(math.floor(centre_x + s * half_w), 0), width) for s in (-1, 1))
     kept = 1 - (bottom - top) * (right - left) / (height * width)
     return CutBox(top, left, bottom, right, kept)
 

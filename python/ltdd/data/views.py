@@ -62,7 +62,9 @@ class ViewSchedule:
         seed = stream_seed(self.seed, "views", epoch)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.num_images, generator=generator)
-        for number, indices in enumerate(order.split(self.config.batch_size)):
+        # Batches of nearly equal size: a last batch of one image would stop a batch-norm student.
+        batches = -(-self.num_images // self.config.batch_size)
+        for number, indices in enumerate(torch.tensor_split(order, batches)):
             crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
             partner = box = None
             if self.config.cutmix:

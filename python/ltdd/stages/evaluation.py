@@ -41,7 +41,8 @@ def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
     @torch.no_grad()
     def ask(epoch: int, start: int, view: View, batch: Tensor) -> Tensor:
         with runtime.autocast():
-            return teacher(batch).to(torch.float16).float()
+            logits: Tensor = teacher(batch)
+        return logits.to(torch.float16).float()
 
     teacher.eval()
     return ask
@@ -78,7 +79,7 @@ def train_student(
     config, device = schedule.config, runtime.device
     with runtime.global_stream("evaluation", who, number):
         model = build_model(config.student, num_classes, images.shape[-1], images.shape[1])
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     images, mean, std = images.to(device), mean.to(device), std.to(device)
     optimizer = _optimizer(model, config)
@@ -95,7 +96,7 @@ def train_student(
                     logits = model(batch)
                 loss = student_loss(logits, soft, hard, config)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 averaged.update_parameters(model)
                 start += len(view.indices)

@@ -1,9 +1,9 @@
 """Stage 1: train an observer and a teacher on the long-tailed data (arXiv:2511.18858, Eq. 5-7).
 
 Every step mixes a plainly drawn batch A with a resampled batch R twice, once by MixUp and once by
-CutMix. Two classifiers share the backbone: a plain one that dominates early and a class-debiased one
-that takes over as ``(e/T)^2``; a SimSiam-like term keeps the two views' projections consistent. Only
-the backbone and the debiased classifier are kept.
+CutMix. Two classifiers share the backbone: a plain one that dominates early and a class-debiased
+one that takes over as ``(e/T)^2``; a SimSiam-like term keeps the two views' projections consistent.
+Only the backbone and the debiased classifier are kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import normalise, pad_crop_flip, paste, random_cut_box
+from ltdd.data.augment import cut_box, normalise, pad_crop_flip, paste
 from ltdd.data.datasets import LongTailedData
 from ltdd.losses import (
     class_debias_weights,
@@ -22,7 +22,7 @@ from ltdd.losses import (
     expert_loss,
     soft_cross_entropy,
 )
-from ltdd.models import build_model
+from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime, check_finite
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
@@ -32,14 +32,12 @@ class ExpertNetwork(nn.Module):
     """A backbone with the heads that only training needs.
 
     Args:
-        backbone: has `features`, `classifier` and `feature_dim`; its classifier is the debiased one.
+        backbone: its own classifier is the debiased one.
         num_classes: K.
         config: ``single_head`` lets the plain term use the debiased classifier too.
     """
 
-    def __init__(
-        self, backbone: ClassificationNetwork, num_classes: int, config: ExpertsConfig
-    ) -> None:
+    def __init__(self, backbone: Network, num_classes: int, config: ExpertsConfig) -> None:
         super().__init__()
         width, hidden = backbone.feature_dim, config.projection_dim
         self.backbone = backbone
@@ -86,8 +84,9 @@ class _Batches:
         first, second = self.view(plain, generator), self.view(plain, generator)
         other_first, other_second = (self.view(resampled, generator) for _ in range(2))
         y, other_y = self.one_hot(plain), self.one_hot(resampled)
-        lam = float(torch.rand((), generator=generator))
-        box = random_cut_box(*self.images.shape[2:], generator)
+        # One lam for both views: they must show the same mixture to be consistent.
+        lam, row, column = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        box = cut_box(self.images.shape[2], self.images.shape[3], lam, row, column)
         mixup = lam * first + (1 - lam) * other_first
         cutmix = paste(second, other_second, box)
         targets = (lam * y + (1 - lam) * other_y, box.kept * y + (1 - box.kept) * other_y)
@@ -120,7 +119,7 @@ def train_expert(
     with runtime.global_stream("experts", role, "parameters"):
         backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
         network = ExpertNetwork(backbone, data.num_classes, config)
-    network = network.to(runtime.device, memory_format=torch.channels_last).train()
+    network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
     batches = _Batches(data, config, flip, runtime)
     batch_size = min(config.batch_size, len(data.train_labels))
     steps = len(data.train_labels) // batch_size
@@ -139,7 +138,7 @@ def train_expert(
             generator = runtime.stream("experts", role, "epoch", epoch)
             order = torch.randperm(len(data.train_labels), generator=generator)
             share, total = debias_progress(epoch, config.epochs), torch.zeros(())
-            for indices in order[: steps * batch_size].split(batch_size):
+            for indices in order[: steps * batch_size].view(steps, batch_size):
                 if config.loss == "ce":
                     inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
                     with runtime.autocast():
@@ -153,7 +152,7 @@ def train_expert(
                         plain, rebalanced, consistency, targets, weights, share, config
                     )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 if step_every_batch:
                     schedule.step()

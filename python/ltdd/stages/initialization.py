@@ -1,8 +1,8 @@
 """Stage 3: where the synthetic images start (arXiv:2511.18858, confidence-guided initialization).
 
 Every real image offers K random crops, scored by the teacher's log-probability of the true class.
-Selection goes in rounds: the best unused crop of every image first, then the second best, and so on.
-A head class therefore never uses an image twice, and a tail class with few images stays diverse.
+Selection goes in rounds: the best unused crop of every image first, then the second best, and
+so on. A head class therefore never uses an image twice, and a tail class with few images stays diverse.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def _score(
 ) -> Tensor:
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     scores = []
-    chunks = zip(source.split(SCORING_BATCH), boxes.split(SCORING_BATCH), strict=True)
-    for indices, part in chunks:
+    for start in range(0, len(source), SCORING_BATCH):
+        indices, part = (v[start : start + SCORING_BATCH] for v in (source, boxes))
         crops = Crops(part, torch.zeros(len(part), dtype=torch.bool))
         views = crop(data.train_images[indices].to(runtime.device) / 255, crops)
         logits = predict_logits(teacher, views, mean, std, runtime)

@@ -1,9 +1,9 @@
 """Stage 4: optimise the images until their statistics match the fair ones (Eq. 2-4).
 
 ``L = lambda_ce * CE + r * (sum_l w_l D_l + eta * mean_k sum_l w_l D_lk)`` with
-``D = |mean - target mean|_2 + |var - target var|_2`` over the channels of layer l, for the whole batch
-and for the images of each class k. Batches are class-stratified and of fixed size, so memory does not
-grow with ipc. Every image draws its own crop in every iteration.
+``D = |mean - target mean|_2 + |var - target var|_2`` over the channels of layer l, for the whole
+batch and for the images of each class k. Batches are class-stratified and of fixed size, so memory
+does not grow with ipc. Every image draws its own crop in every iteration.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stage 5: soft labels from the teacher.
 
-``static`` logits, one vector an image, are always made: they travel with the data set. ``fkd`` adds the
-teacher's logits of every view of the student's training; the views themselves are regenerated from
-seeds, so only the logits are stored.
+``static`` logits, one vector an image, are always made: they travel with the data set. ``fkd`` adds
+the teacher's logits of every view of the student's training; the views themselves are regenerated
+from seeds, so only the logits are stored.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ def label_views(
     epochs = schedule.config.epochs
     images = images.to(runtime.device)
     mean, std = mean.to(runtime.device), std.to(runtime.device)
-    labels: list[Tensor] = []
+    table: Tensor | None = None
     with runtime.progress(epochs, "relabeling") as progress, runtime.autocast():
         for epoch in range(epochs):
             views = (schedule.render(v, images, mean, std) for v in schedule.epoch(epoch))
-            logits = [teacher(view).to(torch.float16).cpu() for view in views]
-            labels.append(torch.cat(logits))
+            logits = torch.cat([teacher(view).to(torch.float16).cpu() for view in views])
+            if table is None:
+                table = logits.new_empty(epochs, *logits.shape)
+            table[epoch] = logits
             progress.step()
-    return torch.stack(labels)
+    assert table is not None  # epochs >= 1 by the configuration
+    return table
 
 
 def fkd_bytes(epochs: int, num_images: int, num_classes: int) -> int:

@@ -1,8 +1,8 @@
 """Stage 2: class-balanced batch-norm statistics of the frozen observer (arXiv:2511.18858, Eq. 8-9).
 
-One deterministic pass over the un-augmented long-tailed images. For every layer and class it keeps the
-exact count, mean, within-image and between-image variance; the order and the size of batches do not
-matter, because the dynamic momentum of Eq. 8 is applied as an exact merge of moments in float64.
+One deterministic pass over the un-augmented long-tailed images. For every layer and class it keeps
+the exact count, mean, within-image and between-image variance; the order and the size of batches do
+not matter, because the dynamic momentum of Eq. 8 is applied as an exact merge of moments.
 """
 
 from __future__ import annotations
