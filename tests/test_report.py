@@ -180,9 +180,10 @@ def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
     for words in (
         "351 images distilled into 100",
-        "student on distilled images",
-        "student on random real images",
-        "network on all long-tailed data",
+        "trained on overall head medium tail distilled images",
+        "random real images",
+        "all long-tailed data",
+        "the teacher itself",
         "ltdd distill --data digits --imbalance-factor 50 --out runs/demo",
         "Expert training",
         "Recovery of the images",

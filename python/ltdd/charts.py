@@ -224,7 +224,7 @@ def _loss_axis(low: float, high: float) -> tuple[list[Markup], Callable[[float],
 
 
 def _log_axis(low: float, high: float) -> tuple[list[Markup], Callable[[float], float]]:
-    """Return a logarithmic axis with a line for every power of ten, and the height of a value."""
+    """Return a logarithmic axis and the height of a value."""
     bottom, top = math.log10(low), math.log10(high)
     scale = (HEIGHT - TOP - BOTTOM) / (top - bottom)
 
@@ -232,10 +232,13 @@ def _log_axis(low: float, high: float) -> tuple[list[Markup], Callable[[float], 
         return HEIGHT - BOTTOM - (math.log10(y) - bottom) * scale
 
     parts = [_text(LEFT - 6, TOP - 8, "log", "end", "small")]
-    for power in range(math.ceil(bottom), math.floor(top) + 1):
-        y = place(10.0**power)
-        parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid"))
-        parts.append(_text(LEFT - 6, y + 4, f"{10.0**power:g}", "end"))
+    powers = range(math.floor(bottom), math.ceil(top) + 1)
+    steps = (1,) if top - bottom > 2.5 else (1, 2, 5)
+    for value in (step * 10.0**power for power in powers for step in steps):
+        if low <= value <= high:
+            y = place(value)
+            parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid"))
+            parts.append(_text(LEFT - 6, y + 4, f"{value:g}", "end"))
     return parts, place
 
 

@@ -31,10 +31,10 @@ _SHOWN = 10  # images of a class
 _SIDE = 64  # larger images are shrunk to this side
 
 _WHO = {
-    "student": "student on distilled images",
-    "random_real": "student on random real images",
-    "full_long_tailed": "network on all long-tailed data",
-    "teacher": "teacher",
+    "student": "distilled images",
+    "random_real": "random real images",
+    "full_long_tailed": "all long-tailed data",
+    "teacher": "the teacher itself",
 }
 _GROUPS = ("head", "medium", "tail")
 
