@@ -1,0 +1,254 @@
+"""Fair statistics: exact per-class moments, any order of images, the worked toy of the targets."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltdd.config import StatisticsConfig
+from ltdd.data.augment import normalise
+from ltdd.data.datasets import LongTailedData
+from ltdd.errors import UserError
+from ltdd.models import build_model
+from ltdd.observation import batch_norm_layers
+from ltdd.runtime import Runtime
+from ltdd.stages.statistics import calibrate_statistics
+from ltdd.targets import LayerStatistics, LayerTargets, batch_targets, layer_targets
+
+FIELDS = ("mean", "within", "between")
+
+
+def layer_inputs(observer: nn.Module, data: LongTailedData) -> list[Tensor]:
+    """Inputs of the batch-norm layers for all training images at once, in float64."""
+    seen: list[Tensor] = []
+    layers = [m for m in observer.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [m.register_forward_pre_hook(lambda _, x: seen.append(x[0].double())) for m in layers]
+    images = normalise(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
+    with torch.no_grad():
+        observer.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def calibrate(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime, batch_size: int = 250
+) -> list[LayerStatistics]:
+    return calibrate_statistics(observer, data, StatisticsConfig(batch_size=batch_size), runtime)
+
+
+def assert_same(first: list[LayerStatistics], second: list[LayerStatistics]) -> None:
+    for ours, theirs in zip(first, second, strict=True):
+        assert torch.equal(ours.count, theirs.count)
+        for name in FIELDS:
+            torch.testing.assert_close(
+                getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-7
+            )
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("batch_size", [1, 7, 250])
+def test_statistics_equal_float64_over_all_elements(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime, backend: str, batch_size: int
+) -> None:
+    runtime = dataclasses.replace(runtime, backend=backend)
+    layers = calibrate(observer, data, runtime, batch_size)
+    for layer, inputs in zip(layers, layer_inputs(observer, data), strict=True):
+        # The count of a class is its images, not a constant of the full data set.
+        assert layer.count.tolist() == [24, 8, 2]
+        for label in range(3):
+            rows = inputs[data.train_labels == label].flatten(2)
+            within = rows.var(dim=2, correction=0).mean(0)
+            between = rows.mean(2).var(dim=0, correction=0)
+            for name, expected in (
+                ("mean", rows.mean((0, 2))),
+                ("within", within),
+                ("between", between),
+            ):
+                actual = getattr(layer, name)[label]
+                assert actual.dtype == torch.float64
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+            # W + B is the variance of the class over all its pixels.
+            torch.testing.assert_close(
+                (layer.within + layer.between)[label],
+                rows.transpose(0, 1).flatten(1).var(dim=1, correction=0),
+                rtol=1e-5,
+                atol=1e-7,
+            )
+
+
+def test_order_of_images_does_not_matter(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> None:
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(1))
+    shuffled = dataclasses.replace(
+        data, train_images=data.train_images[order], train_labels=data.train_labels[order]
+    )
+    assert_same(calibrate(observer, data, runtime, 5), calibrate(observer, shuffled, runtime, 5))
+
+
+def test_only_training_images_count(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> None:
+    other_test = dataclasses.replace(data, test_images=255 - data.test_images)
+    assert_same(calibrate(observer, data, runtime), calibrate(observer, other_test, runtime))
+
+
+def test_the_observer_stays_as_it_was(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> None:
+    for layer in batch_norm_layers(observer):
+        layer.running_mean.fill_(0.25)
+    before = {name: tensor.clone() for name, tensor in observer.state_dict().items()}
+    layers = calibrate(observer.train(), data, runtime)
+    for name, tensor in observer.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    # The checkpoint's own statistics travel along.
+    assert layers[0].running_mean.tolist() == [0.25] * 6
+    assert layers[0].running_var.tolist() == [1.0] * 6
+
+
+def test_a_network_without_batch_norm_is_refused() -> None:
+    with pytest.raises(UserError, match=r"BatchNorm2d layers.*'convnet3', which has none"):
+        batch_norm_layers(build_model("convnet3", 3, 8, 3), "convnet3")
+
+
+def test_statistics_survive_storage(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> None:
+    for layer in calibrate(observer, data, runtime):
+        again = LayerStatistics.from_tensors("4", layer.tensors("4"))
+        for spec in dataclasses.fields(LayerStatistics):
+            assert torch.equal(getattr(again, spec.name), getattr(layer, spec.name))
+
+
+# --- targets ---
+
+
+def targets(statistics: LayerStatistics, images_per_class: list[int], **names: str) -> LayerTargets:
+    return layer_targets(statistics, torch.tensor(images_per_class), StatisticsConfig(**names))
+
+
+def statistics_of(rows: list[Tensor]) -> LayerStatistics:
+    """Statistics of classes given as (n, C, S) each."""
+    return LayerStatistics(
+        count=torch.tensor([len(r) for r in rows]),
+        mean=torch.stack([r.mean((0, 2)) for r in rows]),
+        within=torch.stack([r.var(2, correction=0).mean(0) for r in rows]),
+        between=torch.stack([r.mean(2).var(0, correction=0) for r in rows]),
+        running_mean=torch.full((rows[0].shape[1],), 0.5, dtype=torch.float64),
+        running_var=torch.full((rows[0].shape[1],), 1.326, dtype=torch.float64),
+    )
+
+
+def test_mixture_is_the_variance_of_a_class_balanced_replicate() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        torch.randn(n, 4, 9, generator=generator, dtype=torch.float64) * (n + 1) + n
+        for n in (6, 3, 2)
+    ]
+    replicate = torch.cat([r.repeat(6 // len(r), 1, 1) for r in rows])
+    expected_mean = replicate.mean((0, 2))
+    expected_var = replicate.transpose(0, 1).flatten(1).var(1, correction=0)
+    result = targets(statistics_of(rows), [1, 1, 1])
+    torch.testing.assert_close(result.mean, expected_mean.float())
+    torch.testing.assert_close(result.var, expected_var.float())
+
+
+def test_targets_follow_the_composition_of_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(6, 4, 9, generator=generator, dtype=torch.float64) + n for n in range(3)]
+    # Twice as many images of the last class, none of the middle one.
+    replicate = torch.cat([rows[0], rows[2], rows[2]])
+    result = targets(statistics_of(rows), [1, 0, 2])
+    torch.testing.assert_close(result.mean, replicate.mean((0, 2)).float())
+    torch.testing.assert_close(
+        result.var, replicate.transpose(0, 1).flatten(1).var(1, correction=0).float()
+    )
+
+
+# The worked toy: two classes whose estimators are 0.436, 1.134 and 3.286, and class-balanced
+# batches of 25 + 25 images whose variance is 3.270.
+MEAN_WITHIN, MEAN_TOTAL, MIXTURE, OBSERVED = 0.436, 1.134, 3.286, 3.270
+
+
+@pytest.fixture
+def toy() -> LayerStatistics:
+    half_gap = math.sqrt(MIXTURE - MEAN_TOTAL)
+    between = MEAN_TOTAL - MEAN_WITHIN
+    return LayerStatistics(
+        count=torch.tensor([400, 20]),
+        mean=torch.tensor([[half_gap], [-half_gap]], dtype=torch.float64),
+        within=torch.tensor([[MEAN_WITHIN - 0.1], [MEAN_WITHIN + 0.1]], dtype=torch.float64),
+        between=torch.tensor([[between + 0.2], [between - 0.2]], dtype=torch.float64),
+        running_mean=torch.tensor([0.9], dtype=torch.float64),
+        running_var=torch.tensor([1.326], dtype=torch.float64),
+    )
+
+
+def draw_images(toy: LayerStatistics, label: int, number: int) -> Tensor:
+    """Images (n, 16 pixels) of a class with the toy's mean, between and within variance."""
+    generator = torch.Generator().manual_seed(label)
+    centre = torch.randn(number, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(number, 16, generator=generator, dtype=torch.float64)
+    noise -= noise.mean(1, keepdim=True)
+    noise /= noise.square().mean(1, keepdim=True).sqrt()
+    return toy.mean[label] + toy.between[label].sqrt() * centre + toy.within[label].sqrt() * noise
+
+
+def mean_variance(groups: Tensor) -> float:
+    """Average over groups (T, images, pixels) of the variance of all pixels of a group."""
+    return float(groups.flatten(1).var(dim=1, correction=0).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("edc", MEAN_WITHIN), ("paper", MEAN_TOTAL), ("mixture", MIXTURE), ("running", 1.326)],
+)
+def test_global_targets_of_the_worked_toy(toy: LayerStatistics, name: str, expected: float) -> None:
+    result = targets(toy, [25, 25], global_target=name)
+    assert float(result.var) == pytest.approx(expected, abs=5e-4)
+    assert float(result.mean) == pytest.approx(0.9 if name == "running" else 0, abs=1e-6)
+
+
+def test_only_the_mixture_is_what_balanced_batches_show(toy: LayerStatistics) -> None:
+    halves = [draw_images(toy, label, 25 * 2000).view(2000, 25, 16) for label in range(2)]
+    shown = mean_variance(torch.cat(halves, dim=1))
+    assert shown == pytest.approx(OBSERVED, rel=0.01)
+    errors = {
+        name: abs(float(targets(toy, [25, 25], global_target=name).var) - shown)
+        for name in ("mixture", "paper", "edc", "running")
+    }
+    assert min(errors, key=errors.__getitem__) == "mixture"
+    assert errors["mixture"] < 0.01 * shown
+    assert sorted(errors.values())[1] > 0.4 * shown
+
+
+@pytest.mark.parametrize("images", [1, 2, 5, 25])
+def test_finite_class_target_is_what_m_images_show(toy: LayerStatistics, images: int) -> None:
+    result = targets(toy, [images, images], class_target="finite")
+    for label in range(2):
+        groups = draw_images(toy, label, 40_000 * images // min(images, 5)).view(-1, images, 16)
+        assert float(result.class_var[label]) == pytest.approx(mean_variance(groups), rel=0.01)
+
+
+def test_class_targets_by_formula(toy: LayerStatistics) -> None:
+    within, between = toy.within.float(), toy.between.float()
+    for name, expected in (
+        ("edc", within),
+        ("full", within + between),
+        ("finite", within + torch.tensor([[0.0], [0.75]]) * between),
+    ):
+        result = targets(toy, [1, 4], class_target=name)
+        torch.testing.assert_close(result.class_var, expected)
+        torch.testing.assert_close(result.class_mean, toy.mean.float())
+
+
+def test_batch_targets_count_the_labels(toy: LayerStatistics) -> None:
+    labels = torch.tensor([1, 0, 1, 1])
+    (ours,) = batch_targets([toy], labels, StatisticsConfig())
+    theirs = targets(toy, [1, 3])
+    for spec in dataclasses.fields(LayerTargets):
+        assert torch.equal(getattr(ours, spec.name), getattr(theirs, spec.name))
