@@ -1,0 +1,73 @@
+#pragma once
+
+// The launchers, as the bindings see them: raw pointers, sizes and a stream, neither torch nor CUDA
+// types. Every launcher returns at once for empty work, checks its launches, never waits, never
+// allocates; pointers are device pointers of the current device.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ltdd::cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+enum class Type { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// An activation of N * C planes, H x W each: NCHW, or NHWC with channels_last. A plain run of S
+// numbers is a plane of 1 x S.
+struct Activation {
+  Type type;
+  int64_t images, channels;
+  int height, width;
+  bool channels_last;
+
+  int64_t size() const { return int64_t(height) * width; }
+  int64_t rows() const { return images * channels; }
+};
+
+// Bytes of scratch that the moments of this activation need; 0 in most cases.
+size_t moments_scratch_bytes(const Activation& shape, bool pool);
+
+// mean, m2: (N, C), float32 (float64 for float64 x).
+void row_moments(const Activation& shape, const void* x, void* mean, void* m2, void* scratch,
+                 Stream stream);
+
+// dx = grad_mean / S + 2 grad_m2 (x - mean), stored like x.
+void row_moments_backward(const Activation& shape, const void* grad_mean, const void* grad_m2,
+                          const void* x, const void* mean, void* dx, Stream stream);
+
+// State of K classes, C channels, as in csrc/common/moments.h.
+struct ClassState {
+  int64_t* count;                 // [K]
+  double *mu, *within, *between;  // [K, C]
+  int64_t classes, channels;
+};
+
+// mean, m2: (N, C) of row_type, float32 or float64. Labels out of [0, K) are skipped.
+void class_moments_update(const ClassState& state, Type row_type, const void* mean, const void* m2,
+                          int64_t spatial_size, const int64_t* labels, int64_t images,
+                          Stream stream);
+void class_moments_merge(const ClassState& state, const ClassState& other, Stream stream);
+void class_moments_finish(const ClassState& state, double* mean, double* within, double* between,
+                          double* total, Stream stream);
+
+// One layer of the alignment objective. Class targets are null where class_weight is 0.
+struct AlignLayer {
+  const void *mean, *m2;                  // (N, C) of the row type
+  const void *global_mean, *global_var;   // (C) of the target type
+  const void *class_mean, *class_var;     // (K, C) of the target type
+  void *grad_mean, *grad_m2;              // (N, C) of the row type
+  int64_t channels;
+  double size, weight;
+  bool double_targets;
+};
+
+size_t align_loss_scratch_bytes(const AlignLayer* layers, int count, int64_t images,
+                                int64_t classes, double class_weight);
+
+// labels: [N]; those out of [0, K) belong to no class. loss: one number of the row type.
+void align_loss(const AlignLayer* layers, int count, Type row_type, const int64_t* labels,
+                int64_t images, int64_t classes, double class_weight, void* loss, void* scratch,
+                Stream stream);
+
+}  // namespace ltdd::cuda

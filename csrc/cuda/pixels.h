@@ -1,0 +1,280 @@
+#pragma once
+
+// Row moments in NHWC, where the C channels of a pixel lie together.
+//
+// A thread owns V channels of one image (one 16-byte vector; V = 1 where C is not a multiple) and
+// walks down the pixels: a tile of units in registers, an exact two-pass over the tile, a Chan merge
+// into the running moments. The threads of a block that share the channels are merged through
+// shared memory in double and in a fixed order. Small batches are cut further: a block takes one of
+// `splits` parts of the plane, and merge_splits_kernel puts the parts together. x is read once; no
+// atomics.
+
+#include "../common/moments.h"
+#include "units.h"
+
+namespace ltdd::cuda {
+
+inline constexpr int kPixelThreads = 256;
+
+// blockDim = (threads along channels, threads along pixels); gridDim = (images * splits, tiles).
+struct PixelGrid {
+  int64_t images;
+  int64_t channels;
+  int splits;
+  int share;  // units per split
+};
+
+// Where this thread works: image, first channel, units [begin, end) of the plane.
+template <int V>
+struct PixelSeat {
+  int64_t image;
+  int64_t channel;
+  int split, begin, end;
+  bool active;
+
+  __device__ PixelSeat(const PixelGrid& grid, int units) {
+    image = blockIdx.x / static_cast<unsigned>(grid.splits);
+    split = static_cast<int>(blockIdx.x % static_cast<unsigned>(grid.splits));
+    channel = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * V;
+    begin = split * grid.share;
+    end = units - begin < grid.share ? units : begin + grid.share;
+    active = channel < grid.channels;
+  }
+};
+
+// Moments, about the pivot, of V channels: one count for all of them.
+template <int V, typename acc_t>
+struct ChannelMoments {
+  acc_t count = 0;
+  acc_t mean[V] = {};
+  acc_t m2[V] = {};
+};
+
+template <typename Pixels, int V, int kUnits, typename acc_t>
+__device__ __forceinline__ void add_tile(ChannelMoments<V, acc_t>& running,
+                                         const acc_t (&values)[kUnits][Pixels::kElements][V],
+                                         const bool (&exists)[kUnits][Pixels::kElements],
+                                         const acc_t (&pivot)[V]) {
+  int elements = 0;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+    for (int e = 0; e < Pixels::kElements; ++e) elements += exists[u][e] ? 1 : 0;
+  const acc_t tile = static_cast<acc_t>(elements);
+  const acc_t inverse = acc_t(1) / tile;
+  const acc_t count = running.count + tile;
+  const acc_t share = tile / count;
+  const acc_t weight = running.count * share;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    acc_t sum = 0;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+      for (int e = 0; e < Pixels::kElements; ++e)
+        if (exists[u][e]) sum += values[u][e][v] - pivot[v];
+    const acc_t mean = sum * inverse;
+    acc_t square = 0;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+      for (int e = 0; e < Pixels::kElements; ++e)
+        if (exists[u][e]) {
+          const acc_t gap = (values[u][e][v] - pivot[v]) - mean;
+          square += gap * gap;
+        }
+    const acc_t delta = mean - running.mean[v];
+    running.mean[v] += delta * share;
+    running.m2[v] += square + delta * delta * weight;
+  }
+  running.count = count;
+}
+
+// Merges P parts with counts n_p: mean = sum n_p mean_p / n, m2 = sum m2_p + sum n_p (mean_p -
+// mean)^2. Two passes instead of P merges: no chain of divisions.
+template <typename Part>
+__device__ __forceinline__ Moments<double> merge_parts(int parts, const Part& part) {
+  double count = 0, sum = 0;
+  for (int p = 0; p < parts; ++p) {
+    const auto found = part(p);
+    if (found.count == 0) continue;
+    count += double(found.count);
+    sum += double(found.count) * double(found.mean);
+  }
+  const double mean = sum / count;
+  double m2 = 0;
+  for (int p = 0; p < parts; ++p) {
+    const auto found = part(p);
+    if (found.count == 0) continue;
+    const double gap = double(found.mean) - mean;
+    m2 += double(found.m2) + double(found.count) * gap * gap;
+  }
+  return {count, mean, m2};
+}
+
+// What the blocks of one image leave for merge_splits_kernel; unused (null) when splits == 1.
+template <typename acc_t>
+struct SplitParts {
+  acc_t* mean;   // (splits, N, C), about the pivot
+  acc_t* m2;     // (splits, N, C)
+  acc_t* count;  // (splits)
+};
+
+template <typename scalar_t, int V, typename Pixels, int kUnits, typename Epilogue>
+__global__ void __launch_bounds__(kPixelThreads)
+    pixel_moments_kernel(const scalar_t* __restrict__ x,         // (N, S, C)
+                         acc_type<scalar_t>* __restrict__ mean,  // (N, C)
+                         acc_type<scalar_t>* __restrict__ m2,    // (N, C)
+                         SplitParts<acc_type<scalar_t>> parts, PixelGrid grid, int64_t size,
+                         Pixels pixels, Epilogue epilogue) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int kElements = Pixels::kElements;
+  __shared__ acc_t means[kPixelThreads * V];
+  __shared__ acc_t squares[kPixelThreads * V];
+  __shared__ acc_t counts[kPixelThreads];
+  const PixelSeat<V> seat(grid, pixels.count);
+  const int lines = static_cast<int>(blockDim.y);
+  const int line = static_cast<int>(threadIdx.y);
+  const int64_t start = seat.image * size * grid.channels + seat.channel;
+
+  ChannelMoments<V, acc_t> running;
+  acc_t pivot[V] = {};
+  if (seat.active) {
+    load<V>(x + start, pivot);
+#pragma unroll
+    for (int v = 0; v < V; ++v) pivot[v] = pivot_from(pivot[v]);
+    const auto coefficients = epilogue.template channel_coefficients<V>(seat.channel);
+    for (int first = seat.begin + line; first < seat.end; first += lines * kUnits) {
+      acc_t values[kUnits][kElements][V];
+      typename Epilogue::template PixelOperands<kElements, V> operands[kUnits];
+      bool exists[kUnits][kElements];
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) {
+          const int unit = first + u * lines;
+          exists[u][e] = unit < seat.end && pixels.exists(unit, e);
+          if (!exists[u][e]) continue;
+          const int64_t offset = start + pixels.pixel(unit, e) * grid.channels;
+          load<V>(x + offset, values[u][e]);
+          epilogue.template load_pixel<V>(offset, e, operands[u]);
+        }
+      add_tile<Pixels, V, kUnits>(running, values, exists, pivot);
+      if constexpr (Epilogue::kWrites) {
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+          const int unit = first + u * lines;
+          if (unit < seat.end && pixels.output(unit) >= 0)
+            epilogue.template write_pixel<V>(
+                (seat.image * pixels.outputs() + pixels.output(unit)) * grid.channels +
+                    seat.channel,
+                coefficients, operands[u], values[u]);
+        }
+      }
+    }
+  }
+
+  const int width = static_cast<int>(blockDim.x) * V;
+  const int slot = static_cast<int>(threadIdx.x) * V;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    means[line * width + slot + v] = running.mean[v];
+    squares[line * width + slot + v] = running.m2[v];
+  }
+  if (threadIdx.x == 0) counts[line] = running.count;
+  __syncthreads();
+
+  // One thread per channel of the block; its pivot is read again rather than passed around.
+  const int thread = line * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+  const int threads = lines * static_cast<int>(blockDim.x);
+  for (int column = thread; column < width; column += threads) {
+    const int64_t channel = int64_t(blockIdx.y) * width + column;
+    if (channel >= grid.channels) continue;
+    const Moments<double> all = merge_parts(lines, [&](int p) {
+      return Moments<acc_t>{counts[p], means[p * width + column], squares[p * width + column]};
+    });
+    const int64_t row = seat.image * grid.channels + channel;
+    if (grid.splits == 1) {
+      const acc_t base = pivot_from(
+          static_cast<acc_t>(widen(x[seat.image * size * grid.channels + channel])));
+      mean[row] = static_cast<acc_t>(base + all.mean);
+      m2[row] = static_cast<acc_t>(all.m2);
+    } else {
+      const int64_t part = int64_t(seat.split) * grid.images * grid.channels + row;
+      parts.mean[part] = static_cast<acc_t>(all.mean);
+      parts.m2[part] = static_cast<acc_t>(all.m2);
+      if (row == 0) parts.count[seat.split] = static_cast<acc_t>(all.count);
+    }
+  }
+}
+
+template <typename scalar_t>
+__global__ void __launch_bounds__(kPixelThreads)
+    merge_splits_kernel(const scalar_t* __restrict__ x,         // (N, S, C)
+                        acc_type<scalar_t>* __restrict__ mean,  // (N, C)
+                        acc_type<scalar_t>* __restrict__ m2,    // (N, C)
+                        SplitParts<acc_type<scalar_t>> parts, PixelGrid grid, int64_t size) {
+  using acc_t = acc_type<scalar_t>;
+  const int64_t rows = grid.images * grid.channels;
+  const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row >= rows) return;
+  const Moments<double> all = merge_parts(grid.splits, [&](int p) {
+    return Moments<acc_t>{parts.count[p], parts.mean[p * rows + row], parts.m2[p * rows + row]};
+  });
+  const int64_t image = row / grid.channels;
+  const int64_t channel = row - image * grid.channels;
+  const acc_t pivot =
+      pivot_from(static_cast<acc_t>(widen(x[image * size * grid.channels + channel])));
+  mean[row] = static_cast<acc_t>(pivot + all.mean);
+  m2[row] = static_cast<acc_t>(all.m2);
+}
+
+template <typename scalar_t, int V, typename Pixels, int kUnits, typename Gradient>
+__global__ void __launch_bounds__(kPixelThreads)
+    pixel_gradient_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
+                          scalar_t* __restrict__ dx,       // (N, S, C)
+                          PixelGrid grid, int64_t size, Pixels pixels, Gradient gradient) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int kElements = Pixels::kElements;
+  const PixelSeat<V> seat(grid, pixels.count);
+  if (!seat.active) return;
+  const int lines = static_cast<int>(blockDim.y);
+  const int64_t start = seat.image * size * grid.channels + seat.channel;
+  const int64_t output_start = seat.image * pixels.outputs() * grid.channels + seat.channel;
+  const auto coefficients = gradient.template channel_coefficients<V>(
+      seat.image * grid.channels + seat.channel, seat.channel);
+  for (int first = seat.begin + static_cast<int>(threadIdx.y); first < seat.end;
+       first += lines * kUnits) {
+    acc_t values[kUnits][kElements][V];
+    typename Gradient::template PixelOperands<kElements, V> operands[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int unit = first + u * lines;
+      if (unit >= seat.end) continue;
+      const int64_t output = pixels.output(unit);
+      gradient.template load_output<V>(
+          output < 0 ? -1 : output_start + output * grid.channels, operands[u]);
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        if (!pixels.exists(unit, e)) continue;
+        const int64_t offset = start + pixels.pixel(unit, e) * grid.channels;
+        load<V>(x + offset, values[u][e]);
+        gradient.template load_pixel<V>(offset, e, operands[u]);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int unit = first + u * lines;
+      if (unit >= seat.end) continue;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        if (!pixels.exists(unit, e)) continue;
+        const int64_t offset = start + pixels.pixel(unit, e) * grid.channels;
+        gradient.template apply_pixel<V>(offset, e, coefficients, operands[u], values[u][e]);
+        store<V>(dx + offset, values[u][e]);
+      }
+    }
+  }
+}
+
+}  // namespace ltdd::cuda

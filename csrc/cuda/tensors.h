@@ -1,0 +1,122 @@
+#pragma once
+
+// What the bindings share: tensors of the stable ABI on one CUDA device, seen as the launchers of
+// ops.h want them. No CUDA header: streams and pointers are enough.
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+
+#include "../common/check.h"
+#include "ops.h"
+
+namespace ltdd::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Type type_of(const char* op, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Type::kFloat32;
+    case ScalarType::Double:
+      return Type::kFloat64;
+    case ScalarType::Half:
+      return Type::kFloat16;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    default:
+      refuse(op, "float32, float64, bfloat16 or float16, got another dtype");
+  }
+}
+
+// float64 stays float64, everything else is accumulated and returned in float32.
+inline ScalarType acc_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// A kernel would follow a pointer to host memory or to another GPU wherever it leads.
+inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
+                              const Tensor& x) {
+  if (!tensor.is_cuda() || tensor.get_device_index() != x.get_device_index())
+    refuse(op, name, " on cuda:", x.get_device_index(), ", got another device");
+}
+
+inline Stream current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+// On the device of x, contiguous, and of the wanted dtype.
+inline Tensor dense(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
+                    ScalarType dtype) {
+  check_same_device(op, name, tensor, x);
+  const Tensor contiguous = torch::stable::contiguous(tensor);
+  if (contiguous.scalar_type() == dtype) return contiguous;
+  return torch::stable::to(contiguous, dtype);
+}
+
+inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(x, {shape.begin(), shape.size()}, dtype);
+}
+
+// Scratch comes from torch's caching allocator, so a captured graph owns it.
+inline Tensor new_scratch(const Tensor& x, size_t bytes) {
+  return new_empty(x, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+}
+
+// True when walking the dimensions in the given order, innermost first, meets no gap; a dimension
+// of size 1 has no say.
+inline bool is_dense(const Tensor& x, std::initializer_list<int64_t> inner_to_outer) {
+  int64_t expected = 1;
+  for (const int64_t dim : inner_to_outer) {
+    if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
+    expected *= x.size(dim);
+  }
+  return true;
+}
+
+// An activation and how it lies in memory; strides that are neither NCHW nor NHWC are copied once.
+struct ActivationTensor {
+  Tensor tensor;
+  Activation shape;
+
+  const void* data() const { return tensor.const_data_ptr(); }
+
+  // A new tensor of the same shape, dtype and layout.
+  Tensor like() const {
+    if (shape.channels_last) return torch::stable::empty_like(tensor);
+    return torch::stable::new_empty(tensor, tensor.sizes());
+  }
+
+  Tensor rows() const {
+    return new_empty(tensor, {shape.images, shape.channels}, acc_dtype(tensor));
+  }
+};
+
+inline ActivationTensor as_activation(const char* op, const Tensor& x) {
+  check_activation(op, x);
+  const bool planes = x.dim() == 4;
+  const int64_t height = planes ? x.size(2) : 1, width = x.size(planes ? 3 : 2);
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  if (height * width > kMost || height > kMost || width > kMost)
+    refuse(op, "fewer than 2^31 elements per channel, got ", shape_of(x));
+  Activation shape{type_of(op, x),           x.size(0), x.size(1), static_cast<int>(height),
+                   static_cast<int>(width), false};
+  if (x.numel() == 0 || (planes ? is_dense(x, {3, 2, 1, 0}) : is_dense(x, {2, 1, 0})))
+    return {x, shape};
+  if (planes ? is_dense(x, {1, 3, 2, 0}) : is_dense(x, {1, 2, 0})) {
+    shape.channels_last = true;
+    return {x, shape};
+  }
+  return {torch::stable::contiguous(x), shape};
+}
+
+}  // namespace ltdd::cuda

@@ -1,0 +1,231 @@
+#pragma once
+
+// How the plane of one row (one image, one channel: S = H*W numbers) is cut into units, the pieces
+// that a thread loads at once, and where the output of a unit lies.
+//
+// LinearUnits and LinearPixels serve operators without pooling, PooledUnits and PooledPixels those
+// with a 2x2 average pool of stride 2: there a unit is made of whole windows, so a thread that has
+// loaded a unit has all it needs for its outputs. Pooling rounds down as torch does: in an odd
+// plane the last row or column belongs to windows without output, but it is still data.
+
+#include "vector.h"
+
+namespace ltdd::cuda {
+
+// H x W of one row; a plain run of S numbers is 1 x S.
+struct Plane {
+  int height, width;
+
+  __host__ __device__ int64_t size() const { return int64_t(height) * width; }
+};
+
+// NCHW: V neighbours of the row.
+template <int V>
+struct LinearUnits {
+  static constexpr int kElements = V;
+  static constexpr bool kPartial = false;
+
+  int count;
+  int64_t size;
+
+  explicit LinearUnits(Plane plane)
+      : count(static_cast<int>(plane.size() / V)), size(plane.size()) {}
+
+  __device__ int64_t output_size() const { return size; }
+
+  // Returns which elements of the unit exist, as a bit mask.
+  template <typename scalar_t>
+  __device__ unsigned load_unit(const scalar_t* row, int unit,
+                                acc_type<scalar_t> (&values)[V]) const {
+    load<V>(row + int64_t(unit) * V, values);
+    return ~0u;
+  }
+
+  template <typename scalar_t>
+  __device__ void store_unit(scalar_t* row, int unit, const acc_type<scalar_t> (&values)[V]) const {
+    store<V>(row + int64_t(unit) * V, values);
+  }
+
+  template <typename scalar_t>
+  __device__ void store_output(scalar_t* row, int unit,
+                               const acc_type<scalar_t> (&values)[V]) const {
+    store_unit(row, unit, values);
+  }
+
+  // The gradient that each element of the unit gets from the output.
+  template <typename scalar_t>
+  __device__ void load_output_grad(const scalar_t* row, int unit,
+                                   acc_type<scalar_t> (&grad)[V]) const {
+    load_unit(row, unit, grad);
+  }
+};
+
+// NCHW with pooling: V neighbours of line 2i and the V below them. With kPartial the plane may be
+// odd and unaligned, V is 2 and elements are moved one by one.
+template <int V, bool kPartialPlane>
+struct PooledUnits {
+  static constexpr int kElements = 2 * V;
+  static constexpr bool kPartial = kPartialPlane;
+  static constexpr int kOutputs = V / 2;
+
+  Plane plane;
+  int columns;
+  int count;
+
+  explicit PooledUnits(Plane shape)
+      : plane(shape),
+        columns(ceil_div(shape.width, V)),
+        count(ceil_div(shape.height, 2) * columns) {}
+
+  __device__ int64_t output_size() const {
+    return int64_t(plane.height / 2) * (plane.width / 2);
+  }
+
+  struct Position {
+    int line, column;
+  };
+
+  __device__ Position position(int unit) const {
+    const int pair = unit / columns;
+    return {2 * pair, (unit - pair * columns) * V};
+  }
+
+  __device__ bool exists(Position at, int element) const {
+    return at.line + element / V < plane.height && at.column + element % V < plane.width;
+  }
+
+  __device__ int64_t offset(Position at, int element) const {
+    return int64_t(at.line + element / V) * plane.width + at.column + element % V;
+  }
+
+  // Offset of the unit's first output, or -1 if it has none.
+  __device__ int64_t output_offset(Position at) const {
+    if (kPartial && (at.line + 1 >= plane.height || at.column + 1 >= plane.width)) return -1;
+    return int64_t(at.line / 2) * (plane.width / 2) + at.column / 2;
+  }
+
+  template <typename scalar_t>
+  __device__ unsigned load_unit(const scalar_t* row, int unit,
+                                acc_type<scalar_t> (&values)[kElements]) const {
+    using acc_t = acc_type<scalar_t>;
+    const Position at = position(unit);
+    if constexpr (kPartial) {
+      unsigned mask = 0;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const bool here = exists(at, e);
+        values[e] = here ? widen(row[offset(at, e)]) : acc_t(0);
+        mask |= here ? 1u << e : 0u;
+      }
+      return mask;
+    } else {
+      acc_t upper[V], lower[V];
+      load<V>(row + offset(at, 0), upper);
+      load<V>(row + offset(at, V), lower);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        values[e] = upper[e];
+        values[V + e] = lower[e];
+      }
+      return ~0u;
+    }
+  }
+
+  template <typename scalar_t>
+  __device__ void store_unit(scalar_t* row, int unit,
+                             const acc_type<scalar_t> (&values)[kElements]) const {
+    using acc_t = acc_type<scalar_t>;
+    const Position at = position(unit);
+    if constexpr (kPartial) {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e)
+        if (exists(at, e)) row[offset(at, e)] = narrow<scalar_t>(values[e]);
+    } else {
+      acc_t upper[V], lower[V];
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        upper[e] = values[e];
+        lower[e] = values[V + e];
+      }
+      store<V>(row + offset(at, 0), upper);
+      store<V>(row + offset(at, V), lower);
+    }
+  }
+
+  template <typename scalar_t>
+  __device__ void store_output(scalar_t* row, int unit,
+                               const acc_type<scalar_t> (&values)[kElements]) const {
+    using acc_t = acc_type<scalar_t>;
+    const int64_t target = output_offset(position(unit));
+    if (kPartial && target < 0) return;
+    acc_t means[kOutputs];
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o)
+      means[o] = acc_t(0.25) * (values[2 * o] + values[2 * o + 1] + values[V + 2 * o] +
+                                values[V + 2 * o + 1]);
+    store<kOutputs>(row + target, means);
+  }
+
+  template <typename scalar_t>
+  __device__ void load_output_grad(const scalar_t* row, int unit,
+                                   acc_type<scalar_t> (&grad)[kElements]) const {
+    using acc_t = acc_type<scalar_t>;
+    const int64_t source = output_offset(position(unit));
+    acc_t pooled[kOutputs] = {};
+    if (!kPartial || source >= 0) load<kOutputs>(row + source, pooled);
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) grad[e] = acc_t(0.25) * pooled[(e % V) / 2];
+  }
+};
+
+// NHWC: one pixel.
+struct LinearPixels {
+  static constexpr int kElements = 1;
+
+  int count;
+
+  explicit LinearPixels(Plane plane) : count(static_cast<int>(plane.size())) {}
+
+  __device__ int outputs() const { return count; }
+  __device__ bool exists(int, int) const { return true; }
+  __device__ int64_t pixel(int unit, int) const { return unit; }
+  __device__ int64_t output(int unit) const { return unit; }
+};
+
+// NHWC with pooling: the 2x2 window of one output pixel.
+struct PooledPixels {
+  static constexpr int kElements = 4;
+
+  Plane plane;
+  int columns;
+  int count;
+
+  explicit PooledPixels(Plane shape)
+      : plane(shape),
+        columns(ceil_div(shape.width, 2)),
+        count(ceil_div(shape.height, 2) * columns) {}
+
+  __device__ int outputs() const { return (plane.height / 2) * (plane.width / 2); }
+
+  __device__ bool exists(int unit, int element) const {
+    const int pair = unit / columns;
+    return 2 * pair + element / 2 < plane.height &&
+           2 * (unit - pair * columns) + element % 2 < plane.width;
+  }
+
+  __device__ int64_t pixel(int unit, int element) const {
+    const int pair = unit / columns;
+    return int64_t(2 * pair + element / 2) * plane.width + 2 * (unit - pair * columns) +
+           element % 2;
+  }
+
+  // Output pixel of the window, or -1 if the plane ends inside it.
+  __device__ int64_t output(int unit) const {
+    const int pair = unit / columns;
+    const int column = unit - pair * columns;
+    if (2 * pair + 1 >= plane.height || 2 * column + 1 >= plane.width) return -1;
+    return int64_t(pair) * (plane.width / 2) + column;
+  }
+};
+
+}  // namespace ltdd::cuda
