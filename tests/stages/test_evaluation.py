@@ -1,0 +1,206 @@
+"""Students: schedules, loss, averaged parameters, learning, reproducibility, bad numbers."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltdd.config import EvaluationConfig
+from ltdd.data.datasets import LongTailedData
+from ltdd.data.views import ViewSchedule
+from ltdd.errors import UserError
+from ltdd.inference import predict_logits
+from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.runtime import Runtime
+from ltdd.stages import evaluation
+from ltdd.stages.evaluation import (
+    learning_rate_factor,
+    static_labels,
+    student_loss,
+    train_student,
+)
+
+
+def factors(schedule: str, epochs: int = 1000) -> list[float]:
+    config = EvaluationConfig(schedule=schedule, epochs=epochs)
+    return [learning_rate_factor(epoch, config) for epoch in range(epochs)]
+
+
+def test_step_schedule_halves_at_its_milestones() -> None:
+    values = factors("step")
+    assert [i for i in range(1, 1000) if values[i] != values[i - 1]] == [800, 900, 950]
+    assert [values[i] for i in (0, 800, 900, 950)] == [1, 0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.0), ("smoothed_cosine", 0.5)])
+def test_cosine_schedules_fall_smoothly(schedule: str, last: float) -> None:
+    values = factors(schedule)
+    assert values[0] == 1
+    assert values[-1] == pytest.approx(last, abs=2e-3)
+    assert all(a > b for a, b in itertools.pairwise(values))
+    zeta = 2 if schedule == "smoothed_cosine" else 1
+    assert values[250] == pytest.approx((1 + math.cos(math.pi * 0.25 / zeta)) / 2)
+
+
+def test_student_loss_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, soft = torch.randn(2, 4, 5, generator=generator)
+    hard = torch.eye(5)[:4]
+    config = EvaluationConfig(logit_weight=0.7, hard_weight=0.025)
+    expected = 0.7 * ((logits - soft) ** 2).mean() + 0.025 * soft_cross_entropy(logits, hard)
+    torch.testing.assert_close(student_loss(logits, soft, hard, config), expected)
+    normalised = dataclasses.replace(config, logit_std_norm=True)
+    expected = 0.7 * logit_matching_loss(logits, soft, True)
+    expected += 0.025 * soft_cross_entropy(standardise_rows(logits), hard)
+    torch.testing.assert_close(student_loss(logits, soft, hard, normalised), expected)
+    # Class labels alone: plain cross-entropy with full weight.
+    torch.testing.assert_close(
+        student_loss(logits, None, hard, config), soft_cross_entropy(logits, hard)
+    )
+
+
+@pytest.fixture
+def problem(balanced: LongTailedData, runtime: Runtime) -> dict[str, Any]:
+    """Arguments of `train_student` on 18 separable images, labels as logits."""
+    labels = balanced.train_labels
+    config = EvaluationConfig(
+        student="convnet3",
+        epochs=31,
+        batch_size=6,
+        learning_rate=3e-3,
+        crop_min_scale=0.5,
+        ema_decay=0.9,
+        seeds=1,
+    )
+    return {
+        "images": balanced.train_images,
+        "labels": labels,
+        "source": static_labels(5 * torch.eye(3)[labels]),
+        "num_classes": 3,
+        "schedule": ViewSchedule(0, 18, 8, 8, False, config),
+        "mean": torch.tensor(balanced.mean),
+        "std": torch.tensor(balanced.std),
+        "who": "student",
+        "number": 0,
+        "runtime": runtime,
+    }
+
+
+def changed(problem: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    plan: ViewSchedule = problem["schedule"]
+    return problem | {
+        "schedule": dataclasses.replace(plan, config=dataclasses.replace(plan.config, **settings))
+    }
+
+
+def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> float:
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
+    return float((predictions == data.test_labels).float().mean())
+
+
+@pytest.mark.parametrize("kind", ["static", "hard"])
+def test_a_student_learns(
+    problem: dict[str, Any], balanced: LongTailedData, runtime: Runtime, log: Any, kind: str
+) -> None:
+    given = problem | ({"source": None} if kind == "hard" else {})
+    model = train_student(**given)
+    assert not model.training
+    assert accuracy(model, balanced, runtime) > 0.9
+    events = log.of("student")
+    assert [event["epoch"] for event in events] == [0, 10, 20, 30]
+    assert all(event["who"] == "student" and event["seed"] == 0 for event in events)
+    assert events[-1]["loss"] < 0.85 * events[0]["loss"]
+
+
+def test_number_and_name_decide_the_student(problem: dict[str, Any]) -> None:
+    short = changed(problem, epochs=1)
+
+    def weights(**other: Any) -> Tensor:
+        return train_student(**(short | other)).classifier.weight
+
+    first = weights()
+    assert torch.equal(weights(), first)
+    assert not torch.equal(weights(number=1), first)
+    assert not torch.equal(weights(who="random_real"), first)
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The networks that `train_student` builds and steps, as opposed to their averages."""
+    built: list[nn.Module] = []
+
+    def build(*args: Any) -> nn.Module:
+        built.append(original(*args))
+        return built[-1]
+
+    original = evaluation.build_model
+    monkeypatch.setattr(evaluation, "build_model", build)
+    return built
+
+
+def test_the_last_iterate_without_averaging(problem: dict[str, Any], live: list[nn.Module]) -> None:
+    model = train_student(**changed(problem, epochs=2, ema_decay=0.0))
+    for ours, stepped in zip(model.parameters(), live[0].parameters(), strict=True):
+        assert torch.equal(ours, stepped)
+
+
+def test_averaged_parameters_lag_and_buffers_are_live(
+    problem: dict[str, Any], live: list[nn.Module]
+) -> None:
+    model = train_student(**changed(problem, epochs=1, student="convnet3_bn"))
+    live_state = live[0].state_dict()
+    assert int(live_state["body.0.1.num_batches_tracked"]) == 3
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, live_state[name]), name
+    for name, parameter in model.named_parameters():
+        # Biases before a batch norm have no gradient and stand still.
+        if not name.endswith("0.bias"):
+            assert not torch.equal(parameter, live_state[name]), name
+
+
+def test_the_average_follows_its_formula(
+    problem: dict[str, Any], live: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterates: list[Tensor] = []
+    update = evaluation.AveragedModel.update_parameters
+
+    def spy(self: evaluation.AveragedModel, model: nn.Module) -> None:
+        iterates.append(model.classifier.weight.detach().clone())
+        update(self, model)
+
+    monkeypatch.setattr(evaluation.AveragedModel, "update_parameters", spy)
+    model = train_student(**changed(problem, epochs=2))
+    expected = iterates[0]
+    for iterate in iterates[1:]:
+        expected = 0.9 * expected + 0.1 * iterate
+    assert len(iterates) == 6
+    torch.testing.assert_close(model.classifier.weight, expected)
+
+
+def test_weight_decay_spares_vectors(problem: dict[str, Any], live: list[nn.Module]) -> None:
+    # With a learning rate of 1e-3 and this decay a decayed tensor shrinks to 0.6 a step.
+    for decay in (0.0, 400.0):
+        train_student(**changed(problem, epochs=1, learning_rate=1e-3, weight_decay=decay))
+    free, decayed = live
+    for (name, ours), theirs in zip(decayed.named_parameters(), free.parameters(), strict=True):
+        ratio = float(ours.detach().abs().mean() / theirs.detach().abs().mean())
+        if ours.ndim > 1:
+            assert ratio < 0.4, name
+        else:
+            assert ratio > 0.8, name
+
+
+def test_a_set_smaller_than_a_batch(problem: dict[str, Any]) -> None:
+    model = train_student(**changed(problem, batch_size=100, epochs=1))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> None:
+    bad = static_labels(torch.full((18, 3), float("inf")))
+    with pytest.raises(UserError, match="evaluation: student: expected a finite loss at step 0"):
+        train_student(**(problem | {"source": bad}))

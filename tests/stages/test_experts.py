@@ -1,0 +1,211 @@
+"""Experts: what a step shows the network, resampling, heads, schedules, learning, bad numbers."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltdd.config import ExpertsConfig
+from ltdd.data.augment import normalise
+from ltdd.data.datasets import LongTailedData
+from ltdd.errors import UserError
+from ltdd.inference import predict_logits
+from ltdd.models import Network, build_model
+from ltdd.runtime import Runtime
+from ltdd.stages.experts import ExpertNetwork, _Batches, _schedule, train_expert
+
+FAST = ExpertsConfig(
+    observer="convnet3_bn", epochs=6, batch_size=8, learning_rate=0.05, weight_decay=1e-3
+)
+
+
+def network(**settings: Any) -> ExpertNetwork:
+    config = dataclasses.replace(FAST, projection_dim=5, **settings)
+    return ExpertNetwork(build_model("convnet3_bn", 3, 8, 3), 3, config)
+
+
+def test_heads_have_their_shapes() -> None:
+    net = network()
+    plain, rebalanced, z, p = net(torch.rand(2, 3, 8, 8))
+    assert plain.shape == rebalanced.shape == (2, 3)
+    assert z.shape == p.shape == (2, 5)
+    assert not torch.equal(plain, rebalanced)
+    # The backbone's own classifier is the debiased one, so inference uses it.
+    net.eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(net(images)[1], net.backbone(images))
+
+
+def test_one_head_can_carry_both_terms() -> None:
+    plain, rebalanced, _, _ = network(single_head=True)(torch.rand(2, 3, 8, 8))
+    assert torch.equal(plain, rebalanced)
+    own = sum(p.numel() for p in network(single_head=True).parameters())
+    both = sum(p.numel() for p in network().parameters())
+    assert both - own == 128 * 3 + 3
+
+
+def coloured(size: int = 32) -> LongTailedData:
+    """Image i is constant at 10 i; the classes have 16, 8 and 1 images."""
+    labels = torch.tensor([0] * 16 + [1] * 8 + [2])
+    images = (torch.arange(25) * 10).to(torch.uint8)[:, None, None, None].expand(25, 3, size, size)
+    return LongTailedData(
+        images, labels, images, labels, ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3, "0" * 64, "test"
+    )
+
+
+def batches(runtime: Runtime, data: LongTailedData, **settings: Any) -> _Batches:
+    config = dataclasses.replace(FAST, crop_padding=0, **settings)
+    return _Batches(data, config, False, runtime)
+
+
+def test_both_views_show_one_mixture_and_labels_match_pixels(runtime: Runtime) -> None:
+    data = coloured()
+    source = batches(runtime, data)
+    plain = torch.tensor([0, 1, 16, 24])
+    shares = []
+    for seed in range(60):
+        inputs, (mixup, cutmix) = source.mixed_views(plain, torch.Generator().manual_seed(seed))
+        assert inputs.shape == (8, 3, 32, 32)
+        for targets in (mixup, cutmix):
+            torch.testing.assert_close(targets.sum(1), torch.ones(4))
+        values = inputs * 255 / 10
+        first, second = values[:4, 0], values[4:, 0]
+        # MixUp is constant: lam * own + (1 - lam) * other. CutMix shows both images unmixed.
+        assert float(first.flatten(1).std(dim=1).max()) < 1e-3
+        own = plain.float()
+        for row in range(4):
+            shown = second[row].round().unique()
+            other = [v for v in shown.tolist() if v != own[row]]
+            if len(other) != 1:
+                continue
+            lam = (float(first[row].mean()) - other[0]) / (float(own[row]) - other[0])
+            kept = float((second[row].round() == own[row]).float().mean())
+            shares.append((lam, kept))
+            label = data.train_labels[plain[row]]
+            if data.train_labels[int(other[0])] != label:
+                assert float(mixup[row, label]) == pytest.approx(lam, abs=1e-3)
+                assert float(cutmix[row, label]) == pytest.approx(kept, abs=1e-3)
+    assert len(shares) > 60
+    # One lam for both views: clipping only uncovers, rounding covers two pixels a side at most.
+    assert all(kept > lam - 0.13 for lam, kept in shares)
+    assert min(lam for lam, _ in shares) < 0.2
+    assert max(lam for lam, _ in shares) > 0.8
+
+
+def test_own_and_resampled_views_are_two_draws(runtime: Runtime, data: LongTailedData) -> None:
+    source = _Batches(data, dataclasses.replace(FAST, crop_padding=8), True, runtime)
+    assert source.padding == 2
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.arange(8)
+    first, second = source.view(indices, generator), source.view(indices, generator)
+    assert not torch.equal(first, second)
+    plain = _Batches(data, dataclasses.replace(FAST, crop_padding=0), False, runtime)
+    expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
+    assert torch.equal(plain.view(indices, generator), expected)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.2, 1.0])
+def test_resampling_draws_classes_by_their_power(runtime: Runtime, power: float) -> None:
+    data = coloured(8)
+    weights = batches(runtime, data, resampling_power=power).draw_weights
+    per_class = torch.zeros(3, dtype=torch.float64).index_add_(0, data.train_labels, weights)
+    expected = torch.tensor([16.0, 8, 1], dtype=torch.float64) ** (1 - power)
+    torch.testing.assert_close(per_class / per_class.sum(), expected / expected.sum())
+
+
+def test_resampled_images_follow_the_weights(runtime: Runtime) -> None:
+    data = coloured(8)
+    source = batches(runtime, data, resampling_power=1.0)
+    plain = torch.zeros(25, dtype=torch.int64)
+    partners = torch.zeros(3)
+    for seed in range(80):
+        _, (mixup, _) = source.mixed_views(plain, torch.Generator().manual_seed(seed))
+        other = mixup.clone()
+        other[:, 0] = 0
+        partners += torch.tensor(
+            [float((other.sum(1) == 0).sum()), *(other[:, 1:] > 0).sum(0).tolist()]
+        )
+    # Uniform over classes: 2000 draws.
+    torch.testing.assert_close(partners / 2000, torch.full((3,), 1 / 3), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+def test_learning_rate_ends_near_zero(name: str) -> None:
+    config = dataclasses.replace(FAST, schedule=name, epochs=20)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    schedule, every_batch = _schedule(optimizer, config, steps=5)
+    rates = []
+    for _ in range(20):
+        for _ in range(5):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if every_batch:
+                schedule.step()
+        if not every_batch:
+            schedule.step()
+    assert max(rates) == pytest.approx(0.05, rel=1e-3)
+    assert rates.index(max(rates)) == (0 if name == "cosine" else pytest.approx(20, abs=1))
+    assert rates[-1] < 0.01 * 0.05 or (name == "cosine" and rates[-1] < 0.02 * 0.05)
+
+
+def test_crop_padding_scales_with_the_image(runtime: Runtime, data: LongTailedData) -> None:
+    assert _Batches(data, FAST, False, runtime).padding == 1
+    assert _Batches(coloured(64), FAST, False, runtime).padding == 8
+
+
+def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> Tensor:
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
+    return (predictions == data.test_labels).float().view(data.num_classes, -1).mean(1)
+
+
+@pytest.mark.parametrize("loss", ["rldd", "ce"])
+def test_an_expert_learns(data: LongTailedData, runtime: Runtime, log: Any, loss: str) -> None:
+    config = dataclasses.replace(FAST, loss=loss, epochs=10)
+    model = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    assert isinstance(model, Network)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    scores = accuracy(model, data, runtime)
+    assert float(scores[:2].mean()) > 0.9
+    events = log.of("train")
+    assert [event["epoch"] for event in events] == list(range(10))
+    assert all((e["stage"], e["role"]) == ("experts", "observer") for e in events)
+    assert events[-1]["loss"] < events[0]["loss"]
+
+
+def test_seed_and_role_decide_the_expert(data: LongTailedData, runtime: Runtime) -> None:
+    config = dataclasses.replace(FAST, epochs=1)
+
+    def weights(role: str = "observer", seed: int = 0) -> Tensor:
+        own = dataclasses.replace(runtime, seed=seed)
+        return train_expert(role, "convnet3_bn", data, config, True, own).classifier.weight
+
+    first = weights()
+    assert torch.equal(weights(), first)
+    assert not torch.equal(weights("teacher"), first)
+    assert not torch.equal(weights(seed=1), first)
+
+
+def test_training_leaves_global_randomness_alone(data: LongTailedData, runtime: Runtime) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    train_expert(
+        "observer", "convnet3_bn", data, dataclasses.replace(FAST, epochs=1), True, runtime
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_fewer_images_than_a_batch(data: LongTailedData, runtime: Runtime, log: Any) -> None:
+    config = dataclasses.replace(FAST, epochs=1, batch_size=1000)
+    model = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    # All 34 images make the one step.
+    assert int(model.body[0][1].num_batches_tracked) == 1
+
+
+def test_numbers_that_are_not_finite_stop_the_stage(data: LongTailedData, runtime: Runtime) -> None:
+    config = dataclasses.replace(FAST, learning_rate=1e30)
+    with pytest.raises(UserError, match="experts: expected a finite loss at step"):
+        train_expert("observer", "convnet3_bn", data, config, False, runtime)

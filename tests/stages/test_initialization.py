@@ -1,0 +1,184 @@
+"""Initial images: selection in rounds, the teacher's scores, classes with too few images."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ltdd.config import InitializationConfig
+from ltdd.data.datasets import LongTailedData
+from ltdd.runtime import Runtime
+from ltdd.stages.initialization import InitialImages, initialize_images, select_in_rounds
+
+Start = Callable[..., InitialImages]
+
+
+class Brightness(nn.Module):
+    """A teacher whose logit of class k is `sign` times the mean of channel k."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = sign
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.clone())
+        return self.sign * 20 * images.mean(dim=(2, 3))
+
+
+@pytest.fixture
+def start(data: LongTailedData, runtime: Runtime) -> Start:
+    def run(ipc: int, teacher: nn.Module | None = None, **settings: object) -> InitialImages:
+        config = InitializationConfig(**settings)
+        return initialize_images(teacher or Brightness(), data, ipc, config, runtime)
+
+    return run
+
+
+def literal_selection(scores: list[list[float]], wanted: int) -> list[tuple[int, int]]:
+    """The selection as it is written down: rounds of each image's best unused crop."""
+    unused = [set(range(len(row))) for row in scores]
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < wanted and any(unused):
+        best = [
+            (image, max(left, key=lambda crop: (scores[image][crop], -crop)))
+            for image, left in enumerate(unused)
+            if left
+        ]
+        best.sort(key=lambda pair: (-scores[pair[0]][pair[1]], pair[0]))
+        taken = best[: wanted - len(chosen)]
+        chosen += taken
+        for image, crop in best:
+            unused[image].discard(crop)
+    return chosen
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 5))
+def test_selection_follows_the_rounds(given_data: st.DataObject, images: int, crops: int) -> None:
+    # Few distinct values, so that ties are common.
+    row = st.lists(st.integers(0, 3).map(float), min_size=crops, max_size=crops)
+    scores = given_data.draw(st.lists(row, min_size=images, max_size=images))
+    wanted = given_data.draw(st.integers(1, images * crops))
+    image, column = select_in_rounds(torch.tensor(scores), wanted)
+    picked = list(zip(image.tolist(), column.tolist(), strict=True))
+    assert picked == literal_selection(scores, wanted)
+    assert len(set(picked)) == wanted
+
+
+def test_one_image_gives_distinct_crops() -> None:
+    image, column = select_in_rounds(torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.3]]), 3)
+    assert image.tolist() == [0, 0, 0]
+    assert column.tolist() == [1, 3, 2]
+
+
+def test_shape_range_and_order(start: Start, data: LongTailedData) -> None:
+    for method in ("scored_crops", "random_real", "noise"):
+        result = start(4, method=method)
+        assert result.images.shape == (12, 3, 8, 8)
+        assert result.images.dtype == torch.float32
+        assert result.images.is_contiguous()
+        assert float(result.images.min()) >= 0
+        assert float(result.images.max()) <= 1 + 1e-6
+        assert result.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        if method == "noise":
+            assert result.source.tolist() == [-1] * 12
+        else:
+            # Nothing but training images of the class itself, never a placeholder.
+            assert torch.equal(data.train_labels[result.source], result.labels)
+
+
+def test_large_classes_use_an_image_once(start: Start) -> None:
+    source = start(8).source.view(3, 8)
+    assert len(source[0].unique()) == 8
+    assert len(source[1].unique()) == 8
+    assert len(source[2].unique()) == 2
+
+
+def test_small_classes_use_distinct_crops(start: Start) -> None:
+    # The last class has 2 images and 5 crops of each: 10 fit.
+    result = start(10)
+    assert result.source.view(3, 10)[2].bincount().max() == 5
+    assert len(result.images[20:].unique(dim=0)) == 10
+
+
+def test_crops_are_drawn_again_when_they_do_not_fit(start: Start) -> None:
+    result = start(11, crops_per_image=2)
+    assert len(result.images[22:].unique(dim=0)) == 11
+    counts = result.source.view(3, 11)[2].unique(return_counts=True)[1]
+    assert sorted(counts.tolist()) == [5, 6]
+
+
+def class_brightness(result: InitialImages, label: int) -> float:
+    chosen = result.images[result.labels == label]
+    own = chosen[:, label].mean()
+    return float(own - chosen.mean())
+
+
+def test_the_teacher_decides(start: Start) -> None:
+    settings = {"crop_min_scale": 0.1}
+    best, worst = start(2, Brightness(), **settings), start(2, Brightness(-1.0), **settings)
+    for label in range(2):  # the last class has too few crops to choose from
+        assert class_brightness(best, label) > class_brightness(worst, label) + 0.02
+
+
+def test_the_best_crop_of_all_is_chosen_first(start: Start, data: LongTailedData) -> None:
+    teacher = Brightness()
+    result = start(3, teacher)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
+    for label in range(3):
+        scores = 20 * ((result.images[result.labels == label] - mean) / std).mean(dim=(2, 3))
+        chosen = scores.log_softmax(1)[:, label]
+        # Every crop the teacher saw of this class; the class's first choice is their best.
+        shown = 20 * teacher.seen[label].mean(dim=(2, 3))
+        assert len(shown) == 5 * data.counts[label]
+        assert float(chosen[0]) == pytest.approx(
+            float(shown.log_softmax(1)[:, label].max()), abs=1e-4
+        )
+
+
+def test_the_teacher_sees_its_own_normalization(start: Start, data: LongTailedData) -> None:
+    teacher = Brightness()
+    start(1, teacher, crop_min_scale=1.0, crops_per_image=1)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
+    members = data.train_images[data.train_labels == 1] / 255
+    torch.testing.assert_close(teacher.seen[1], (members - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_full_crops_are_the_images_themselves(start: Start, data: LongTailedData) -> None:
+    result = start(2, crop_min_scale=1.0)
+    torch.testing.assert_close(
+        result.images, data.train_images[result.source] / 255, rtol=0, atol=1e-5
+    )
+
+
+def test_random_real_images_are_spread_evenly(start: Start, data: LongTailedData) -> None:
+    result = start(5, method="random_real")
+    assert torch.equal(result.images, data.train_images[result.source] / 255)
+    source = result.source.view(3, 5)
+    assert len(source[0].unique()) == len(source[1].unique()) == 5
+    assert sorted(source[2].unique(return_counts=True)[1].tolist()) == [2, 3]
+
+
+def test_noise_has_the_moments_of_the_data(start: Start, data: LongTailedData) -> None:
+    images = start(60, method="noise").images
+    assert len(images.unique(dim=0)) == 180
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    # Clamping to [0, 1] pulls both in a little.
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(images.std(dim=(0, 2, 3)), std, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("method", ["scored_crops", "random_real", "noise"])
+def test_the_seed_decides(data: LongTailedData, runtime: Runtime, method: str) -> None:
+    config = InitializationConfig(method=method)
+
+    def run(seed: int) -> Tensor:
+        own = dataclasses.replace(runtime, seed=seed)
+        return initialize_images(Brightness(), data, 3, config, own).images
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))

@@ -1,0 +1,234 @@
+"""Recovery: batches, what the alignment measures, optimisation, backends, bad numbers."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ltdd_ext
+from ltdd.config import RecoveryConfig, StatisticsConfig
+from ltdd.data.augment import normalise
+from ltdd.data.datasets import LongTailedData
+from ltdd.errors import UserError
+from ltdd.observation import Observer
+from ltdd.runtime import Runtime
+from ltdd.stages.recovery import plan_batches, recover_images
+from ltdd.stages.statistics import calibrate_statistics
+from ltdd.targets import LayerStatistics, batch_targets
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 60))
+def test_batches_are_stratified_and_cover_the_set(classes: int, ipc: int, limit: int) -> None:
+    batches = plan_batches(classes, ipc, limit)
+    positions = torch.cat(batches)
+    assert positions.sort().values.tolist() == list(range(classes * ipc))
+    for batch in batches:
+        assert 0 < len(batch) <= limit
+        per_class = torch.bincount(batch // ipc, minlength=classes)
+        if classes <= limit:
+            assert int(per_class.min()) == int(per_class.max()) >= 1
+        else:
+            assert int(per_class.max()) == 1
+
+
+def test_a_set_that_fits_is_one_batch() -> None:
+    assert [len(batch) for batch in plan_batches(10, 10, 1000)] == [100]
+
+
+def test_batches_do_not_grow_with_images_per_class() -> None:
+    largest = [max(map(len, plan_batches(10, ipc, 100))) for ipc in (10, 50, 500)]
+    assert largest == [100, 100, 100]
+
+
+def calibrated(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> list[LayerStatistics]:
+    return calibrate_statistics(observer, data, StatisticsConfig(), runtime)
+
+
+def alignment(
+    images: Tensor,
+    labels: Tensor,
+    observer: nn.Module,
+    data: LongTailedData,
+    runtime: Runtime,
+    **names: Any,
+) -> float:
+    """The alignment of un-augmented images, class-wise part included."""
+    targets = batch_targets(calibrated(observer, data, runtime), labels, StatisticsConfig(**names))
+    normal = normalise(images, torch.tensor(data.mean), torch.tensor(data.std))
+    with torch.no_grad():
+        _, moments = Observer(observer, ltdd_ext.reference)(normal)
+    return float(
+        ltdd_ext.reference.align_loss(
+            [m.mean for m in moments],
+            [m.m2 for m in moments],
+            [m.spatial_size for m in moments],
+            labels,
+            [t.mean for t in targets],
+            [t.var for t in targets],
+            [t.class_mean for t in targets],
+            [t.class_var for t in targets],
+            [10.0, 1.0],
+            1.0,
+        )
+    )
+
+
+def test_the_whole_balanced_set_is_aligned_with_itself(
+    observer: nn.Module, balanced: LongTailedData, runtime: Runtime
+) -> None:
+    given_images = (balanced.train_images, balanced.train_labels, observer, balanced, runtime)
+    assert alignment(*given_images, class_target="full") < 1e-4
+    for wrong in ({"global_target": "paper"}, {"global_target": "edc"}, {"class_target": "edc"}):
+        assert alignment(*given_images, **({"class_target": "full"} | wrong)) > 5e-3
+
+
+def test_real_images_are_far_better_aligned_than_noise(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> None:
+    picked = torch.cat([torch.nonzero(data.train_labels == c).flatten()[:2] for c in range(3)])
+    labels = data.train_labels[picked]
+    noise = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    real = alignment(data.train_images[picked], labels, observer, data, runtime)
+    random = alignment(noise, labels, observer, data, runtime)
+    assert real < 0.35 * random
+
+
+def test_observer_returns_differentiable_moments(observer: nn.Module, data: LongTailedData) -> None:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    recorder = Observer(observer, ltdd_ext.reference)
+    logits, moments = recorder(images)
+    assert logits.shape == (2, 3)
+    assert [tuple(m.mean.shape) for m in moments] == [(2, 6), (2, 8)]
+    assert [m.spatial_size for m in moments] == [64, 16]
+    moments[1].m2.sum().backward()
+    assert float(images.grad.abs().sum()) > 0
+    # No hook is left behind on the network.
+    assert not any(m._forward_pre_hooks for m in observer.modules())
+
+
+@pytest.fixture
+def problem(data: LongTailedData, observer: nn.Module, runtime: Runtime) -> dict[str, Any]:
+    """Arguments of `recover_images` for 4 noise images of every class."""
+    labels = torch.arange(3).repeat_interleave(4)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "images": torch.rand(12, 3, 8, 8, generator=generator),
+        "labels": labels,
+        "observer": observer,
+        "statistics": calibrated(observer, data, runtime),
+        "mean": torch.tensor(data.mean),
+        "std": torch.tensor(data.std),
+        "flip": True,
+        "config": RecoveryConfig(iterations=40, alignment_weight=1.0, crop_min_scale=0.5),
+        "targets": StatisticsConfig(),
+        "runtime": runtime,
+    }
+
+
+def changed(problem: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return problem | {"config": dataclasses.replace(problem["config"], **settings)}
+
+
+def test_recovery_lowers_the_loss_and_keeps_pixels_in_range(
+    problem: dict[str, Any], data: LongTailedData, runtime: Runtime, log: Any
+) -> None:
+    before = problem["images"].clone()
+    result = recover_images(**problem)
+    assert result.shape == before.shape
+    assert result.dtype == torch.float32
+    assert float(result.min()) >= 0
+    assert float(result.max()) <= 1
+    assert torch.equal(problem["images"], before)
+    events = log.of("recover")
+    assert [event["iteration"] for event in events] == [0, 10, 20, 30, 39]
+    assert events[-1]["loss"] < 0.8 * events[0]["loss"]
+    assert events[-1]["alignment"] < 0.8 * events[0]["alignment"]
+    shared = (problem["labels"], problem["observer"], data, runtime)
+    assert alignment(result, *shared) < 0.8 * alignment(before, *shared)
+
+
+def test_without_alignment_the_cross_entropy_falls(problem: dict[str, Any], log: Any) -> None:
+    recover_images(**changed(problem, alignment_weight=0.0))
+    events = log.of("recover")
+    assert events[-1]["cross_entropy"] < events[0]["cross_entropy"]
+    assert events[0]["loss"] == pytest.approx(events[0]["cross_entropy"])
+
+
+def test_the_loss_is_the_weighted_sum(problem: dict[str, Any], log: Any) -> None:
+    recover_images(**changed(problem, iterations=1, alignment_weight=0.3, classification_weight=2))
+    (event,) = log.of("recover")
+    expected = 2 * event["cross_entropy"] + 0.3 * event["alignment"]
+    assert event["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_layer_and_the_class_part_have_their_weights(
+    problem: dict[str, Any], log: Any
+) -> None:
+    values = []
+    for first, per_class in ((1.0, 0.0), (11.0, 0.0), (21.0, 0.0), (1.0, 1.0), (1.0, 2.0)):
+        settings = {"first_layer_weight": first, "class_alignment_weight": per_class}
+        recover_images(**changed(problem, iterations=1, **settings))
+        values.append(log.events[-1]["alignment"])
+    assert values[1] - values[0] == pytest.approx(values[2] - values[1], rel=1e-4)
+    assert values[4] - values[3] == pytest.approx(values[3] - values[0], rel=1e-4)
+    assert values[1] > values[0]
+    assert values[3] > values[0]
+
+
+def test_no_iterations_return_the_start(problem: dict[str, Any]) -> None:
+    assert torch.equal(recover_images(**changed(problem, iterations=0)), problem["images"])
+
+
+def test_the_observer_is_left_alone(problem: dict[str, Any]) -> None:
+    before = {k: v.clone() for k, v in problem["observer"].state_dict().items()}
+    recover_images(**changed(problem, iterations=3))
+    for name, tensor in problem["observer"].state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(p.grad is None for p in problem["observer"].parameters())
+
+
+def test_the_seed_decides(problem: dict[str, Any], runtime: Runtime) -> None:
+    short = changed(problem, iterations=3)
+    first = recover_images(**short)
+    assert torch.equal(recover_images(**short), first)
+    other = recover_images(**(short | {"runtime": dataclasses.replace(runtime, seed=4)}))
+    assert not torch.equal(other, first)
+
+
+def test_batches_are_recovered_independently(problem: dict[str, Any], log: Any) -> None:
+    small = changed(problem, iterations=3, max_batch=6)
+    result = recover_images(**small)
+    assert {event["batch"] for event in log.of("recover")} == {0, 1}
+    # Images of the second slice do not change what becomes of the first.
+    images = problem["images"].clone().view(3, 4, 3, 8, 8)
+    images[:, 2:] = 0.5
+    other = recover_images(**(small | {"images": images.view_as(problem["images"])}))
+    slices, others = result.view(3, 4, -1), other.view(3, 4, -1)
+    assert torch.equal(slices[:, :2], others[:, :2])
+    assert not torch.equal(slices[:, 2:], others[:, 2:])
+
+
+def test_more_classes_than_fit_a_batch(problem: dict[str, Any]) -> None:
+    result = recover_images(**changed(problem, iterations=2, max_batch=2))
+    assert torch.isfinite(result).all()
+    assert (result != problem["images"]).flatten(1).any(dim=1).all()
+
+
+def test_both_backends_recover_the_same_images(problem: dict[str, Any], runtime: Runtime) -> None:
+    twenty = changed(problem, iterations=20)
+    compiled = twenty | {"runtime": dataclasses.replace(runtime, backend="compiled")}
+    torch.testing.assert_close(
+        recover_images(**compiled), recover_images(**twenty), rtol=0, atol=1e-3
+    )
+
+
+def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> None:
+    problem["images"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="recovery: expected a finite loss at step 0, got nan"):
+        recover_images(**problem)

@@ -1,0 +1,99 @@
+"""Soft labels: stored labels of replayed views equal those of a teacher asked online."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltdd.config import EvaluationConfig
+from ltdd.data.views import ViewSchedule, mixed
+from ltdd.models import build_model
+from ltdd.runtime import Runtime
+from ltdd.stages.evaluation import fkd_labels, online_labels, static_labels
+from ltdd.stages.relabeling import fkd_bytes, label_views
+
+MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (13, 3, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture
+def teacher() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_model("convnet3_bn", 4, 8, 3)
+    return net.to(memory_format=torch.channels_last).train()
+
+
+def schedule(**settings: object) -> ViewSchedule:
+    config = dataclasses.replace(EvaluationConfig(epochs=3, batch_size=5), **settings)
+    return ViewSchedule(2, 13, 8, 8, True, config)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("randaugment", [False, True])
+def test_stored_labels_equal_online_labels_bit_for_bit(
+    images: Tensor, teacher: nn.Module, runtime: Runtime, precision: str, randaugment: bool
+) -> None:
+    runtime = dataclasses.replace(runtime, precision=precision)
+    plan = schedule(randaugment=randaugment)
+    table = label_views(images, teacher, plan, MEAN, STD, runtime)
+    assert table.shape == (3, 13, 4)
+    assert table.dtype == torch.float16
+    assert table.numel() * table.element_size() == fkd_bytes(3, 13, 4)
+    stored, online = fkd_labels(table), online_labels(teacher, runtime)
+    for epoch in range(3):
+        first = 0
+        for view in plan.epoch(epoch):
+            batch = plan.render(view, images, MEAN, STD)
+            labels = stored(epoch, first, view, batch)
+            assert labels.dtype == torch.float32
+            assert torch.equal(labels, online(epoch, first, view, batch))
+            first += len(view.indices)
+    assert len(table.flatten(0, 1).unique(dim=0)) == 39
+
+
+def test_labeling_again_gives_the_same_bits(
+    images: Tensor, teacher: nn.Module, runtime: Runtime
+) -> None:
+    first = label_views(images, teacher, schedule(), MEAN, STD, runtime)
+    assert torch.equal(label_views(images, teacher, schedule(), MEAN, STD, runtime), first)
+
+
+def test_the_teacher_is_in_evaluation_mode(
+    images: Tensor, teacher: nn.Module, runtime: Runtime
+) -> None:
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    label_views(images, teacher, schedule(), MEAN, STD, runtime)
+    online_labels(teacher.train(), runtime)
+    assert not teacher.training
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_labels_of_plain_views_are_the_static_ones(
+    images: Tensor, teacher: nn.Module, runtime: Runtime
+) -> None:
+    plan = dataclasses.replace(schedule(cutmix=False, crop_min_scale=1.0), flip=False)
+    table = label_views(images, teacher, plan, MEAN, STD, runtime)
+    normal = (images / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    with torch.no_grad():
+        logits = teacher.eval()(normal)
+    order = torch.cat([view.indices for view in plan.epoch(1)])
+    torch.testing.assert_close(table[1].float(), logits[order], rtol=2e-3, atol=2e-3)
+
+
+def test_static_labels_are_mixed_like_the_images() -> None:
+    logits = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
+    source = static_labels(logits)
+    for view in schedule().epoch(0):
+        labels = source(0, 0, view, torch.empty(0))
+        assert torch.equal(labels, mixed(view, logits[view.indices]))
+        kept = view.box.kept
+        expected = kept * logits[view.indices] + (1 - kept) * logits[view.indices[view.partner]]
+        torch.testing.assert_close(labels, expected)
