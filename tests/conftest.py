@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# The tests' tensors are tiny: on a busy machine threads spend twelve times longer waiting for each
+# other than computing. Programs that tests start inherit the setting.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FolderBuilder = Callable[..., Path]
 
