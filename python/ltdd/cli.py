@@ -203,7 +203,7 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
 
 
 def _percent(score: Mapping[str, Any] | None) -> str:
-    if score is None or score["mean"] is None:
+    if score is None:
         return "-"
     deviation = f" ± {100 * score['std']:4.1f}" if score["n"] > 1 else " " * 7
     return f"{100 * score['mean']:.1f}{deviation}"
