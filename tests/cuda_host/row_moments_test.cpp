@@ -1,0 +1,119 @@
+// row_moments and its backward against double, for shapes that reach every path of the launcher.
+
+#include <cmath>
+
+#include "harness.h"
+
+namespace {
+
+using namespace harness;
+
+struct Expected {
+  std::vector<double> mean, m2;
+};
+
+template <typename scalar_t>
+Expected moments(const Shape& shape, const Buffer<scalar_t>& x) {
+  Expected expected;
+  for (size_t row = 0; row < shape.rows(); ++row) {
+    long double sum = 0, m2 = 0;  // a second opinion on double needs more than double
+    for (int64_t s = 0; s < shape.s(); ++s) sum += x.value(shape.index(row, s));
+    const long double mean = sum / shape.s();
+    for (int64_t s = 0; s < shape.s(); ++s) {
+      const long double gap = x.value(shape.index(row, s)) - mean;
+      m2 += gap * gap;
+    }
+    expected.mean.push_back(static_cast<double>(mean));
+    expected.m2.push_back(static_cast<double>(m2));
+  }
+  return expected;
+}
+
+template <typename scalar_t>
+void check(const Shape& shape, double center, bool shifted) {
+  using acc_t = ltdd::cuda::acc_type<scalar_t>;
+  const std::string what = "row_moments " + shape.text() + " type " +
+                           std::to_string(static_cast<int>(type_of<scalar_t>));
+  const double rounding = kRounding<acc_t>;
+  const Activation a = shape.activation(type_of<scalar_t>);
+  const auto x = numbers<scalar_t>(1, shape.elements(), center, 1.0, shifted);
+  Buffer<acc_t> mean(shape.rows()), m2(shape.rows());
+  Buffer<char> scratch(ltdd::cuda::moments_scratch_bytes(a, false));
+  ltdd::cuda::row_moments(a, x.data(), mean.data(), m2.data(), scratch.data(), nullptr);
+  record(mean);
+  record(m2);
+  const Expected expected = moments(shape, x);
+  for (size_t row = 0; row < shape.rows(); ++row) {
+    const double sd = std::sqrt(expected.m2[row] / static_cast<double>(shape.s()));
+    expect_close(what + " mean", row, mean.value(row), expected.mean[row],
+                 rounding * std::fabs(expected.mean[row]) + 4 * rounding * sd);
+    expect_close(what + " m2", row, m2.value(row), expected.m2[row],
+                 8 * rounding * expected.m2[row]);
+  }
+
+  const auto grad_mean = numbers<acc_t>(2, shape.rows());
+  const auto grad_m2 = numbers<acc_t>(3, shape.rows());
+  Buffer<scalar_t> dx(shape.elements(), shifted);
+  ltdd::cuda::row_moments_backward(a, grad_mean.data(), grad_m2.data(), x.data(), mean.data(),
+                                   dx.data(), nullptr);
+  record(dx);
+  for (size_t row = 0; row < shape.rows(); ++row)
+    for (int64_t s = 0; s < shape.s(); ++s) {
+      const size_t at = shape.index(row, s);
+      const double one = grad_mean.value(row) / static_cast<double>(shape.s());
+      const double two = 2 * grad_m2.value(row) * (x.value(at) - mean.value(row));
+      expect_close(what + " dx", at, dx.value(at), one + two,
+                   kRounding<scalar_t> * std::fabs(one + two) +
+                       4 * rounding * (std::fabs(one) + std::fabs(two)) + 0x1p-25);
+    }
+}
+
+template <typename scalar_t>
+void check_all() {
+  // Lanes per row 2, 4, 8, 16, 32; several warps per row; rows that are no multiple of a vector;
+  // NHWC with whole and odd channels, with splits, with one pixel.
+  const Shape shapes[] = {
+      {3, 5, 4, 4, false},    {2, 3, 4, 6, false},   {1, 3, 8, 8, false},  {1, 2, 12, 12, false},
+      {1, 2, 16, 16, false},  {1, 3, 32, 32, false}, {1, 2, 56, 56, false}, {2, 3, 7, 7, false},
+      {3, 4, 1, 1, false},    {1, 1, 1, 2, false},   {1, 1, 1, 1027, false}, {0, 3, 4, 4, false},
+      {1, 1, 96, 96, false},  {2, 0, 4, 4, false},   {3, 8, 4, 4, true},   {2, 16, 7, 7, true},
+      {2, 3, 5, 5, true},     {1, 20, 6, 6, true},   {1, 64, 16, 16, true}, {1, 8, 40, 40, true},
+      {3, 4, 1, 1, true},     {1, 1, 1, 9, true},    {1, 264, 3, 3, true},
+  };
+  for (const Shape& shape : shapes) check<scalar_t>(shape, 0.25, false);
+  for (const Shape& shape : {Shape{2, 3, 8, 8, false}, Shape{2, 8, 8, 8, true}})
+    check<scalar_t>(shape, 0.25, true);
+}
+
+// 1e5 standard deviations from zero: the pivot must save the variance.
+void check_offset() {
+  for (const bool channels_last : {false, true})
+    for (const int side : {4, 7, 32}) check<float>({1, 4, side, side, channels_last}, 57735.0, false);
+}
+
+void check_not_finite() {
+  for (const bool channels_last : {false, true})
+    for (const int place : {0, 5})
+      for (const float value : {INFINITY, NAN}) {
+        const Shape shape{1, 2, 4, 4, channels_last};
+        auto x = numbers<float>(4, shape.elements());
+        x[shape.index(1, place)] = value;
+        Buffer<float> mean(2), m2(2);
+        ltdd::cuda::row_moments(shape.activation(Type::kFloat32), x.data(), mean.data(), m2.data(),
+                                nullptr, nullptr);
+        expect(std::isfinite(mean[0]) && std::isfinite(m2[0]), "a finite row stays finite");
+        expect_close("mean of a row that is not finite", place, mean[1], value, 0);
+        expect(std::isnan(m2[1]), "m2 of a row that is not finite is NaN");
+      }
+}
+
+}  // namespace
+
+void test_row_moments() {
+  check_all<float>();
+  check_all<__half>();
+  check_all<__nv_bfloat16>();
+  check_all<double>();
+  check_offset();
+  check_not_finite();
+}

@@ -1,0 +1,101 @@
+"""Run the CUDA kernels on the host, and show that the emulation notices planted bugs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cuda_host import build as host
+
+pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler on this machine")
+
+FLAGS = ("-O0", *host.SANITIZERS)
+UNDEFINED_ON_A_GPU = 86
+
+
+def run(program: Path, *suites: str) -> subprocess.CompletedProcess[str]:
+    command = [program, *suites]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test program, built with the address and undefined-behaviour sanitizers."""
+    return host.build(tmp_path_factory.mktemp("cuda_host"), FLAGS)
+
+
+def plant(sanitized: Path, folder: Path, file: str, good: str, bad: str) -> Path:
+    """Rebuild the program with ``good`` replaced by ``bad`` once in ``file`` and its includers."""
+    csrc = folder / "csrc"
+    shutil.copytree(host.ROOT / "csrc", csrc)
+    text = (csrc / "cuda" / file).read_text()
+    assert good in text, f"{file} no longer holds what the planted bug replaces"
+    (csrc / "cuda" / file).write_text(text.replace(good, bad, 1))
+    includers = ("align_loss",) if file == "align_loss.cu" else ("row_moments",)
+    objects = {path.name: path for path in sanitized.parent.glob("*.o")}
+    for stem in includers:
+        source = csrc / "cuda" / f"{stem}.cu"
+        target = folder / f"{source.name}.o"
+        objects[target.name] = host.compile_object(source, target, csrc, FLAGS)
+    return host.link(folder / "emulated", list(objects.values()), FLAGS)
+
+
+def test_kernels_agree_with_float64_in_both_thread_orders(sanitized: Path) -> None:
+    result = run(sanitized)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " 0 wrong" in result.stdout
+
+
+@pytest.mark.slow
+def test_kernels_agree_when_optimised(tmp_path: Path) -> None:
+    result = run(host.build(tmp_path, ("-O2",)))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_missing_barrier_is_noticed(sanitized: Path, tmp_path: Path) -> None:
+    program = plant(sanitized, tmp_path, "pixels.h", "  __syncthreads();\n", "")
+    result = run(program, "row_moments")
+    assert result.returncode == 1
+    assert "differ between the two orders" in result.stderr or "wrong:" in result.stderr
+
+
+def test_a_missing_clamp_is_noticed(sanitized: Path, tmp_path: Path) -> None:
+    program = plant(
+        sanitized, tmp_path, "rows.h", "if (active && unit < seat.end) {", "if (active) {"
+    )
+    result = run(program, "row_moments")
+    assert result.returncode != 0
+    assert "heap-buffer-overflow" in result.stderr
+
+
+def test_a_divergent_barrier_is_noticed(sanitized: Path, tmp_path: Path) -> None:
+    program = plant(
+        sanitized,
+        tmp_path,
+        "align_loss.cu",
+        "  __syncthreads();\n  double sum = 0;",
+        "  if (threadIdx.y > 0) __syncthreads();\n  double sum = 0;",
+    )
+    result = run(program, "align_loss")
+    assert result.returncode == UNDEFINED_ON_A_GPU
+    assert "cuda_emulation:" in result.stderr
+
+
+def test_a_shuffle_without_all_lanes_is_noticed(sanitized: Path, tmp_path: Path) -> None:
+    program = plant(
+        sanitized,
+        tmp_path,
+        "rows.h",
+        "const int64_t row = active ? seat.row : 0;",
+        "const int64_t row = seat.row;\n  if (!active) return;",
+    )
+    result = run(program, "row_moments")
+    assert result.returncode == UNDEFINED_ON_A_GPU
+    assert (
+        "threads wait" in result.stderr
+        or "have ended" in result.stderr
+        or ("a thread ends" in result.stderr)
+    )
