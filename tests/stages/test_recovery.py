@@ -153,6 +153,21 @@ def test_recovery_lowers_the_loss_and_keeps_pixels_in_range(
     assert alignment(result, *shared) < 0.8 * alignment(before, *shared)
 
 
+def test_pixels_stay_in_range_at_every_step(problem: dict[str, Any]) -> None:
+    mean, std = (problem[name][:, None, None] for name in ("mean", "std"))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append((inputs[0] * std + mean).detach().aminmax())
+
+    problem["observer"].register_forward_pre_hook(look)
+    # Steps long enough to leave the range many times.
+    recover_images(**changed(problem, iterations=5, learning_rate=1.0))
+    assert len(seen) == 5
+    assert min(float(low) for low, _ in seen) > -1e-4
+    assert max(float(high) for _, high in seen) < 1 + 1e-4
+
+
 def test_without_alignment_the_cross_entropy_falls(problem: dict[str, Any], log: Any) -> None:
     recover_images(**changed(problem, alignment_weight=0.0))
     events = log.of("recover")
