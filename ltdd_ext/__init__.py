@@ -8,6 +8,7 @@ the same functions in plain PyTorch.
 from . import reference
 from ._library import backends, build_info
 from .align_loss import align_loss
+from .bn_act_moments import bn_act_moments
 from .class_moments import (
     ClassMoments,
     FinishedMoments,
@@ -22,6 +23,7 @@ __all__ = [
     "FinishedMoments",
     "align_loss",
     "backends",
+    "bn_act_moments",
     "build_info",
     "class_moments_finish",
     "class_moments_merge_",

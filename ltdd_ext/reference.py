@@ -13,10 +13,13 @@ from torch import Tensor
 
 from . import _check
 from .align_loss import check_arguments
+from .bn_act_moments import Act, Pool
+from .bn_act_moments import check_arguments as check_bn_act
 from .class_moments import FinishedMoments, check_merge, check_state, check_update
 
 __all__ = [
     "align_loss",
+    "bn_act_moments",
     "class_moments_finish",
     "class_moments_merge_",
     "class_moments_update_",
@@ -31,6 +34,27 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = rows.mean(dim=2)
     m2 = (rows - mean.unsqueeze(2)).square().sum(dim=2)
     return mean, m2
+
+
+def bn_act_moments(
+    x: Tensor,
+    k: Tensor,
+    h: Tensor,
+    residual: Tensor | None = None,
+    act: Act = "relu",
+    pool: Pool = "none",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frozen batch norm, activation, pool, and moments; see :func:`ltdd_ext.bn_act_moments`."""
+    check_bn_act("bn_act_moments", x, k, h, residual, act, pool)
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    y = k.detach().view(per_channel) * x.to(k.dtype) + h.detach().view(per_channel)
+    if residual is not None:
+        y = y + residual
+    if act == "relu":
+        y = torch.relu(y)
+    if pool == "avg2":
+        y = torch.nn.functional.avg_pool2d(y, 2)
+    return (y.to(x.dtype), *row_moments(x))
 
 
 def class_moments_update_(

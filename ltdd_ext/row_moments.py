@@ -47,7 +47,7 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def output_like(x: Tensor) -> Tensor:
     """Make the empty tensor that the kernels would: the layout of ``x``, or contiguous."""
-    if x.numel() > 0 and not _is_rows(x) and _is_pixels(x):
+    if x.numel() > 0 and not is_rows(x) and is_pixels(x):
         return torch.empty_like(x)
     return x.new_empty(x.shape)
 
@@ -61,11 +61,13 @@ def _dense_in_order(x: Tensor, inner_to_outer: tuple[int, ...]) -> bool:
     return True
 
 
-def _is_rows(x: Tensor) -> bool:
+def is_rows(x: Tensor) -> bool:
+    """Tell whether each row lies together (NCHW); may hold together with the other layout."""
     return _dense_in_order(x, (3, 2, 1, 0) if x.dim() == 4 else (2, 1, 0))
 
 
-def _is_pixels(x: Tensor) -> bool:
+def is_pixels(x: Tensor) -> bool:
+    """Tell whether the channels of each pixel lie together (NHWC, channels_last)."""
     return _dense_in_order(x, (1, 3, 2, 0) if x.dim() == 4 else (1, 2, 0))
 
 

@@ -70,7 +70,7 @@ void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tenso
 
   const Tensor means = contiguous_as(mean, acc_dtype(mean.scalar_type()));
   const Tensor m2s = contiguous_as(m2, means.scalar_type());
-  dispatch_floating(op, means, [&]<typename scalar_t>() {
+  const auto add_batch = [&]<typename scalar_t>() {
     const auto* row_mean = static_cast<const scalar_t*>(means.const_data_ptr());
     const auto* row_m2 = static_cast<const scalar_t*>(m2s.const_data_ptr());
     const double inverse_size = 1.0 / static_cast<double>(spatial_size);
@@ -88,7 +88,11 @@ void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tenso
         }
       }
     });
-  });
+  };
+  if (means.scalar_type() == ScalarType::Double)
+    add_batch.template operator()<double>();
+  else
+    add_batch.template operator()<float>();
 }
 
 void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,

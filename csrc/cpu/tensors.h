@@ -5,14 +5,13 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
+#include <limits>
 
 #include "../common/check.h"
+#include "kernels.h"
 
 namespace ltdd {
 
@@ -20,25 +19,20 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // float64 stays float64, everything else is accumulated and returned in float32.
-template <typename scalar_t>
-using acc_type = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-
 inline ScalarType acc_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Calls body.template operator()<scalar_t>() for the storage type of the tensor.
-template <typename Body>
-void dispatch_floating(const char* op, const Tensor& tensor, const Body& body) {
+inline Storage storage_of(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
-      return body.template operator()<float>();
+      return Storage::kFloat;
     case ScalarType::Double:
-      return body.template operator()<double>();
+      return Storage::kDouble;
     case ScalarType::BFloat16:
-      return body.template operator()<c10::BFloat16>();
+      return Storage::kBFloat16;
     case ScalarType::Half:
-      return body.template operator()<c10::Half>();
+      return Storage::kHalf;
     default:
       refuse(op, "float32, float64, bfloat16 or float16, got another dtype");
   }
@@ -101,7 +95,7 @@ inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
 }
 
 // Elements one task should at least touch before another thread is worth waking.
-inline constexpr int64_t kGrainElements = 32768;
+inline constexpr int64_t kGrainElements = 16384;
 
 // Runs body(task) for each task. A task is a fixed part of the result, computed by one thread from
 // start to end, so the number of threads changes who computes it and not one bit of it.
@@ -112,6 +106,45 @@ void for_each_task(int64_t tasks, int64_t elements_per_task, const Body& body) {
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) body(task);
   });
+}
+
+// Tasks over the rows of an NCHW tensor: blocks of whole vectors of rows, body(begin, end).
+template <typename Body>
+void for_each_row_block(const Activation& a, const Body& body) {
+  constexpr int64_t kVectorRows = 16;
+  const int64_t rows = a.n * a.c;
+  const int64_t block =
+      (kGrainElements / std::max<int64_t>(1, a.s) / kVectorRows + 1) * kVectorRows;
+  for_each_task((rows + block - 1) / block, block * a.s,
+                [&](int64_t task) { body(task * block, std::min(rows, (task + 1) * block)); });
+}
+
+// Tasks over an NHWC tensor: body(sample, begin, end) with a range of channels. Channels are split
+// only where samples are too few to go around; a channel's result does not depend on it.
+template <typename Body>
+void for_each_channel_block(const Activation& a, const Body& body) {
+  constexpr int64_t kFewSamples = 8, kChannels = 64;
+  const int64_t block = a.n < kFewSamples ? kChannels : a.c;
+  const int64_t blocks = (a.c + block - 1) / block;
+  for_each_task(a.n * blocks, block * a.s, [&](int64_t task) {
+    const int64_t begin = task % blocks * block;
+    body(task / blocks, begin, std::min(a.c, begin + block));
+  });
+}
+
+// Outputs from here on go past the caches: they would push out what is read next, and a plain store
+// reads the line it is about to overwrite.
+inline constexpr int64_t kStreamBytes = int64_t{4} << 20;
+
+inline bool worth_streaming(const Tensor& out) {
+  return out.numel() * static_cast<int64_t>(out.element_size()) >= kStreamBytes;
+}
+
+// mean = NaN and m2 = 0 for rows without elements.
+inline void fill_empty_rows(const Tensor& mean, const Tensor& m2) {
+  Tensor to_mean = mean, to_m2 = m2;
+  torch::stable::fill_(to_mean, std::numeric_limits<double>::quiet_NaN());
+  torch::stable::fill_(to_m2, 0.0);
 }
 
 }  // namespace ltdd

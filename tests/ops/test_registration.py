@@ -140,6 +140,6 @@ def test_ambiguous_strides_agree():
 
 def test_backends_name_every_operator():
     backends = ltdd_ext.backends()
-    assert all("cpu" in backends[name] for name in ("row_moments", "align_loss"))
+    assert all(devices[:1] == ["cpu"] for devices in backends.values()), backends
     info = ltdd_ext.build_info()
     assert info["torch_target"] == "2.11"

@@ -1,0 +1,275 @@
+// Frozen batch norm, activation, residual and 2x2 average pool with the moments of the input.
+// Included by isa_*.cpp after elementwise_kernels.h, see vec.h.
+//
+// Forward, per chunk that the moments have just brought into the cache: y = pool(act(k x + h + r)).
+// Backward: g = mask(k x + h + r) * unpool(grad_y), dr = g, and
+// dx = k g + grad_mean / S + 2 grad_m2 (x - mean). The mask is recomputed: nothing is saved but x.
+// Pooling of rows goes through a buffer of at most kPlane elements, whole pairs of image rows.
+
+constexpr int64_t kPlane = 16384;  // two image rows of the widest image that can be pooled
+
+template <bool relu, typename vec_t>
+static inline vec_t activate(const vec_t& value) {
+  if constexpr (relu)
+    return value <= 0 ? vec_t{} : value;  // NaN stays
+  else
+    return value;
+}
+
+template <bool relu, typename vec_t>
+static inline vec_t mask(const vec_t& value, const vec_t& gradient) {
+  if constexpr (relu)
+    return value <= 0 ? vec_t{} : gradient;
+  else
+    return gradient;
+}
+
+// Image rows of one pass through the buffer: as many pairs as fit in the first-level cache.
+static inline int64_t buffered_image_rows(int64_t height, int64_t width) {
+  return least(height, most(2, 2048 / most(1, width) / 2 * 2));
+}
+
+// out[i, j] = mean of the 2x2 block of `a`, an image of `rows` x `width`; a is overwritten.
+template <typename acc_t>
+static inline void average_pairs(acc_t* a, int64_t rows, int64_t width, acc_t* out) {
+  const int64_t half = width / 2;
+  if (width % 2 == 0) {
+    for (int64_t j = 0; j < rows * half; ++j) a[j] = a[2 * j] + a[2 * j + 1];
+  } else {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < half; ++j)
+        a[i * half + j] = a[i * width + 2 * j] + a[i * width + 2 * j + 1];
+  }
+  for (int64_t i = 0; i < rows / 2; ++i)
+    for (int64_t j = 0; j < half; ++j)
+      out[i * half + j] = acc_t(0.25) * (a[2 * i * half + j] + a[(2 * i + 1) * half + j]);
+}
+
+// The reverse: each element of `rows` / 2 x half gradients to its 2x2 block, zero outside of one.
+template <typename scalar_t>
+static inline void spread_pairs(const scalar_t* gradient, int64_t rows, int64_t width,
+                                Acc<scalar_t>* out) {
+  using acc_t = Acc<scalar_t>;
+  constexpr int64_t w = kWidth<acc_t>;
+  const int64_t half = width / 2;
+  for (int64_t i = 0; i < rows / 2; ++i) {
+    acc_t* row = out + 2 * i * width;
+    for_vectors<acc_t>(half, [&](int64_t j, int64_t count) {
+      const Vec<acc_t> quarter = acc_t(0.25) * get(gradient + i * half + j, count);
+      Vec<acc_t> low, high;
+      interleave<acc_t>(quarter, quarter, low, high, std::make_integer_sequence<int64_t, w>{});
+      set(row + 2 * j, low, least(w, 2 * count), false);
+      if (2 * count > w) set(row + 2 * j + w, high, 2 * count - w, false);
+    });
+    if (width % 2 != 0) row[width - 1] = 0;
+    for (int64_t j = 0; j < width; ++j) row[width + j] = row[j];
+  }
+  if (rows % 2 != 0)
+    for (int64_t j = 0; j < width; ++j) out[(rows - 1) * width + j] = 0;
+}
+
+template <typename scalar_t, bool relu, bool residual>
+static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), out_s = a.pool ? (a.height / 2) * (a.width / 2) : s;
+  const auto* x = static_cast<const scalar_t*>(a.x);
+  const auto* r = static_cast<const scalar_t*>(a.residual);
+  auto* y = static_cast<scalar_t*>(a.y);
+  const bool stream = a.stream && can_stream<scalar_t>(a.y, out_s);
+  const int64_t strip = buffered_image_rows(a.height, a.width);
+  acc_t buffer[kPlane + kWidth<acc_t>], pooled[kPlane / 4 + kWidth<acc_t>];
+  const int64_t together = s <= kSmallRow ? kWidth<acc_t> : 1;
+  for (int64_t row = begin; row < end; ++row) {
+    if ((row - begin) % together == 0)  // bring the next rows in; their moments come with it
+      moments_of_rows(x, s, a.n * a.c, row, least(end, row + together), static_cast<acc_t*>(a.mean),
+                      static_cast<acc_t*>(a.m2));
+    const Vec<acc_t> k = broadcast<acc_t>(static_cast<const acc_t*>(a.k)[row % a.c]);
+    const Vec<acc_t> h = broadcast<acc_t>(static_cast<const acc_t*>(a.h)[row % a.c]);
+    const scalar_t* in = x + row * s;
+    const auto value = [&](int64_t i, int64_t count) {
+      Vec<acc_t> v = k * get(in + i, count) + h;
+      if constexpr (residual) v += get(r + row * s + i, count);
+      return activate<relu>(v);
+    };
+    scalar_t* out = y + row * out_s;
+    if (!a.pool) {
+      for_vectors<acc_t>(
+          s, [&](int64_t i, int64_t count) { set(out + i, value(i, count), count, stream); });
+      continue;
+    }
+    for (int64_t top = 0; top + 1 < a.height; top += strip) {
+      const int64_t rows = least(strip, a.height - top) / 2 * 2, first = top * a.width;
+      for_vectors<acc_t>(rows * a.width, [&](int64_t i, int64_t count) {
+        store(buffer + i, value(first + i, count));
+      });
+      average_pairs(buffer, rows, a.width, pooled);
+      scalar_t* to = out + top / 2 * (a.width / 2);
+      for_vectors<acc_t>(rows / 2 * (a.width / 2), [&](int64_t i, int64_t count) {
+        set(to + i, get(pooled + i, count), count, false);
+      });
+    }
+  }
+  finish_streaming(stream);
+}
+
+template <typename scalar_t, bool relu, bool residual>
+static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, int64_t end) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), out_s = a.pool ? (a.height / 2) * (a.width / 2) : s;
+  const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
+  const bool stream = a.stream && can_stream<scalar_t>(a.dx, s) &&
+                      (!residual || can_stream<scalar_t>(a.dresidual, s));
+  const int64_t strip = a.pool ? buffered_image_rows(a.height, a.width) : a.height;
+  acc_t buffer[kPlane + kWidth<acc_t>];
+  for (int64_t row = begin; row < end; ++row) {
+    const auto at_channel = [&](const void* from) {
+      return broadcast<acc_t>(static_cast<const acc_t*>(from)[row % a.c]);
+    };
+    const auto at_row = [&](const void* from) { return static_cast<const acc_t*>(from)[row]; };
+    const Vec<acc_t> k = at_channel(a.k), h = at_channel(a.h);
+    const Vec<acc_t> shift = broadcast<acc_t>(at_row(a.grad_mean) * inverse);
+    const Vec<acc_t> slope = broadcast<acc_t>(2 * at_row(a.grad_m2));
+    const Vec<acc_t> mean = broadcast<acc_t>(at_row(a.mean));
+    const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + row * out_s;
+    // One strip: `first` is its first element, gradient(i, count) that of its element i.
+    const auto strip_pass = [&](int64_t first, int64_t size, const auto& gradient) {
+      const auto* x = static_cast<const scalar_t*>(a.x) + row * s + first;
+      auto* dx = static_cast<scalar_t*>(a.dx) + row * s + first;
+      for_vectors<acc_t>(size, [&](int64_t i, int64_t count) {
+        const Vec<acc_t> in = get(x + i, count);
+        Vec<acc_t> before = k * in + h;
+        if constexpr (residual)
+          before += get(static_cast<const scalar_t*>(a.residual) + row * s + first + i, count);
+        const Vec<acc_t> g = mask<relu>(before, gradient(i, count));
+        set(dx + i, k * g + (shift + slope * (in - mean)), count, stream);
+        if constexpr (residual)
+          set(static_cast<scalar_t*>(a.dresidual) + row * s + first + i, g, count, stream);
+      });
+    };
+    if (!a.pool) {
+      strip_pass(0, s, [&](int64_t i, int64_t count) { return get(grad_y + i, count); });
+      continue;
+    }
+    for (int64_t top = 0; top < a.height; top += strip) {
+      const int64_t rows = least(strip, a.height - top);
+      spread_pairs(grad_y + top / 2 * (a.width / 2), rows, a.width, buffer);
+      strip_pass(top * a.width, rows * a.width,
+                 [&](int64_t i, int64_t count) { return get(buffer + i, count); });
+    }
+  }
+  finish_streaming(stream);
+}
+
+template <typename scalar_t, bool relu, bool residual>
+static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, int64_t end) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
+  const auto* x = static_cast<const scalar_t*>(a.x) + sample * s * a.c;
+  const auto* r = static_cast<const scalar_t*>(a.residual) + (residual ? sample * s * a.c : 0);
+  auto* y = static_cast<scalar_t*>(a.y) + sample * out_s * a.c;
+  const auto* k = static_cast<const acc_t*>(a.k);
+  const auto* h = static_cast<const acc_t*>(a.h);
+  const bool stream = a.stream && can_stream<scalar_t>(a.y, a.c);
+  int64_t chunk = pixels_per_chunk(a.c, s, sizeof(acc_t));
+  if (a.pool) chunk = most(2, chunk / most(1, a.width) / 2 * 2) * a.width;  // pairs of image rows
+  for (int64_t slab_begin = begin; slab_begin < end; slab_begin += kSlab) {
+    const int64_t channels = least(kSlab, end - slab_begin);
+    const auto value = [&](int64_t pixel, int64_t c, int64_t count) {
+      const int64_t at = pixel * a.c + c;
+      Vec<acc_t> v = get(k + c, count) * get(x + at, count) + get(h + c, count);
+      if constexpr (residual) v += get(r + at, count);
+      return activate<relu>(v);
+    };
+    SlabMoments slab = {};
+    for (int64_t p = 0; p < s; p += chunk) {
+      const int64_t pixels = least(chunk, s - p);
+      for (int64_t q = p; q < p + pixels; q += kPixelChunk)  // a wide image exceeds it
+        add_pixels(slab, x + q * a.c + slab_begin, least(kPixelChunk, p + pixels - q), a.c,
+                   channels);
+      if (!a.pool) {
+        for (int64_t q = p; q < p + pixels; ++q)
+          for_vectors<acc_t>(channels, [&](int64_t i, int64_t count) {
+            const int64_t c = slab_begin + i;
+            set(y + q * a.c + c, value(q, c, count), count, stream);
+          });
+        continue;
+      }
+      for (int64_t top = p / a.width; top + 1 < (p + pixels) / a.width; top += 2)
+        for (int64_t j = 0; j < half; ++j)
+          for_vectors<acc_t>(channels, [&](int64_t i, int64_t count) {
+            const int64_t c = slab_begin + i, q = top * a.width + 2 * j;
+            const Vec<acc_t> sum =
+                (value(q, c, count) + value(q + 1, c, count)) +
+                (value(q + a.width, c, count) + value(q + a.width + 1, c, count));
+            set(y + (top / 2 * half + j) * a.c + c, acc_t(0.25) * sum, count, stream);
+          });
+    }
+    const int64_t row = sample * a.c + slab_begin;
+    write_slab(slab, channels, static_cast<acc_t*>(a.mean) + row, static_cast<acc_t*>(a.m2) + row);
+  }
+  finish_streaming(stream);
+}
+
+template <typename scalar_t, bool relu, bool residual>
+static void bn_act_backward_pixels_as(const BnActBackwardArgs& a, int64_t sample, int64_t begin,
+                                      int64_t end) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
+  const int64_t row = sample * a.c;
+  const auto* x = static_cast<const scalar_t*>(a.x) + row * s;
+  const auto* r = static_cast<const scalar_t*>(a.residual) + (residual ? row * s : 0);
+  const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + row * out_s;
+  auto* dx = static_cast<scalar_t*>(a.dx) + row * s;
+  auto* dr = static_cast<scalar_t*>(a.dresidual) + (residual ? row * s : 0);
+  const auto* k = static_cast<const acc_t*>(a.k);
+  const auto* h = static_cast<const acc_t*>(a.h);
+  const auto* mean = static_cast<const acc_t*>(a.mean) + row;
+  const auto* grad_mean = static_cast<const acc_t*>(a.grad_mean) + row;
+  const auto* grad_m2 = static_cast<const acc_t*>(a.grad_m2) + row;
+  const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
+  const bool stream = a.stream && can_stream<scalar_t>(a.dx, a.c) &&
+                      (!residual || can_stream<scalar_t>(a.dresidual, a.c));
+  for (int64_t i = 0; i < a.height; ++i)
+    for (int64_t j = 0; j < a.width; ++j) {
+      const int64_t pixel = (i * a.width + j) * a.c;
+      const bool pooled = a.pool && i / 2 < a.height / 2 && j / 2 < half;
+      const scalar_t* g_in = grad_y + (a.pool ? (i / 2 * half + j / 2) * a.c : pixel);
+      const acc_t scale = !a.pool ? 1 : pooled ? acc_t(0.25) : 0;
+      for_vectors<acc_t>(end - begin, [&](int64_t v, int64_t count) {
+        const int64_t c = begin + v;
+        const Vec<acc_t> in = get(x + pixel + c, count), k_c = get(k + c, count);
+        Vec<acc_t> before = k_c * in + get(h + c, count);
+        if constexpr (residual) before += get(r + pixel + c, count);
+        const Vec<acc_t> up =
+            a.pool && !pooled ? Vec<acc_t>{} : Vec<acc_t>(scale * get(g_in + c, count));
+        const Vec<acc_t> g = mask<relu>(before, up);
+        const Vec<acc_t> moved = get(grad_mean + c, count) * inverse +
+                                 2 * get(grad_m2 + c, count) * (in - get(mean + c, count));
+        set(dx + pixel + c, k_c * g + moved, count, stream);
+        if constexpr (residual) set(dr + pixel + c, g, count, stream);
+      });
+    }
+  finish_streaming(stream);
+}
+
+// Turns the two switches into template arguments, so that inner loops hold no branch on them.
+#define LTDD_SWITCHED(name, Args, ...)                            \
+  template <typename scalar_t>                                    \
+  static void name(const Args& a, LTDD_SWITCHED_PARAMETERS) {     \
+    if (a.residual != nullptr)                                    \
+      a.relu ? name##_as<scalar_t, true, true>(a, __VA_ARGS__)    \
+             : name##_as<scalar_t, false, true>(a, __VA_ARGS__);  \
+    else                                                          \
+      a.relu ? name##_as<scalar_t, true, false>(a, __VA_ARGS__)   \
+             : name##_as<scalar_t, false, false>(a, __VA_ARGS__); \
+  }
+
+#define LTDD_SWITCHED_PARAMETERS int64_t begin, int64_t end
+LTDD_SWITCHED(bn_act_rows, BnActArgs, begin, end)
+LTDD_SWITCHED(bn_act_backward_rows, BnActBackwardArgs, begin, end)
+#undef LTDD_SWITCHED_PARAMETERS
+#define LTDD_SWITCHED_PARAMETERS int64_t sample, int64_t begin, int64_t end
+LTDD_SWITCHED(bn_act_pixels, BnActArgs, sample, begin, end)
+LTDD_SWITCHED(bn_act_backward_pixels, BnActBackwardArgs, sample, begin, end)
+#undef LTDD_SWITCHED_PARAMETERS
+#undef LTDD_SWITCHED

@@ -1,0 +1,172 @@
+// bn_act_moments: y = pool(act(k x + h + residual)) and the row moments of x, in one pass.
+//
+// k = w rsqrt(running_var + eps), h = b - running_mean k: a frozen batch norm. act is none or ReLU,
+// pool is none or the average of 2x2 blocks (odd edges dropped). Backward:
+//
+//   g = mask unpool(grad_y),   dresidual = g,   dx = k g + grad_mean / S + 2 grad_m2 (x - mean)
+//
+// Traffic: forward reads x (and residual) and writes y; backward reads grad_y, x (and residual) and
+// writes dx (and dresidual). The loops are in bn_act_kernels.h.
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "kernels.h"
+#include "tensors.h"
+
+namespace ltdd {
+namespace {
+
+constexpr int64_t kWidestPooled = 8192;  // two image rows must fit the pooling buffer
+
+struct Shape {
+  int64_t height, width;
+};
+
+// Checks what the kernels rely on and returns the image size; (N, C, S) is an image of height 1.
+Shape check_fused(const char* op, const Activation& a, const Tensor& k, const Tensor& h,
+                  int64_t act, int64_t pool) {
+  check_vector(op, "k", k, a.c);
+  check_vector(op, "h", h, a.c);
+  if (act != 0 && act != 1) refuse(op, "act 0 (none) or 1 (ReLU), got ", act);
+  if (pool != 1 && pool != 2) refuse(op, "pool 1 (none) or 2 (2x2 average), got ", pool);
+  if (a.tensor.dim() == 3) {
+    if (pool == 2) refuse(op, "x of shape (N, C, H, W) with pool, got ", shape_of(a.tensor));
+    return {1, a.s};
+  }
+  const Shape shape{a.tensor.size(2), a.tensor.size(3)};
+  if (pool == 2 && (shape.height < 2 || shape.width < 2 || shape.width > kWidestPooled))
+    refuse(op, "x of height >= 2 and width in [2, ", kWidestPooled, "] with pool, got ",
+           shape_of(a.tensor));
+  return shape;
+}
+
+// A tensor that accompanies x, (N, C) + image, in the layout of x; copied if it lies otherwise.
+Tensor in_layout_of(const char* op, const char* name, const Activation& a, const Shape& image,
+                    const Tensor& other) {
+  if (other.dim() != a.tensor.dim() || other.size(0) != a.n || other.size(1) != a.c ||
+      other.numel() != a.n * a.c * image.height * image.width ||
+      other.size(other.dim() - 1) != image.width)
+    refuse(op, name, " to fit x of shape ", shape_of(a.tensor), ", got ", shape_of(other));
+  if (other.scalar_type() != a.tensor.scalar_type())
+    refuse(op, name, " of the dtype of x, got another");
+  const bool same = a.layout == Layout::kRows ? is_rows(other) : is_pixels(other);
+  if (same) return other;
+  if (a.layout == Layout::kRows) return torch::stable::contiguous(other);
+  if (other.dim() == 4)
+    return torch::stable::contiguous(other, torch::headeronly::MemoryFormat::ChannelsLast);
+  Tensor copy = empty_like(a);  // three dimensions: no memory format names this layout
+  torch::stable::copy_(copy, other);
+  return copy;
+}
+
+// An empty output of the activation's layout, for images of another size.
+Tensor empty_images(const Activation& a, int64_t height, int64_t width) {
+  const int64_t shape[] = {a.n, a.c, height, width};
+  using torch::headeronly::MemoryFormat;
+  if (a.layout == Layout::kRows) return torch::stable::new_empty(a.tensor, {shape, 4});
+  return torch::stable::empty({shape, 4}, a.tensor.scalar_type(), std::nullopt, a.tensor.device(),
+                              std::nullopt, MemoryFormat::ChannelsLast);
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Tensor& k,
+                                                      const Tensor& h,
+                                                      const std::optional<Tensor>& residual,
+                                                      int64_t act, int64_t pool) {
+  const char* op = "bn_act_moments";
+  const Activation a = as_activation(op, x);
+  const Shape image = check_fused(op, a, k, h, act, pool);
+  const Kernels& run = kernels(storage_of(op, x));
+  const ScalarType row_dtype = acc_dtype(x.scalar_type());
+  const Tensor scale = contiguous_as(k, row_dtype), offset = contiguous_as(h, row_dtype);
+  std::optional<Tensor> added;
+  if (residual) added = in_layout_of(op, "residual", a, image, *residual);
+  const Tensor y = pool == 2 ? empty_images(a, image.height / 2, image.width / 2) : empty_like(a);
+  const Tensor mean = empty_rows(a), m2 = empty_rows(a);
+  if (a.tensor.numel() == 0) {
+    fill_empty_rows(mean, m2);
+    return {y, mean, m2};
+  }
+  const BnActArgs args{a.tensor.const_data_ptr(),
+                       added ? added->const_data_ptr() : nullptr,
+                       scale.const_data_ptr(),
+                       offset.const_data_ptr(),
+                       a.n,
+                       a.c,
+                       image.height,
+                       image.width,
+                       act == 1,
+                       pool == 2,
+                       worth_streaming(y),
+                       y.mutable_data_ptr(),
+                       mean.mutable_data_ptr(),
+                       m2.mutable_data_ptr()};
+  if (a.layout == Layout::kRows)
+    for_each_row_block(a, [&](int64_t begin, int64_t end) { run.bn_act_rows(args, begin, end); });
+  else
+    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
+      run.bn_act_pixels(args, sample, begin, end);
+    });
+  return {y, mean, m2};
+}
+
+std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
+    const Tensor& grad_y, const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
+    const Tensor& k, const Tensor& h, const std::optional<Tensor>& residual, const Tensor& mean,
+    int64_t act, int64_t pool) {
+  const char* op = "bn_act_moments_backward";
+  const Activation a = as_activation(op, x);
+  const Shape image = check_fused(op, a, k, h, act, pool);
+  check_matrix(op, "grad_mean", grad_mean, a.n, a.c);
+  check_matrix(op, "grad_m2", grad_m2, a.n, a.c);
+  check_matrix(op, "mean", mean, a.n, a.c);
+  const Kernels& run = kernels(storage_of(op, x));
+  const ScalarType row_dtype = acc_dtype(x.scalar_type());
+  const Tensor scale = contiguous_as(k, row_dtype), offset = contiguous_as(h, row_dtype);
+  const Tensor means = contiguous_as(mean, row_dtype);
+  const Tensor grad_means = contiguous_as(grad_mean, row_dtype);
+  const Tensor grad_m2s = contiguous_as(grad_m2, row_dtype);
+  std::optional<Tensor> added;
+  if (residual) added = in_layout_of(op, "residual", a, image, *residual);
+  const Shape out = pool == 2 ? Shape{image.height / 2, image.width / 2} : image;
+  const Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
+  const Tensor dx = empty_like(a);
+  const Tensor dresidual =
+      residual ? empty_like(a) : torch::stable::new_empty(a.tensor, {std::vector<int64_t>{0}});
+  if (a.tensor.numel() == 0) return {dx, dresidual};
+  const BnActBackwardArgs args{grads.const_data_ptr(),
+                               grad_means.const_data_ptr(),
+                               grad_m2s.const_data_ptr(),
+                               a.tensor.const_data_ptr(),
+                               added ? added->const_data_ptr() : nullptr,
+                               scale.const_data_ptr(),
+                               offset.const_data_ptr(),
+                               means.const_data_ptr(),
+                               a.n,
+                               a.c,
+                               image.height,
+                               image.width,
+                               act == 1,
+                               pool == 2,
+                               worth_streaming(dx),
+                               dx.mutable_data_ptr(),
+                               residual ? dresidual.mutable_data_ptr() : nullptr};
+  if (a.layout == Layout::kRows)
+    for_each_row_block(
+        a, [&](int64_t begin, int64_t end) { run.bn_act_backward_rows(args, begin, end); });
+  else
+    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
+      run.bn_act_backward_pixels(args, sample, begin, end);
+    });
+  return {dx, dresidual};
+}
+
+}  // namespace
+}  // namespace ltdd
+
+STABLE_TORCH_LIBRARY_IMPL(ltdd_ext, CPU, m) {
+  m.impl("bn_act_moments", TORCH_BOX(&ltdd::bn_act_moments_cpu));
+  m.impl("bn_act_moments_backward", TORCH_BOX(&ltdd::bn_act_moments_backward_cpu));
+}

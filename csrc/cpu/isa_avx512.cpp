@@ -1,0 +1,27 @@
+// The kernels for x86-64-v4: AVX-512 with its byte, vector-length and double-word parts.
+
+#include "isa_headers.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#endif
+
+#define LTDD_ISA avx512
+#define LTDD_VECTOR_BYTES 64
+#include "isa_kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+const ltdd::Kernels& ltdd::avx512_kernels(Storage storage) { return ltdd::avx512::choose(storage); }
+
+#endif

@@ -1,0 +1,11 @@
+// The kernels for the instruction set that every file of the project is compiled for.
+
+#include "isa_headers.h"
+
+#define LTDD_ISA baseline
+#define LTDD_VECTOR_BYTES 16
+#include "isa_kernels.h"
+
+const ltdd::Kernels& ltdd::baseline_kernels(Storage storage) {
+  return ltdd::baseline::choose(storage);
+}

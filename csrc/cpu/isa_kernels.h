@@ -1,0 +1,39 @@
+// All kernels for one instruction set: isa_*.cpp choose it, define LTDD_ISA (a namespace) and
+// LTDD_VECTOR_BYTES, and include this file once. Standard headers must come before the choice, so
+// that nothing shared with other files is compiled for it.
+
+namespace ltdd::LTDD_ISA {
+namespace {
+
+#include "vec.h"
+// Vectors first, then what uses them.
+#include "moments_kernels.h"
+// The passes over activations.
+#include "elementwise_kernels.h"
+// And the fused operator.
+#include "bn_act_kernels.h"
+
+template <typename scalar_t>
+constexpr Kernels kKernels = {
+    moments_rows<scalar_t>,          moments_pixels<scalar_t>,
+    moments_backward_rows<scalar_t>, moments_backward_pixels<scalar_t>,
+    bn_act_rows<scalar_t>,           bn_act_pixels<scalar_t>,
+    bn_act_backward_rows<scalar_t>,  bn_act_backward_pixels<scalar_t>,
+};
+
+}  // namespace
+
+static inline const Kernels& choose(Storage storage) {
+  switch (storage) {
+    case Storage::kDouble:
+      return kKernels<double>;
+    case Storage::kBFloat16:
+      return kKernels<BFloat16>;
+    case Storage::kHalf:
+      return kKernels<Half>;
+    default:
+      return kKernels<float>;
+  }
+}
+
+}  // namespace ltdd::LTDD_ISA

@@ -1,0 +1,77 @@
+#pragma once
+
+// The inner loops of the CPU operators, one set per storage type, compiled once per instruction set
+// (isa_baseline.cpp, isa_avx2.cpp, isa_avx512.cpp) and chosen at run time. No torch header here.
+//
+// acc_t is double for double storage and float for everything else. Pointers are void because the
+// set is chosen by value; each function casts once.
+
+#include <cstdint>
+
+namespace ltdd {
+
+enum class Storage { kFloat, kDouble, kBFloat16, kHalf };
+
+// A block of consecutive rows (NCHW) or one sample (NHWC) of row_moments.
+struct MomentsArgs {
+  const void* x;
+  int64_t n, c, s;
+  void *mean, *m2;  // acc_t [N, C]
+};
+
+struct MomentsBackwardArgs {
+  const void *grad_mean, *grad_m2, *x, *mean;
+  int64_t n, c, s;
+  void* dx;
+  bool stream;  // write dx past the caches
+};
+
+// pool: y = avgpool2x2(act(k x + h + residual)), else y = act(k x + h + residual).
+struct BnActArgs {
+  const void* x;
+  const void* residual;  // or null
+  const void *k, *h;     // acc_t [C]
+  int64_t n, c, height, width;
+  bool relu, pool, stream;
+  void* y;
+  void *mean, *m2;  // acc_t [N, C]
+
+  int64_t s() const { return height * width; }
+};
+
+struct BnActBackwardArgs {
+  const void *grad_y, *grad_mean, *grad_m2, *x;
+  const void* residual;  // or null
+  const void *k, *h, *mean;
+  int64_t n, c, height, width;
+  bool relu, pool, stream;
+  void* dx;
+  void* dresidual;  // or null
+
+  int64_t s() const { return height * width; }
+};
+
+// "rows" functions work on rows [begin, end) of an NCHW tensor, row = sample * C + channel;
+// "pixels" functions on channels [begin, end) of one sample of an NHWC tensor.
+struct Kernels {
+  void (*moments_rows)(const MomentsArgs&, int64_t begin, int64_t end);
+  void (*moments_pixels)(const MomentsArgs&, int64_t sample, int64_t begin, int64_t end);
+  void (*moments_backward_rows)(const MomentsBackwardArgs&, int64_t begin, int64_t end);
+  void (*moments_backward_pixels)(const MomentsBackwardArgs&, int64_t sample, int64_t begin,
+                                  int64_t end);
+  void (*bn_act_rows)(const BnActArgs&, int64_t begin, int64_t end);
+  void (*bn_act_pixels)(const BnActArgs&, int64_t sample, int64_t begin, int64_t end);
+  void (*bn_act_backward_rows)(const BnActBackwardArgs&, int64_t begin, int64_t end);
+  void (*bn_act_backward_pixels)(const BnActBackwardArgs&, int64_t sample, int64_t begin,
+                                 int64_t end);
+};
+
+// The set for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
+const Kernels& kernels(Storage storage);
+const char* instruction_set();
+
+const Kernels& baseline_kernels(Storage storage);
+const Kernels& avx2_kernels(Storage storage);
+const Kernels& avx512_kernels(Storage storage);
+
+}  // namespace ltdd

@@ -1,0 +1,233 @@
+// Vectors of the instruction set a kernel file is compiled for. Included by isa_*.cpp only, inside
+// the namespace of that instruction set and after it was chosen: everything here has internal
+// linkage, so no function compiled for AVX-512 can stand in for one of the baseline.
+//
+// LTDD_VECTOR_BYTES is 16, 32 or 64. GCC and Clang vector types do the arithmetic; intrinsics are
+// used only where the language has no word: half conversion, masked access, streaming stores.
+
+constexpr int64_t kVectorBytes = LTDD_VECTOR_BYTES;
+
+// Storage of the 16-bit types: their bits. They are widened exactly and rounded to nearest even.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <typename acc_t>
+struct VecOf {
+  typedef acc_t type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename acc_t>
+using Vec = typename VecOf<acc_t>::type;
+
+template <typename acc_t>
+constexpr int64_t kWidth = kVectorBytes / static_cast<int64_t>(sizeof(acc_t));
+
+using VecI = int32_t __attribute__((vector_size(kVectorBytes)));
+using VecU = uint32_t __attribute__((vector_size(kVectorBytes)));
+using HalfVecU = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+
+template <typename scalar_t>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using Acc = typename AccOf<scalar_t>::type;
+
+template <typename to_t, typename from_t>
+static inline to_t bits_as(const from_t& from) {
+  static_assert(sizeof(to_t) == sizeof(from_t));
+  to_t to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <typename vec_t>
+static inline vec_t load_bits(const void* from) {
+  vec_t value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename vec_t>
+static inline void store_bits(void* to, const vec_t& value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+template <typename acc_t>
+static inline Vec<acc_t> broadcast(acc_t value) {
+  return Vec<acc_t>{} + value;
+}
+
+template <typename acc_t>
+static inline acc_t sum_of(const Vec<acc_t>& v) {
+  acc_t parts[kWidth<acc_t>];
+  store_bits(parts, v);
+  for (int64_t half = kWidth<acc_t> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
+}
+
+// Widening: bfloat16 is the upper half of a float. A half's exponent and fraction, moved to their
+// place in a float, are 2^112 too small; scaling is exact and repairs subnormals on the way.
+static inline Vec<float> widen_bf16(const HalfVecU& bits) {
+  return bits_as<Vec<float>>(__builtin_convertvector(bits, VecU) << 16);
+}
+
+static inline Vec<float> widen_half(const HalfVecU& bits) {
+#if LTDD_VECTOR_BYTES == 64
+  return bits_as<Vec<float>>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(bits)));
+#elif LTDD_VECTOR_BYTES == 32
+  return bits_as<Vec<float>>(_mm256_cvtph_ps(bits_as<__m128i>(bits)));
+#else
+  const VecU wide = __builtin_convertvector(bits, VecU);
+  const VecU sign = (wide & 0x8000u) << 16, magnitude = (wide & 0x7fffu) << 13;
+  const VecU scaled = bits_as<VecU>(bits_as<Vec<float>>(magnitude) * 0x1p112f);
+  const VecU special = bits_as<VecU>((wide & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return bits_as<Vec<float>>(scaled | special | sign);
+#endif
+}
+
+static inline HalfVecU narrow_bf16(const Vec<float>& value) {
+  const VecU bits = bits_as<VecU>(value);
+  const VecU rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
+  const VecU is_nan = bits_as<VecU>(value != value);
+  return __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), HalfVecU);
+}
+
+static inline HalfVecU narrow_half(const Vec<float>& value) {
+#if LTDD_VECTOR_BYTES == 64
+  return bits_as<HalfVecU>(
+      _mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif LTDD_VECTOR_BYTES == 32
+  return bits_as<HalfVecU>(_mm256_cvtps_ph(bits_as<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+#else
+  const VecU bits = bits_as<VecU>(value);
+  const VecU sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  // Normal: rebias the exponent and round the 13 bits that go. Subnormal: let an addition of 0.5
+  // (whose last bit is worth a half's smallest step) do the rounding.
+  const VecU normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const VecU small = bits_as<VecU>(bits_as<Vec<float>>(magnitude) + 0.5f) - 0x3f000000u;
+  const VecU is_small = bits_as<VecU>(magnitude < (113u << 23));
+  const VecU is_large = bits_as<VecU>(magnitude >= 0x47800000u);  // 65536: infinity
+  const VecU is_nan = bits_as<VecU>(magnitude > 0x7f800000u);
+  VecU half = (small & is_small) | (normal & ~is_small);
+  half = (half & ~is_large) | (is_large & (0x7c00u | (is_nan & 0x0200u)));
+  return __builtin_convertvector(half | sign, HalfVecU);
+#endif
+}
+
+// Whole vectors.
+static inline Vec<float> load(const float* x) { return load_bits<Vec<float>>(x); }
+static inline Vec<double> load(const double* x) { return load_bits<Vec<double>>(x); }
+static inline Vec<float> load(const BFloat16* x) { return widen_bf16(load_bits<HalfVecU>(x)); }
+static inline Vec<float> load(const Half* x) { return widen_half(load_bits<HalfVecU>(x)); }
+
+static inline void store(float* to, const Vec<float>& v) { store_bits(to, v); }
+static inline void store(double* to, const Vec<double>& v) { store_bits(to, v); }
+static inline void store(BFloat16* to, const Vec<float>& v) { store_bits(to, narrow_bf16(v)); }
+static inline void store(Half* to, const Vec<float>& v) { store_bits(to, narrow_half(v)); }
+
+// The first `count` < width elements; the rest reads as zero.
+template <typename scalar_t>
+static inline Vec<Acc<scalar_t>> load_some(const scalar_t* x, int64_t count) {
+#if LTDD_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << count) - 1u;
+  if constexpr (sizeof(scalar_t) == 8) {
+    return bits_as<Vec<double>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), x));
+  } else if constexpr (sizeof(scalar_t) == 4) {
+    return bits_as<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x));
+  } else {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), x);
+    scalar_t whole[kWidth<float>];
+    store_bits(whole, bits);
+    return load(whole);
+  }
+#else
+  scalar_t whole[kWidth<Acc<scalar_t>>] = {};
+  for (int64_t i = 0; i < count; ++i) whole[i] = x[i];
+  return load(whole);
+#endif
+}
+
+template <typename scalar_t>
+static inline void store_some(scalar_t* to, const Vec<Acc<scalar_t>>& v, int64_t count) {
+#if LTDD_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << count) - 1u;
+  if constexpr (sizeof(scalar_t) == 8) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), bits_as<__m512d>(v));
+  } else if constexpr (sizeof(scalar_t) == 4) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), bits_as<__m512>(v));
+  } else {
+    scalar_t whole[kWidth<float>];
+    store(whole, v);
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), load_bits<__m256i>(whole));
+  }
+#else
+  scalar_t whole[kWidth<Acc<scalar_t>>];
+  store(whole, v);
+  for (int64_t i = 0; i < count; ++i) to[i] = whole[i];
+#endif
+}
+
+// The first `count` lanes, zero in the others.
+template <typename acc_t>
+static inline Vec<acc_t> keep_first(const Vec<acc_t>& v, int64_t count) {
+  acc_t index[kWidth<acc_t>];
+  for (int64_t i = 0; i < kWidth<acc_t>; ++i) index[i] = static_cast<acc_t>(i);
+  return load(index) < static_cast<acc_t>(count) ? v : Vec<acc_t>{};
+}
+
+// Past the caches, for an output that will not be read before it is evicted; `to` must be aligned
+// to the bytes stored.
+template <typename scalar_t>
+static inline void store_streaming(scalar_t* to, const Vec<Acc<scalar_t>>& v) {
+#if defined(__x86_64__)
+  scalar_t whole[kWidth<Acc<scalar_t>>];
+  store(whole, v);
+  if constexpr (sizeof(whole) == 64)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), load_bits<__m512i>(whole));
+  else if constexpr (sizeof(whole) == 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), load_bits<__m256i>(whole));
+  else if constexpr (sizeof(whole) == 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), load_bits<__m128i>(whole));
+  else
+    store(to, v);
+#else
+  store(to, v);
+#endif
+}
+
+// Transposes a square of vectors in place: interleaving the two halves log2(width) times.
+template <typename acc_t, int64_t... i>
+static inline void interleave(const Vec<acc_t>& a, const Vec<acc_t>& b, Vec<acc_t>& low,
+                              Vec<acc_t>& high, std::integer_sequence<int64_t, i...>) {
+  constexpr int64_t w = kWidth<acc_t>;
+  low = __builtin_shufflevector(a, b, (i / 2 + i % 2 * w)...);
+  high = __builtin_shufflevector(a, b, (w / 2 + i / 2 + i % 2 * w)...);
+}
+
+template <typename acc_t>
+static inline void transpose(Vec<acc_t>* tile) {
+  constexpr int64_t w = kWidth<acc_t>;
+  Vec<acc_t> other[w];
+  Vec<acc_t>*from = tile, *to = other;
+#pragma GCC unroll 4
+  for (int64_t stage = 1; stage < w; stage *= 2) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < w / 2; ++i)
+      interleave<acc_t>(from[i], from[i + w / 2], to[2 * i], to[2 * i + 1],
+                        std::make_integer_sequence<int64_t, w>{});
+    Vec<acc_t>* swap = from;
+    from = to;
+    to = swap;
+  }
+  if (from != tile)
+    for (int64_t i = 0; i < w; ++i) tile[i] = from[i];
+}

@@ -1,0 +1,150 @@
+"""Frozen batch norm, activation and pooling together with the moments of their input."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import _check
+from .row_moments import is_pixels, is_rows, output_like
+
+_OP = "bn_act_moments"
+
+Act = Literal["relu", "none"]
+Pool = Literal["none", "avg2"]
+
+ACTS: dict[str, int] = {"none": 0, "relu": 1}
+POOLS: dict[str, int] = {"none": 1, "avg2": 2}
+_WIDEST_POOLED = 8192
+
+
+def check_arguments(
+    op: str, x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: str, pool: str
+) -> None:
+    """Refuse coefficients, residual or switches that do not fit the activation."""
+    _check.activation(op, "x", x)
+    if act not in ACTS:
+        _check.bad_value(op, "act", f"one of {tuple(ACTS)}", repr(act))
+    if pool not in POOLS:
+        _check.bad_value(op, "pool", f"one of {tuple(POOLS)}", repr(pool))
+    for name, value in (("k", k), ("h", h)):
+        _check.tensor(op, name, value)
+        _check.dtype_in(op, name, value, (_check.row_dtype(x.dtype),))
+        _check.shape(op, name, value, (x.shape[1],))
+        _check.same_device(op, name, value, x.device)
+    if residual is not None:
+        _check.tensor(op, "residual", residual)
+        _check.dtype_in(op, "residual", residual, (x.dtype,))
+        _check.shape(op, "residual", residual, tuple(x.shape))
+        _check.same_device(op, "residual", residual, x.device)
+    if pool == "avg2":
+        if x.dim() != 4:
+            _check.bad_value(op, "x", "of shape (N, C, H, W) with pool", tuple(x.shape))
+        if min(x.shape[2:]) < 2 or x.shape[3] > _WIDEST_POOLED:
+            _check.bad_value(
+                op,
+                "x",
+                f"of height >= 2 and width in [2, {_WIDEST_POOLED}] with pool",
+                tuple(x.shape),
+            )
+
+
+def bn_act_moments(
+    x: Tensor,
+    k: Tensor,
+    h: Tensor,
+    residual: Tensor | None = None,
+    act: Act = "relu",
+    pool: Pool = "none",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply a frozen batch norm and what follows it, and measure its input, in one pass.
+
+    ``y = pool(act(k * x + h + residual))`` per channel, with ``k = w / sqrt(running_var + eps)``
+    and ``h = b - running_mean * k``; ``mean`` and ``m2`` are the row moments of ``x``, the tensor
+    whose statistics the batch norm would have taken.
+
+    Args:
+        x: Activation (N, C, H, W) or (N, C, S), float32, bfloat16, float16 or float64, contiguous
+            or channels_last.
+        k: Scale per channel (C,), float32 (float64 for float64 ``x``).
+        h: Offset per channel (C,), same dtype.
+        residual: Added before the activation; shape and dtype of ``x``.
+        act: ``"relu"`` or ``"none"``.
+        pool: ``"avg2"`` averages 2x2 blocks and drops odd edges, as ``AvgPool2d(2)`` does;
+            ``"none"`` keeps every element.
+
+    Returns:
+        ``y`` in the dtype and layout of ``x``, ``mean`` and ``m2`` (N, C) as
+        :func:`ltdd_ext.row_moments` returns them.
+
+    Raises:
+        TypeError: A dtype is another.
+        ValueError: A shape, device or switch does not fit.
+
+    Note:
+        Differentiable once in ``x`` and ``residual``; ``k`` and ``h`` are constants. The backward
+        pass recomputes the ReLU mask from ``x``. Arithmetic is float32 (float64 for float64), so
+        ``y`` differs from separate operators in bfloat16 by their intermediate rounding.
+        Deterministic for any number of threads.
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> y, mean, m2 = ltdd_ext.bn_act_moments(x, torch.ones(3), torch.zeros(3), pool="avg2")
+        >>> y.shape, mean.shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([2, 3]))
+    """
+    check_arguments(_OP, x, k, h, residual, act, pool)
+    y, mean, m2 = torch.ops.ltdd_ext.bn_act_moments(x, k, h, residual, ACTS[act], POOLS[pool])
+    return y, mean, m2
+
+
+@torch.library.register_fake("ltdd_ext::bn_act_moments")
+def _fake(
+    x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: int, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = (x.shape[0], x.shape[1])
+    dtype = _check.row_dtype(x.dtype)
+    mean, m2 = x.new_empty(rows, dtype=dtype), x.new_empty(rows, dtype=dtype)
+    if pool == 1:
+        return output_like(x), mean, m2
+    shape = (*rows, x.shape[2] // 2, x.shape[3] // 2)
+    pixels = x.numel() > 0 and not is_rows(x) and is_pixels(x)
+    order = torch.channels_last if pixels else torch.contiguous_format
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+    return y, mean, m2
+
+
+@torch.library.register_fake("ltdd_ext::bn_act_moments_backward")
+def _fake_backward(
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_m2: Tensor,
+    x: Tensor,
+    k: Tensor,
+    h: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    act: int,
+    pool: int,
+) -> tuple[Tensor, Tensor]:
+    return output_like(x), x.new_empty(0) if residual is None else output_like(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, k, h, residual, act, pool = inputs
+    ctx.save_for_backward(x, k, h, residual, output[1])
+    ctx.act, ctx.pool = act, pool
+
+
+def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
+    x, k, h, residual, mean = ctx.saved_tensors
+    dx, dresidual = torch.ops.ltdd_ext.bn_act_moments_backward(
+        grad_y, grad_mean, grad_m2, x, k, h, residual, mean, ctx.act, ctx.pool
+    )
+    return dx, None, None, None if residual is None else dresidual, None, None
+
+
+torch.library.register_autograd("ltdd_ext::bn_act_moments", _backward, setup_context=_setup_context)
