@@ -72,8 +72,7 @@ def _distill(argv: Sequence[str]) -> None:
 
     results = distill(request.config, request.out, preset=request.preset, quiet=request.quiet)
     report = write_report(request.out)
-    print(accuracy_table(results))
-    print(f"\nreport: {report}")
+    print(f"\n{accuracy_table(results)}\n\nreport: {report}")
 
 
 def _evaluate(argv: Sequence[str]) -> None:
@@ -102,6 +101,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     folder = Path(options.folder)
     recipe = read_manifest(folder)["student_recipe"]
     from ltdd.pipeline import evaluate
+    from ltdd.report import write_report
 
     results = evaluate(
         folder,
@@ -110,7 +110,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         cast(Labels, options.labels or recipe["labels"]),
         options.quiet,
     )
-    print(accuracy_table(results))
+    print(f"\n{accuracy_table(results)}\n\nreport: {write_report(folder)}")
 
 
 def _report(argv: Sequence[str]) -> None:
@@ -194,11 +194,16 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
     rows = [("student", results["student"])]
     rows += list(results.get("baselines", {}).items())
     rows += [(name, results[name]) for name in ("teacher", "observer") if name in results]
-    columns = ("accuracy", "head", "medium", "tail")
-    lines = [f"{'accuracy in %':<18}" + "".join(f"{c:>15}" for c in ("overall", *columns[1:]))]
+    columns = {"accuracy": "overall", "head": "head", "medium": "medium", "tail": "tail"}
+    lines = [f"{'accuracy in %':<18}" + "".join(f"{title:>15}" for title in columns.values())]
     for name, scores in rows:
         cells = "".join(f"{_percent(scores.get(column)):>15}" for column in columns)
-        lines.append(f"{name:<18}{cells}")
+        lines.append(f"{name:<18}{cells}".rstrip())
+    student = results["student"]
+    lines.append(
+        f"student: {student['arch']} on {student['labels']} labels, {student['epochs']} epochs, "
+        f"n = {student['accuracy']['n']}"
+    )
     return "\n".join(lines)
 
 

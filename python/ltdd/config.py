@@ -150,6 +150,8 @@ class EvaluationConfig:
     """RandAugment(2, 9) before the crop."""
     ema_decay: float = 0.99
     """Decay per step of the averaged parameters that are evaluated; 0 takes the last iterate."""
+    full_epochs: int | None = None
+    """Epochs of the `full_long_tailed` baseline over the long-tailed images; None: as experts."""
     baselines: tuple[str, ...] = ("random_real", "full_long_tailed")
     """Baselines trained beside the student: `random_real`, `full_long_tailed`."""
 
@@ -248,6 +250,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "recovery.max_batch": (1, math.inf),
     "evaluation.seeds": (1, math.inf),
     "evaluation.epochs": (1, math.inf),
+    "evaluation.full_epochs": (1, math.inf),
     "evaluation.batch_size": (1, math.inf),
     "evaluation.crop_min_scale": (1e-3, 1),
     "evaluation.ema_decay": (0, 1 - 1e-9),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,13 @@ from ltdd.artifacts import (
     save_distilled,
     write_json,
 )
-from ltdd.config import DistillConfig, EvaluationConfig, InitializationConfig, Labels
+from ltdd.config import (
+    DistillConfig,
+    EvaluationConfig,
+    ExpertsConfig,
+    InitializationConfig,
+    Labels,
+)
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.data.views import ViewSchedule
@@ -49,7 +55,7 @@ from ltdd.stages.evaluation import (
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.relabeling import label_views
+from ltdd.stages.relabeling import fkd_bytes, label_views
 from ltdd.stages.statistics import calibrate_statistics
 from ltdd.targets import LayerStatistics
 
@@ -79,10 +85,11 @@ def distill(
     with open_run(out, config.to_dict(), data.split_sha256):
         if not quiet:
             print(describe(data), flush=True)
+        origin = provenance.collect(preset)
         run = Run(config, data, out, quiet)
         run.build()
         results = run.evaluate(config.evaluation.student, config.relabeling.labels)
-        results["provenance"] = provenance.collect(preset) | {
+        results["provenance"] = origin | {
             "seconds": sum(stage["seconds"] for stage in results["stages"].values())
         }
         write_json(out / "results.json", results)
@@ -114,7 +121,7 @@ def evaluate(
     evaluation = dataclasses.replace(config.evaluation, student=student, seeds=seeds, baselines=())
     asked = dataclasses.replace(config, evaluation=evaluation)
     data = load_data(config.data, config.imbalance_factor, config.image_size)
-    if data.split_sha256 != stored["split_sha256"]:
+    if data.split_sha256 != stored["split_sha256"]:  # the pixels are part of every stage's hash
         raise UserError(
             f"evaluate: expected the data of split {stored['split_sha256'][:12]}, "
             f"got split {data.split_sha256[:12]} from {config.data}"
@@ -187,11 +194,11 @@ class Run:
     def build(self) -> None:
         """Run stages 1 to 5 and write the distilled set."""
         config, data = self.config, self.data
-        observer, observer_key = self.expert("observer", config.experts.observer)
+        observer, observer_key = self.expert("observer", config.experts.observer, config.experts)
         if config.experts.teacher == "same":
             teacher, teacher_key = observer, observer_key
         else:
-            teacher, teacher_key = self.expert("teacher", config.experts.teacher)
+            teacher, teacher_key = self.expert("teacher", config.experts.teacher, config.experts)
         statistics, statistics_key = self.statistics(observer, observer_key)
         initial, initial_key = self.initial_images(teacher, teacher_key)
         recovered_key = self.key(
@@ -239,12 +246,9 @@ class Run:
         )
 
     def expert(
-        self, role: str, architecture: str, loss: Literal["rldd", "ce"] | None = None
+        self, role: str, architecture: str, settings: ExpertsConfig
     ) -> tuple[nn.Module, str]:
         """Stage 1: return a trained expert and its key."""
-        settings = self.config.experts
-        if loss is not None:
-            settings = dataclasses.replace(settings, loss=loss)
         values = dataclasses.asdict(settings)
         recipe = {k: v for k, v in values.items() if k not in ("observer", "teacher")}
         key = self.key("experts", recipe | {"role": role, "architecture": architecture}, [])
@@ -333,7 +337,7 @@ class Run:
         source = self.label_source(labels)
         label_bytes = self.logits.numel() * self.logits.element_size()
         if labels == "fkd":
-            label_bytes += 2 * config.evaluation.epochs * self.logits.numel()
+            label_bytes += fkd_bytes(config.evaluation.epochs, *self.logits.shape)
         predictions = {
             "student": self.students("student", self.images, source, labels),
             "teacher": self.predict(self.teacher)[None],
@@ -345,7 +349,7 @@ class Run:
             images = to_uint8(real.images)
             predictions["random_real"] = self.students("random_real", images, None, "hard")
         if "full_long_tailed" in config.evaluation.baselines:
-            model, _ = self.expert("full_long_tailed", student, loss="ce")
+            model, _ = self.expert("full_long_tailed", student, self.plain_training())
             predictions["full_long_tailed"] = self.predict(model)[None]
         scores = {
             who: summarize([accuracy_report(p, data.test_labels, data.counts) for p in rows])
@@ -371,6 +375,11 @@ class Run:
                 for who, rows in predictions.items()
             },
         }
+
+    def plain_training(self) -> ExpertsConfig:
+        """Return the experts' recipe without mixing and debiasing, for the full-data baseline."""
+        experts, epochs = self.config.experts, self.config.evaluation.full_epochs
+        return dataclasses.replace(experts, loss="ce", epochs=epochs or experts.epochs)
 
     @property
     def teacher_name(self) -> str:

@@ -57,6 +57,7 @@ def _cpu(data: str) -> dict[str, Any]:
         "evaluation": {
             "epochs": 600,
             "crop_min_scale": 0.25,
+            "full_epochs": 15,
         },
     }
 

@@ -1,8 +1,8 @@
 """Stage 3: where the synthetic images start (arXiv:2511.18858, confidence-guided initialization).
 
 Every real image offers K random crops, scored by the teacher's log-probability of the true class.
-Selection goes in rounds: the best unused crop of every image first, then the second best, and
-so on. A head class therefore never uses an image twice, and a tail class with few images stays diverse.
+Selection goes in rounds: the best unused crop of every image first, then the second best, and so
+on. A head class never uses an image twice, and a tail class with few images stays diverse.
 """
 
 from __future__ import annotations

@@ -39,17 +39,16 @@ def label_views(
     epochs = schedule.config.epochs
     images = images.to(runtime.device)
     mean, std = mean.to(runtime.device), std.to(runtime.device)
-    table: Tensor | None = None
-    with runtime.progress(epochs, "relabeling") as progress, runtime.autocast():
+    rows: list[Tensor] = []
+    with runtime.progress(epochs, "relabeling") as progress:
         for epoch in range(epochs):
-            views = (schedule.render(v, images, mean, std) for v in schedule.epoch(epoch))
-            logits = torch.cat([teacher(view).to(torch.float16).cpu() for view in views])
-            if table is None:
-                table = logits.new_empty(epochs, *logits.shape)
-            table[epoch] = logits
+            for view in schedule.epoch(epoch):
+                batch = schedule.render(view, images, mean, std)
+                with runtime.autocast():
+                    logits = teacher(batch)
+                rows.append(logits.to(torch.float16).cpu())
             progress.step()
-    assert table is not None  # epochs >= 1 by the configuration
-    return table
+    return torch.cat(rows).view(epochs, len(images), -1)
 
 
 def fkd_bytes(epochs: int, num_images: int, num_classes: int) -> int:
