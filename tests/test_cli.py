@@ -184,7 +184,8 @@ def test_doctor_names_every_operator(capsys: pytest.CaptureFixture[str]) -> None
 def test_accuracy_table_shows_percent_and_deviation_only_over_several_networks() -> None:
     def scores(mean: float, n: int) -> dict[str, object]:
         cell = {"mean": mean, "std": 0.01, "n": n}
-        return {"accuracy": cell, "head": cell, "medium": cell, "tail": None}
+        named = {"arch": "convnet3", "labels": "fkd", "epochs": 9}
+        return {"accuracy": cell, "head": cell, "medium": cell, "tail": None} | named
 
     table = accuracy_table(
         {
@@ -193,6 +194,7 @@ def test_accuracy_table_shows_percent_and_deviation_only_over_several_networks()
             "baselines": {"random_real": scores(0.5, 3)},
         }
     ).splitlines()
-    assert [line.split()[0] for line in table[1:]] == ["student", "random_real", "teacher"]
+    assert [line.split()[0] for line in table[1:4]] == ["student", "random_real", "teacher"]
     assert table[1].split() == ["student", *["72.3", "±", "1.0"] * 3, "-"]
     assert table[3].split() == ["teacher", "90.0", "90.0", "90.0", "-"]
+    assert table[4] == "student: convnet3 on fkd labels, 9 epochs, n = 3"

@@ -191,6 +191,7 @@ def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
         "1 min 54 s",
         "5f5f5f5f",
         "3 head, 4 medium and 3 tail classes",
+        "% on 1 class with more than 100 images",
     ):
         assert words in page.words
 

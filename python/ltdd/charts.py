@@ -112,7 +112,7 @@ def _class_labels(names: Sequence[str], step: float) -> list[Markup]:
     for i in range(0, len(names), every):
         x, y = LEFT + (i + 0.5) * step, HEIGHT - BOTTOM + 14
         short = names[i] if len(names[i]) <= 9 else names[i][:8] + "…"
-        if len(names) <= 12 and max(map(len, names)) <= 3:
+        if every == 1 and 7 * min(9, max(map(len, names))) < step:
             parts.append(_text(x, y + 2, short))
         else:
             parts.append(
@@ -189,9 +189,10 @@ def group_bars(groups: Sequence[str], series: Sequence[Series]) -> Markup:
             tip = f"{one.name}, {group}: {100 * value:.1f}%"
             parts.append(_rect(x, y, width * 0.92, height, f"bar s{one.style}", tip))
             middle, arm = x + width * 0.46, 100 * spread * scale
+            top = max(y - arm, TOP)  # a deviation may reach beyond the possible accuracies
             if spread:
-                parts.append(_line(middle, y - arm, middle, y + arm, "whisker"))
-            parts.append(_text(middle, y - arm - 4, f"{100 * value:.0f}", css="small"))
+                parts.append(_line(middle, top, middle, min(y + arm, HEIGHT - BOTTOM), "whisker"))
+            parts.append(_text(middle, top - 4, f"{100 * value:.0f}", css="small"))
     return _chart("Accuracy by group of classes", parts)
 
 
@@ -209,7 +210,8 @@ def loss_lines(lines: Mapping[str, Sequence[Point]], x_name: str, label: str) ->
     last = max(p.x for points in lines.values() for p in points) or 1
     x_scale = (WIDTH - LEFT - RIGHT) / last
     below = HEIGHT - BOTTOM + 16
-    parts += [_text(LEFT + x * x_scale, below, f"{x:,.6g}") for x in ticks(0, last)]
+    steps = [x for x in ticks(0, last) if x == round(x)]
+    parts += [_text(LEFT + x * x_scale, below, f"{x:,.0f}") for x in steps]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 8, x_name))
     for style, points in enumerate(lines.values()):
         parts.append(_polyline([Point(LEFT + x * x_scale, place(y)) for x, y in points], style))

@@ -207,13 +207,14 @@ def _cards(
         strips = [("start", initial[members])] if initial is not None else []
         strips.append(("distilled", distilled.images[members]))
         if real is not None:
-            strips.append(("real", real[label]))
+            # a smaller class repeats its images to fill the row
+            strips.append(("real", real[label][: distilled.manifest["counts"][label]]))
         # One scale for all strips of a card; few images are not blown up to the full width.
         slots = max(5, *(len(images) for _, images in strips))
         rows = [
             (
                 kind,
-                f"{len(images)} {kind} images of class {name}",
+                f"{kind} images of class {name}, {len(images)} in a row",
                 _strip(images, side),
                 100 * len(images) / slots,
             )
