@@ -156,6 +156,43 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(json.loads(metadata[_METADATA_KEY]))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"expected a safetensors file in {path}, got {error}") from error
     return tensors, metadata
+
+
+def write_sealed_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Replace a safetensors file that carries a hash of its own content.
+
+    Same arguments and failures as ``write_tensors``; the name ``sha256`` is taken.
+    """
+    seal = {"sha256": _content_sha256(tensors, metadata)}
+    write_tensors(path, tensors, dict(metadata) | seal)
+
+
+def read_sealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of ``write_sealed_tensors``.
+
+    Returns:
+        The tensors by name, and the metadata without the hash.
+
+    Raises:
+        UserError: as ``read_tensors``, or the content differs from its hash.
+    """
+    tensors, metadata = read_tensors(path)
+    seal = metadata.pop("sha256", None)
+    if seal != _content_sha256(tensors, metadata):
+        raise UserError(f"{path} differs from its SHA-256; it is damaged")
+    return tensors, metadata
+
+
+def _content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(canonical_json(dict(metadata)).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # As bytes: numpy does not know every dtype. A scalar has no bytes to view, a row does.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -61,6 +61,7 @@ from ltdd.targets import LayerStatistics
 
 FORMAT = 1  # part of every stage's hash; raise it when a stage's algorithm or output changes
 REAL_EXAMPLES = 5  # real images a class kept for the report
+BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recovery"})
 
 
 def distill(
@@ -88,6 +89,7 @@ def distill(
         origin = provenance.collect(preset)
         run = Run(config, data, out, quiet)
         run.build()
+        run.publish()
         results = run.evaluate(config.evaluation.student, config.relabeling.labels)
         results["provenance"] = origin | {
             "seconds": sum(stage["seconds"] for stage in results["stages"].values())
@@ -121,17 +123,18 @@ def evaluate(
     evaluation = dataclasses.replace(config.evaluation, student=student, seeds=seeds, baselines=())
     asked = dataclasses.replace(config, evaluation=evaluation)
     data = load_data(config.data, config.imbalance_factor, config.image_size)
-    if data.split_sha256 != stored["split_sha256"]:  # the pixels are part of every stage's hash
+    if data.split_sha256 != stored["split_sha256"]:
         raise UserError(
             f"evaluate: expected the data of split {stored['split_sha256'][:12]}, "
             f"got split {data.split_sha256[:12]} from {config.data}"
         )
     check_networks(asked, data)
     with open_run(out, config.to_dict(), data.split_sha256):
-        run = Run(asked, data, out, quiet)
+        origin = provenance.collect(None)
+        run = Run(asked, data, out, quiet, stored=BUILDING_STAGES)
         run.build()
         results = run.evaluate(student, labels)
-        results["provenance"] = provenance.collect(None)
+        results["provenance"] = origin
         write_json(out / "evaluations" / f"{student}-{labels}.json", results)
     return results
 
@@ -168,10 +171,18 @@ class Run:
         data: the long-tailed data, drawn once and shared by every stage.
         out: run folder, already locked.
         quiet: no progress output.
+        stored: names of stages that must be found in the folder, never computed.
     """
 
-    def __init__(self, config: DistillConfig, data: LongTailedData, out: Path, quiet: bool) -> None:
-        self.config, self.data, self.out = config, data, out
+    def __init__(
+        self,
+        config: DistillConfig,
+        data: LongTailedData,
+        out: Path,
+        quiet: bool,
+        stored: frozenset[str] = frozenset(),
+    ) -> None:
+        self.config, self.data, self.out, self.stored = config, data, out, stored
         self.log = EventLog(out / "events.jsonl")
         self.runtime = Runtime.from_config(config, self.log, quiet)
         if self.runtime.device.type == "cpu":
@@ -192,8 +203,8 @@ class Run:
         }
 
     def build(self) -> None:
-        """Run stages 1 to 5 and write the distilled set."""
-        config, data = self.config, self.data
+        """Run stages 1 to 4 and label the images."""
+        config = self.config
         observer, observer_key = self.expert("observer", config.experts.observer, config.experts)
         if config.experts.teacher == "same":
             teacher, teacher_key = observer, observer_key
@@ -231,6 +242,10 @@ class Run:
         # The labels that travel with the set are worth full precision.
         exact = dataclasses.replace(self.runtime, precision="fp32")
         self.logits = predict_logits(teacher, self.images, self.mean, self.std, exact)
+
+    def publish(self) -> None:
+        """Write the distilled set and its manifest."""
+        config, data = self.config, self.data
         save_distilled(
             self.out,
             self.images,
@@ -430,6 +445,11 @@ class Run:
     ) -> dict[str, Tensor]:
         """Return a stage's tensors from the store, or compute and store them."""
         found = self.store.get(name, key)
+        if found is None and name in self.stored:
+            raise UserError(
+                f"evaluate: expected the result of stage {name} in {self.store.folder} for these "
+                "images and settings, got none; the images have changed or the folder is incomplete"
+            )
         self.log.write("stage_start", stage=name)
         if found is None:
             with Meter(self.runtime.device) as meter:
