@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd import provenance
+from ltdd import interruption, provenance
 from ltdd.artifacts import (
     EventLog,
     StageStore,
@@ -29,6 +29,7 @@ from ltdd.artifacts import (
     save_distilled,
     write_json,
 )
+from ltdd.checkpoint import DEFAULT_SECONDS, StageCheckpoint
 from ltdd.config import (
     DistillConfig,
     EvaluationConfig,
@@ -44,7 +45,7 @@ from ltdd.inference import predict_logits
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
-from ltdd.runtime import Meter, Runtime, keep_freed_memory
+from ltdd.runtime import Meter, Runtime, keep_freed_memory, resolve_device
 from ltdd.stages.evaluation import (
     LabelSource,
     fkd_labels,
@@ -65,7 +66,12 @@ BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recover
 
 
 def distill(
-    config: DistillConfig, out: Path, *, preset: str | None = None, quiet: bool = False
+    config: DistillConfig,
+    out: Path,
+    *,
+    preset: str | None = None,
+    quiet: bool = False,
+    checkpoint_seconds: float = DEFAULT_SECONDS,
 ) -> dict[str, Any]:
     """Distill a long-tailed image set into ``config.ipc`` images a class, and evaluate them.
 
@@ -74,6 +80,7 @@ def distill(
         out: run folder; the same configuration continues an earlier run there.
         preset: name of the preset the configuration came from, for the record.
         quiet: no progress output.
+        checkpoint_seconds: time between two saves of an unfinished stage; 0 saves after every step.
 
     Returns:
         The content of ``results.json``; accuracies are fractions of 1.
@@ -81,13 +88,14 @@ def distill(
     Raises:
         UserError: the data, the configuration or the folder cannot be used.
     """
+    resolve_device(config.device)
     data = load_data(config.data, config.imbalance_factor, config.image_size)
     check_networks(config, data)
     with open_run(out, config.to_dict(), data.split_sha256):
         if not quiet:
             print(describe(data), flush=True)
         origin = provenance.collect(preset)
-        run = Run(config, data, out, quiet)
+        run = Run(config, data, out, quiet, checkpoint_seconds=checkpoint_seconds)
         run.build()
         run.publish()
         results = run.evaluate(config.evaluation.student, config.relabeling.labels)
@@ -145,12 +153,20 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
     Raises:
         UserError: unknown architecture, images too small for it, or an observer without BN layers.
     """
-    shape = (data.num_classes, data.image_size, data.channels)
-    observer = config.experts.observer
-    batch_norm_layers(build_model(observer, *shape), observer)
-    if config.experts.teacher != "same":
-        build_model(config.experts.teacher, *shape)
-    build_model(config.evaluation.student, *shape)
+    experts = config.experts
+    networks = {
+        "experts.observer": experts.observer,
+        "evaluation.student": config.evaluation.student,
+    }
+    if experts.teacher != "same":
+        networks["experts.teacher"] = experts.teacher
+    for field, name in networks.items():
+        try:
+            model = build_model(name, data.num_classes, data.image_size, data.channels)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from error
+        if field == "experts.observer":
+            batch_norm_layers(model, name)
 
 
 def describe(data: LongTailedData) -> str:
@@ -172,6 +188,7 @@ class Run:
         out: run folder, already locked.
         quiet: no progress output.
         stored: names of stages that must be found in the folder, never computed.
+        checkpoint_seconds: time between two saves of an unfinished stage.
     """
 
     def __init__(
@@ -181,8 +198,10 @@ class Run:
         out: Path,
         quiet: bool,
         stored: frozenset[str] = frozenset(),
+        checkpoint_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         self.config, self.data, self.out, self.stored = config, data, out, stored
+        self.checkpoint_seconds = checkpoint_seconds
         self.log = EventLog(out / "events.jsonl")
         self.runtime = Runtime.from_config(config, self.log, quiet)
         if self.runtime.device.type == "cpu":
@@ -220,7 +239,7 @@ class Run:
         recovered = self.stage(
             "recovery",
             recovered_key,
-            lambda: {
+            lambda runtime: {
                 "images": recover_images(
                     initial["images"],
                     initial["labels"],
@@ -231,7 +250,7 @@ class Run:
                     config.horizontal_flip,
                     config.recovery,
                     config.statistics,
-                    self.runtime,
+                    runtime,
                 )
             },
         )
@@ -267,13 +286,15 @@ class Run:
         values = dataclasses.asdict(settings)
         recipe = {k: v for k, v in values.items() if k not in ("observer", "teacher")}
         key = self.key("experts", recipe | {"role": role, "architecture": architecture}, [])
-        data, runtime = self.data, self.runtime
-        flip = self.config.horizontal_flip
+        data, flip = self.data, self.config.horizontal_flip
         weights = self.stage(
             "experts" if role in ("observer", "teacher") else "evaluation",
             key,
-            lambda: train_expert(role, architecture, data, settings, flip, runtime).state_dict(),
+            lambda runtime: train_expert(
+                role, architecture, data, settings, flip, runtime
+            ).state_dict(),
         )
+        runtime = self.runtime
         model = build_model(architecture, data.num_classes, data.image_size, data.channels)
         model.load_state_dict(weights)
         model = model.to(runtime.device).to(memory_format=torch.channels_last)
@@ -284,8 +305,8 @@ class Run:
         config = self.config.statistics
         key = self.key("statistics", {"batch_size": config.batch_size}, [key, self.config.backend])
 
-        def compute() -> dict[str, Tensor]:
-            layers = calibrate_statistics(observer, self.data, config, self.runtime)
+        def compute(runtime: Runtime) -> dict[str, Tensor]:
+            layers = calibrate_statistics(observer, self.data, config, runtime)
             return {
                 name: tensor
                 for number, layer in enumerate(layers)
@@ -302,8 +323,8 @@ class Run:
         settings = dataclasses.asdict(config) | {"ipc": self.config.ipc}
         key = self.key("initialization", settings, [key])
 
-        def compute() -> dict[str, Tensor]:
-            start = initialize_images(teacher, self.data, self.config.ipc, config, self.runtime)
+        def compute(runtime: Runtime) -> dict[str, Tensor]:
+            start = initialize_images(teacher, self.data, self.config.ipc, config, runtime)
             return {
                 "images": start.images,
                 "labels": start.labels,
@@ -338,9 +359,9 @@ class Run:
         table = self.stage(
             "relabeling",
             key,
-            lambda: {
+            lambda runtime: {
                 "logits": label_views(
-                    self.images, self.teacher, schedule, self.mean, self.std, self.runtime
+                    self.images, self.teacher, schedule, self.mean, self.std, runtime
                 )
             },
         )["logits"]
@@ -413,7 +434,7 @@ class Run:
             given = {"who": who, "number": number, "labels": labels, "ipc": self.config.ipc}
             key = self.key("evaluation", recipe | given, upstream)
 
-            def compute(number: int = number) -> dict[str, Tensor]:
+            def compute(runtime: Runtime, number: int = number) -> dict[str, Tensor]:
                 model = train_student(
                     images,
                     self.labels,
@@ -424,7 +445,7 @@ class Run:
                     self.std,
                     who,
                     number,
-                    self.runtime,
+                    runtime,
                 )
                 return {"predictions": self.predict(model)}
 
@@ -441,9 +462,13 @@ class Run:
         return fingerprint([stage, self.common, dict(settings), upstream])
 
     def stage(
-        self, name: str, key: str, compute: Callable[[], Mapping[str, Tensor]]
+        self, name: str, key: str, compute: Callable[[Runtime], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Return a stage's tensors from the store, or compute and store them."""
+        """Return a stage's tensors from the store, or compute and store them.
+
+        Raises:
+            UserError: a result is NaN or infinite, or cannot be stored.
+        """
         found = self.store.get(name, key)
         if found is None and name in self.stored:
             raise UserError(
@@ -451,18 +476,41 @@ class Run:
                 "images and settings, got none; the images have changed or the folder is incomplete"
             )
         self.log.write("stage_start", stage=name)
+        path = self.store.path(name, key).with_suffix(".checkpoint")
+        checkpoint = StageCheckpoint(path, key, self.checkpoint_seconds)
         if found is None:
-            with Meter(self.runtime.device) as meter:
-                tensors = {k: v.detach().cpu().contiguous() for k, v in compute().items()}
-            cost = {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes}
+            with checkpoint, Meter(self.runtime.device) as meter:
+                runtime = dataclasses.replace(self.runtime, checkpoint=checkpoint)
+                tensors = {k: v.detach().cpu().contiguous() for k, v in compute(runtime).items()}
+            cost = {
+                "seconds": checkpoint.seconds_before + meter.seconds,
+                "peak_bytes": meter.peak_bytes,
+            }
+            check_all_finite(name, tensors)
             self.store.put(name, key, tensors, cost)
         else:
             tensors, cost = found
+        checkpoint.remove()
+        interruption.stop_if_requested()
         self.log.write("stage_end", stage=name, reused=found is not None, **cost)
         total = self.costs.setdefault(name, {"seconds": 0.0, "peak_bytes": 0})
         total["seconds"] += cost["seconds"]
         total["peak_bytes"] = max(total["peak_bytes"], cost["peak_bytes"])
         return tensors
+
+
+def check_all_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to store a result that is no number.
+
+    Raises:
+        UserError: names the stage and the tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{stage}: expected finite values in its result {name!r}, got NaN or infinity; "
+                "lower the learning rate or use --precision fp32"
+            )
 
 
 def view_settings(config: EvaluationConfig) -> dict[str, Any]:

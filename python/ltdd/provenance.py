@@ -22,8 +22,9 @@ def collect(preset: str | None) -> dict[str, Any]:
     ``commit`` is that of the checkout the package runs from, with ``+`` behind it if files differ
     from the commit; None for an installed package.
     """
+    program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["ltdd" if program == "__main__.py" else program, *sys.argv[1:]]),
         "preset": preset,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,0 +1,1 @@
+"""The six stages; each takes and returns data, none imports another."""
