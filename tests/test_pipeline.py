@@ -1,0 +1,178 @@
+"""The whole pipeline on scikit-learn's digits, at a budget of seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+import ltdd
+from ltdd import pipeline
+from ltdd.artifacts import StageStore, read_events, read_json
+from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
+from ltdd.errors import UserError
+
+TINY = DistillConfig(
+    data="digits",
+    imbalance_factor=50.0,
+    ipc=3,
+    horizontal_flip=False,
+    experts=ExpertsConfig(
+        observer="convnet3_bn", epochs=2, batch_size=64, learning_rate=0.05, schedule="one_cycle"
+    ),
+    recovery=RecoveryConfig(iterations=20),
+    evaluation=EvaluationConfig(epochs=3, seeds=2, full_epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    pipeline.distill(TINY, out, quiet=True)
+    return out
+
+
+def _recovered(out: Path) -> torch.Tensor:
+    (path,) = (out / "stages").glob("recovery-*.safetensors")
+    key = path.stem.removeprefix("recovery-")
+    assert len(key) == 16
+    from safetensors.torch import load_file
+
+    return load_file(path)["images"]
+
+
+def test_results_name_every_accuracy_cost_and_origin(run: Path) -> None:
+    results = read_json(run / "results.json")
+    for who in (results["student"], *results["baselines"].values(), results["teacher"]):
+        assert 0 <= who["accuracy"]["mean"] <= 1
+        assert len(who["per_class"]) == 10
+        assert all("mean" in who[group] for group in ("head", "medium", "tail"))
+    assert results["student"]["accuracy"]["n"] == 2
+    assert results["student"]["labels"] == "fkd"
+    assert set(results["baselines"]) == {"random_real", "full_long_tailed"}
+    assert set(results["stages"]) == {
+        "experts", "statistics", "initialization", "recovery", "relabeling", "evaluation",
+    }  # fmt: skip
+    assert all(cost["peak_bytes"] > 0 for cost in results["stages"].values())
+    assert results["bytes"] == {"images": 30 * 64, "labels": 4 * 30 * 10 + 2 * 3 * 30 * 10}
+    assert results["provenance"]["torch"] == torch.__version__
+
+
+def test_the_distilled_set_is_balanced_and_says_what_it_is(run: Path) -> None:
+    distilled = ltdd.load(run)
+    assert distilled.images.dtype == torch.uint8
+    assert distilled.images.shape == (30, 1, 8, 8)
+    assert torch.bincount(distilled.labels).tolist() == [3] * 10
+    assert distilled.logits.shape == (30, 10)
+    assert distilled.class_names == tuple("0123456789")
+    assert distilled.manifest["split_sha256"] == read_json(run / "run.json")["split_sha256"]
+    images, labels, logits = next(iter(distilled.loader(batch_size=7)))
+    assert images.shape == (7, 1, 8, 8)
+    assert len(labels) == len(logits) == 7
+
+
+def test_recovery_moves_images_and_lowers_the_alignment_loss(run: Path) -> None:
+    (path,) = (run / "stages").glob("initialization-*.safetensors")
+    tensors = StageStore(run).folder
+    assert path.parent == tensors
+    losses = [e["alignment"] for e in read_events(run / "events.jsonl") if e["event"] == "recover"]
+    assert losses[-1] < losses[0]
+
+
+def test_the_same_command_reuses_every_stage(run: Path) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in (run / "stages").iterdir()}
+    old = read_json(run / "results.json")
+    seen = len(read_events(run / "events.jsonl"))
+    again = pipeline.distill(TINY, run, quiet=True)
+    assert {p.name: p.stat().st_mtime_ns for p in (run / "stages").iterdir()} == before
+    ends = [e for e in read_events(run / "events.jsonl")[seen:] if e["event"] == "stage_end"]
+    assert ends
+    assert all(e["reused"] for e in ends)
+    assert again["student"] == old["student"]
+    assert again["stages"] == old["stages"]
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(run: Path) -> None:
+    files = sorted(run.rglob("*.safetensors"))
+    other = dataclasses.replace(TINY, ipc=2)
+    with pytest.raises(UserError, match="ipc"):
+        pipeline.distill(other, run, quiet=True)
+    assert sorted(run.rglob("*.safetensors")) == files
+
+
+@pytest.mark.parametrize("labels", ["static", "online", "hard", "fkd"])
+def test_other_students_train_on_a_finished_run(run: Path, labels: str) -> None:
+    manifest = (run / "manifest.json").read_bytes()
+    results = pipeline.evaluate(run, "alexnet", 1, labels, quiet=True)
+    assert results["student"]["arch"] == "alexnet"
+    assert results["student"]["accuracy"]["n"] == 1
+    assert (run / "evaluations" / f"alexnet-{labels}.json").exists()
+    assert (run / "manifest.json").read_bytes() == manifest
+
+
+def test_evaluate_never_trains_an_expert_anew(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "stages").glob("experts-*"):
+        path.unlink()
+    with pytest.raises(UserError, match="experts"):
+        pipeline.evaluate(copy, "alexnet", 1, "static", quiet=True)
+
+
+def test_both_backends_recover_the_same_images(run: Path, tmp_path: Path) -> None:
+    reference = dataclasses.replace(
+        TINY, backend="reference", evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=())
+    )
+    pipeline.distill(reference, tmp_path / "reference", quiet=True)
+    difference = (_recovered(run) - _recovered(tmp_path / "reference")).abs().max()
+    assert difference <= 1e-3
+
+
+def test_a_class_with_fewer_images_than_ipc_works(tmp_path: Path) -> None:
+    few = dataclasses.replace(
+        TINY,
+        ipc=15,  # the last class has 2 training images: 5 crops each are not enough
+        recovery=RecoveryConfig(iterations=1),
+        evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=("random_real",)),
+    )
+    results = pipeline.distill(few, tmp_path / "few", quiet=True)
+    assert min(results["counts"]) < 3
+    assert torch.bincount(ltdd.load(tmp_path / "few").labels).tolist() == [15] * 10
+
+
+@pytest.mark.parametrize("method", ["random_real", "noise"])
+def test_other_initializations_and_an_own_teacher(tmp_path: Path, method: str) -> None:
+    config = dataclasses.replace(
+        TINY,
+        experts=dataclasses.replace(TINY.experts, teacher="convnet3", epochs=1),
+        initialization=dataclasses.replace(TINY.initialization, method=method),
+        recovery=RecoveryConfig(iterations=2),
+        evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=()),
+    )
+    results = pipeline.distill(config, tmp_path / method, quiet=True)
+    assert results["teacher"]["arch"] == "convnet3"
+    assert results["observer"]["arch"] == "convnet3_bn"
+
+
+def test_an_observer_without_batch_norm_fails_before_any_work(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        TINY, experts=dataclasses.replace(TINY.experts, observer="convnet3")
+    )
+    with pytest.raises(UserError, match="BatchNorm2d"):
+        pipeline.distill(config, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_beats_its_baselines(tmp_path: Path) -> None:
+    from ltdd.cli import main
+
+    main(["distill", "--preset", "demo", "--imbalance-factor", "50", "--out", str(tmp_path / "d")])
+    results = read_json(tmp_path / "d" / "results.json")
+    baselines = results["baselines"]
+    assert results["student"]["accuracy"]["mean"] > baselines["random_real"]["accuracy"]["mean"]
+    assert results["student"]["tail"]["mean"] > baselines["full_long_tailed"]["tail"]["mean"]
