@@ -33,7 +33,7 @@ LAYERS = (
     ),
     ("stages",),
     ("pipeline", "provenance"),
-    ("cli", "__main__", "options", "presets", "doctor", "report", "charts"),
+    ("cli", "__main__", "options", "presets", "doctor", "report", "charts", "pictures"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 REPORT_USERS = {"cli", "pipeline", "report"}
