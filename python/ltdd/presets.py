@@ -26,11 +26,17 @@ def _demo(data: str) -> dict[str, Any]:
             "nesterov": True,
             "weight_decay": 1e-3,
             "schedule": "one_cycle",
-            "debias_power": 1.2,
+            "resampling_power": 0.5,  # the last classes have two images
         },
         "initialization": {"crop_min_scale": 0.6},  # smaller crops of 8 pixels show no digit
         "recovery": {"iterations": 200, "alignment_weight": 0.05, "crop_min_scale": 0.6},
-        "evaluation": {"epochs": 150, "crop_min_scale": 0.5},
+        "evaluation": {
+            "epochs": 180,
+            "learning_rate": 4e-3,
+            "schedule": "cosine",
+            "crop_min_scale": 0.7,
+            "full_epochs": 30,
+        },
     }
 
 
