@@ -18,13 +18,14 @@ LTDD_EXT = ROOT / "ltdd_ext"
 
 # Lowest first. A module imports from its own layer or a lower one, and never in a circle.
 LAYERS = (
-    ("errors", "config", "runtime"),
+    ("errors", "config", "interruption", "runtime"),
     (
         "data",
         "models",
         "losses",
         "metrics",
         "files",
+        "checkpoint",
         "distilled",
         "artifacts",
         "observation",

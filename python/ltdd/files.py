@@ -156,7 +156,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(json.loads(metadata[_METADATA_KEY]))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"expected a safetensors file in {path}, got {error}") from error
     return tensors, metadata
 

@@ -36,6 +36,25 @@ class NullLog:
         """Do nothing."""
 
 
+class Checkpoint(Protocol):
+    """Where an unfinished stage keeps its state, such as ``checkpoint.StageCheckpoint``."""
+
+    def restore(self) -> dict[str, Any]: ...
+
+    def step(self, **state: Any) -> None: ...
+
+
+class NoCheckpoint:
+    """Keeps nothing: a stopped stage starts over."""
+
+    def restore(self) -> dict[str, Any]:
+        """Return an empty state."""
+        return {}
+
+    def step(self, **state: Any) -> None:
+        """Do nothing."""
+
+
 def stream_seed(seed: int, *keys: int | str) -> int:
     """Return the 63-bit seed of the random stream named by ``keys``.
 
@@ -57,6 +76,7 @@ class Runtime:
         seed: root of every random stream.
         log: receives structured events.
         quiet: no progress output.
+        checkpoint: keeps the state of the stage that runs; it does not change a result.
     """
 
     device: torch.device
@@ -65,6 +85,7 @@ class Runtime:
     seed: int = 0
     log: Log = field(default_factory=NullLog)
     quiet: bool = False
+    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
 
     @classmethod
     def from_config(cls, config: DistillConfig, log: Log, quiet: bool) -> Runtime:
@@ -95,9 +116,9 @@ class Runtime:
             torch.manual_seed(stream_seed(self.seed, *keys))
             yield
 
-    def progress(self, total: int, label: str) -> Progress:
-        """Return a progress display for ``total`` steps."""
-        return Progress(total, label, self.quiet)
+    def progress(self, total: int, label: str, done: int = 0) -> Progress:
+        """Return a progress display for ``total`` steps, of which ``done`` were restored."""
+        return Progress(total, label, self.quiet, done)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -144,13 +165,14 @@ def keep_freed_memory() -> bool:
 class Progress:
     """A tqdm bar on a terminal, a plain line every ten seconds elsewhere, none in the first two."""
 
-    def __init__(self, total: int, label: str, quiet: bool) -> None:
-        self._total, self._label = total, label
+    def __init__(self, total: int, label: str, quiet: bool, done: int = 0) -> None:
+        self._total, self._label, self._restored = total, label, done
         self._terminal = sys.stderr.isatty()
         self._plain = not quiet and not self._terminal
         self._start = self._last = time.monotonic()
-        self._done, self._note = 0, ""
-        self._bar = tqdm(total=total, desc=label, delay=2, disable=quiet or not self._terminal)
+        self._done, self._note = done, ""
+        hidden = quiet or not self._terminal
+        self._bar = tqdm(total=total, initial=done, desc=label, delay=2, disable=hidden)
 
     def step(self, note: str = "") -> None:
         """Count one step; ``note`` is shown behind the bar."""
@@ -160,7 +182,8 @@ class Progress:
         now = time.monotonic()
         if self._plain and now - self._last >= 10:
             self._last = now
-            left = (now - self._start) / self._done * (self._total - self._done)
+            pace = (now - self._start) / (self._done - self._restored)
+            left = pace * (self._total - self._done)
             print(
                 f"{self._label}: {self._done}/{self._total} {note} ({left:.0f} s left)",
                 file=sys.stderr,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +86,26 @@ def train_student(
     optimizer = _optimizer(model, config)
     factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
     title = f"evaluation: {who} {number + 1}/{config.seeds}"
-    with runtime.progress(config.epochs, title) as progress:
-        for epoch in range(config.epochs):
-            start, total = 0, torch.zeros((), device=device)
+    parts: dict[str, Any] = {
+        "model": model,
+        "averaged": averaged,
+        "optimizer": optimizer,
+        "factor": factor,
+    }
+    restored = runtime.checkpoint.restore()
+    if restored:
+        for name, part in parts.items():
+            part.load_state_dict(restored[name])
+    first = restored.get("epoch", 0)
+    with runtime.progress(config.epochs, title, first) as progress:
+        for epoch in range(first, config.epochs):
+            start, skipped, total = 0, 0, torch.zeros((), device=device)
+            if restored and epoch == first:  # in the middle of an epoch
+                skipped, total = restored["start"], restored["total"].to(device)
             for view in schedule.epoch(epoch):
+                if start < skipped:
+                    start += len(view.indices)
+                    continue
                 batch = schedule.render(view, images, mean, std)
                 hard = mixed_labels(view, labels, num_classes).to(device)
                 soft = None if source is None else source(epoch, start, view, batch).to(device)
@@ -101,7 +118,9 @@ def train_student(
                 averaged.update_parameters(model)
                 start += len(view.indices)
                 total += loss.detach() * len(view.indices)
-            factor.step()
+                if start == len(labels):
+                    factor.step()
+                runtime.checkpoint.step(**parts, epoch=epoch, start=start, total=total)
             progress.step()
             if epoch % LOG_EVERY == 0 or epoch == config.epochs - 1:
                 loss_value = check_finite(total / len(labels), f"evaluation: {who}", epoch, "loss")

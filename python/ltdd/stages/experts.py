@@ -8,6 +8,8 @@ Only the backbone and the debiased classifier are kept.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
@@ -133,12 +135,23 @@ def train_expert(
     schedule, step_every_batch = _schedule(optimizer, config, steps)
     weights = class_debias_weights(data.counts, config.debias_power, config.weight_norm)
     weights = weights.to(runtime.device)
-    with runtime.progress(config.epochs * steps, f"experts: {role} ({architecture})") as progress:
-        for epoch in range(config.epochs):
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    restored = runtime.checkpoint.restore()
+    if restored:
+        for name, part in parts.items():
+            part.load_state_dict(restored[name])
+    start, step = restored.get("epoch", 0), restored.get("step", 0)
+    title = f"experts: {role} ({architecture})"
+    with runtime.progress(config.epochs * steps, title, start * steps + step) as progress:
+        for epoch in range(start, config.epochs):
             generator = runtime.stream("experts", role, "epoch", epoch)
             order = torch.randperm(len(data.train_labels), generator=generator)
-            share, total = debias_progress(epoch, config.epochs), torch.zeros(())
-            for indices in order[: steps * batch_size].view(steps, batch_size):
+            share, total, first = debias_progress(epoch, config.epochs), torch.zeros(()), 0
+            if restored and epoch == start:  # in the middle of an epoch
+                first, total = step, restored["total"]
+                generator.set_state(restored["generator"])
+            drawn = order[: steps * batch_size].view(steps, batch_size)
+            for number, indices in enumerate(drawn[first:], first + 1):
                 if config.loss == "ce":
                     inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
                     with runtime.autocast():
@@ -154,13 +167,15 @@ def train_expert(
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()
-                if step_every_batch:
+                if step_every_batch or number == steps:
                     schedule.step()
-                total += loss.detach().cpu()
+                done = epoch * steps + number
+                total += check_finite(loss.detach(), f"experts: {role}", done, "loss")
                 progress.step()
-            if not step_every_batch:
-                schedule.step()
-            mean_loss = check_finite(total / steps, "experts", (epoch + 1) * steps, "loss")
+                runtime.checkpoint.step(
+                    **parts, epoch=epoch, step=number, total=total, generator=generator.get_state()
+                )
+            mean_loss = float(total / steps)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean_loss)
     return backbone.eval().requires_grad_(False)
 

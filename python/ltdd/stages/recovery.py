@@ -8,6 +8,8 @@ does not grow with ipc. Every image draws its own crop in every iteration.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,21 +76,29 @@ def recover_images(
     Raises:
         UserError: the loss became NaN or infinite.
     """
-    result = images.clone()
+    result: Tensor = images.clone()
     if config.iterations == 0:
         return result
     recorder = Observer(observer, runtime.ops)
     num_classes = len(statistics[0].count)
     plan = plan_batches(num_classes, len(labels) // num_classes, config.max_batch)
     shift, scale = (v.view(-1, 1, 1).to(runtime.device) for v in (mean, std))
-    with runtime.progress(len(plan) * config.iterations, "recovery") as progress:
+    restored = runtime.checkpoint.restore()
+    result = restored.get("result", result)
+    current: int = restored.get("batch", 0)
+    steps, done = len(plan) * config.iterations, current * config.iterations
+    done += restored.get("iteration", 0)
+    with runtime.progress(steps, "recovery", done) as progress:
         for number, positions in enumerate(plan):
+            if number < current:
+                continue
             start = (images[positions].to(runtime.device) - shift) / scale
             problem = _Batch(
                 start, labels[positions], recorder, statistics, config, targets, runtime
             )
             bounds = (-shift / scale, (1 - shift) / scale)
-            pixels = problem.optimise(number, bounds, flip, progress)
+            state = restored if number == current else {}
+            pixels = problem.optimise(number, bounds, flip, progress, result, state)
             result[positions] = (pixels * scale + shift).clamp(0, 1).cpu()
     return result
 
@@ -135,13 +145,33 @@ class _Batch:
         return alignment, F.cross_entropy(logits.float(), self.labels)
 
     def optimise(
-        self, number: int, bounds: tuple[Tensor, Tensor], flip: bool, progress: Progress
+        self,
+        number: int,
+        bounds: tuple[Tensor, Tensor],
+        flip: bool,
+        progress: Progress,
+        result: Tensor,
+        restored: dict[str, Any],
     ) -> Tensor:
-        """Run Adam with a cosine schedule; return the last iterate in normalised units."""
+        """Run Adam with a cosine schedule; return the last iterate in normalised units.
+
+        Args:
+            number: of the batch; names its random streams.
+            bounds: smallest and largest value of a pixel in normalised units.
+            flip: whether views may be mirrored.
+            progress: counts the iterations.
+            result: the batches before this one, for the checkpoint.
+            restored: state of this batch in the checkpoint; empty to start.
+        """
         config, runtime = self.config, self.runtime
         optimizer = torch.optim.Adam([self.pixels], lr=config.learning_rate, betas=ADAM_BETAS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
-        for iteration in range(config.iterations):
+        if restored:
+            optimizer.load_state_dict(restored["optimizer"])
+            schedule.load_state_dict(restored["schedule"])
+            with torch.no_grad():
+                self.pixels.copy_(restored["pixels"])
+        for iteration in range(restored.get("iteration", 0), config.iterations):
             generator = runtime.stream("recovery", number, iteration)
             crops = random_crops(len(self.labels), config.crop_min_scale, flip, generator)
             alignment, cross_entropy = self.objective(crop(self.pixels, crops))
@@ -165,4 +195,12 @@ class _Batch:
                     cross_entropy=float(cross_entropy.detach()),
                 )
             progress.step(f"loss {value:.3f}")
+            runtime.checkpoint.step(
+                optimizer=optimizer,
+                schedule=schedule,
+                pixels=self.pixels,
+                result=result,
+                batch=number,
+                iteration=iteration + 1,
+            )
         return self.pixels.detach()
