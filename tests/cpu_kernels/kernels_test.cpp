@@ -1,0 +1,277 @@
+// Every CPU kernel of every instruction set this machine has, against plain loops in double.
+//
+// Buffers have exactly the size of their tensor, so a sanitizer sees any access outside.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using ltdd::Kernels;
+using ltdd::Storage;
+
+int failures = 0;
+
+struct Shape {
+  int64_t n, c, height, width;
+  int64_t s() const { return height * width; }
+  int64_t size() const { return n * c * s(); }
+};
+
+// A value as it is after storage: bfloat16 by cutting bits, half by the compiler's own type.
+double stored(double value, Storage storage) {
+  if (storage == Storage::kDouble) return value;
+  float narrow = static_cast<float>(value);
+  if (storage == Storage::kBFloat16) {
+    uint32_t bits;
+    std::memcpy(&bits, &narrow, 4);
+    bits &= 0xffff0000u;
+    std::memcpy(&narrow, &bits, 4);
+  }
+  if (storage == Storage::kHalf) narrow = static_cast<float>(static_cast<_Float16>(narrow));
+  return narrow;
+}
+
+int64_t item_bytes(Storage storage) {
+  return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2;
+}
+
+std::vector<char> pack(const std::vector<double>& values, Storage storage) {
+  std::vector<char> bytes(values.size() * item_bytes(storage));
+  for (size_t i = 0; i < values.size(); ++i) {
+    char* to = bytes.data() + i * item_bytes(storage);
+    const float narrow = static_cast<float>(values[i]);
+    const _Float16 half = static_cast<_Float16>(narrow);
+    uint32_t bits;
+    std::memcpy(&bits, &narrow, 4);
+    const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+    switch (storage) {
+      case Storage::kDouble:
+        std::memcpy(to, &values[i], 8);
+        break;
+      case Storage::kFloat:
+        std::memcpy(to, &narrow, 4);
+        break;
+      case Storage::kBFloat16:
+        std::memcpy(to, &upper, 2);
+        break;
+      case Storage::kHalf:
+        std::memcpy(to, &half, 2);
+        break;
+    }
+  }
+  return bytes;
+}
+
+double unpack(const std::vector<char>& bytes, int64_t i, Storage storage) {
+  const char* from = bytes.data() + i * item_bytes(storage);
+  if (storage == Storage::kDouble) {
+    double value;
+    std::memcpy(&value, from, 8);
+    return value;
+  }
+  float value = 0;
+  if (storage == Storage::kFloat) {
+    std::memcpy(&value, from, 4);
+  } else if (storage == Storage::kBFloat16) {
+    uint16_t upper;
+    std::memcpy(&upper, from, 2);
+    const uint32_t bits = static_cast<uint32_t>(upper) << 16;
+    std::memcpy(&value, &bits, 4);
+  } else {
+    _Float16 half;
+    std::memcpy(&half, from, 2);
+    value = static_cast<float>(half);
+  }
+  return value;
+}
+
+// Tensors in the order (n, c, pixel), whatever their layout in memory.
+struct Case {
+  const char* isa;
+  const Kernels& run;
+  Storage storage;
+  Shape shape;
+  bool pixels;  // NHWC
+
+  int64_t at(int64_t n, int64_t c, int64_t p, int64_t size) const {
+    return pixels ? (n * size + p) * shape.c + c : (n * shape.c + c) * size + p;
+  }
+  Storage row_storage() const {
+    return storage == Storage::kDouble ? Storage::kDouble : Storage::kFloat;
+  }
+  double rounding() const {
+    return storage == Storage::kBFloat16 ? 1.0 / 128
+           : storage == Storage::kHalf   ? 1.0 / 1024
+                                         : 2e-6;
+  }
+
+  void expect(const char* what, double got, double want, double scale, double tolerance) const {
+    if (std::abs(got - want) <= tolerance * (scale + 1e-6)) return;
+    if (++failures <= 20)
+      std::printf("%s storage %d %s %ldx%ldx%ldx%ld %s: got %.9g, want %.9g\n", isa,
+                  static_cast<int>(storage), pixels ? "NHWC" : "NCHW", shape.n, shape.c,
+                  shape.height, shape.width, what, got, want);
+  }
+
+  template <typename Rows, typename Pixels, typename Args>
+  void call(Rows rows, Pixels by_pixel, const Args& args) const {
+    if (!pixels) return rows(args, 0, shape.n * shape.c);
+    const int64_t half = shape.c / 2;  // an uneven split of the channels
+    for (int64_t i = 0; i < shape.n; ++i) {
+      by_pixel(args, i, 0, half);
+      by_pixel(args, i, half, shape.c);
+    }
+  }
+};
+
+std::vector<double> random_values(int64_t count, std::mt19937& generator, Storage storage) {
+  std::normal_distribution<double> normal(0.5, 1.5);
+  std::vector<double> values(count);
+  for (double& value : values) value = stored(normal(generator), storage);
+  return values;
+}
+
+void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937& generator) {
+  const Shape& shape = t.shape;
+  const int64_t s = shape.s(), rows = shape.n * shape.c;
+  const int64_t half = shape.width / 2, out_s = pool ? shape.height / 2 * half : s;
+  const Storage row = t.row_storage();
+  const auto x = random_values(shape.size(), generator, t.storage);
+  const auto r = random_values(shape.size(), generator, t.storage);
+  const auto gy = random_values(rows * out_s, generator, t.storage);
+  const auto k = random_values(shape.c, generator, row), h = random_values(shape.c, generator, row);
+  const auto g_mean = random_values(rows, generator, row);
+  const auto g_m2 = random_values(rows, generator, row);
+  const auto x_bytes = pack(x, t.storage), r_bytes = pack(r, t.storage);
+  const auto gy_bytes = pack(gy, t.storage), k_bytes = pack(k, row), h_bytes = pack(h, row);
+  const auto g_mean_bytes = pack(g_mean, row), g_m2_bytes = pack(g_m2, row);
+  std::vector<char> y(rows * out_s * item_bytes(t.storage)), dx(x_bytes.size()), dr(x_bytes.size());
+  std::vector<char> mean(rows * item_bytes(row)), m2(mean.size()), mean2(mean.size()),
+      m22(mean.size());
+
+  const ltdd::MomentsArgs moments{x_bytes.data(), shape.n, shape.c, s, mean.data(), m2.data()};
+  t.call(t.run.moments_rows, t.run.moments_pixels, moments);
+  const void* added = with_residual ? r_bytes.data() : nullptr;
+  const ltdd::BnActArgs forward{
+      x_bytes.data(), added, k_bytes.data(), h_bytes.data(), shape.n,  shape.c,      shape.height,
+      shape.width,    relu,  pool,           true,           y.data(), mean2.data(), m22.data()};
+  t.call(t.run.bn_act_rows, t.run.bn_act_pixels, forward);
+
+  std::vector<double> before(shape.size()), row_mean(rows);
+  for (int64_t n = 0; n < shape.n; ++n)
+    for (int64_t c = 0; c < shape.c; ++c) {
+      double sum = 0, squares = 0;
+      for (int64_t p = 0; p < s; ++p) sum += x[t.at(n, c, p, s)];
+      const double m = row_mean[n * shape.c + c] = sum / s;
+      for (int64_t p = 0; p < s; ++p) {
+        const int64_t at = t.at(n, c, p, s);
+        squares += (x[at] - m) * (x[at] - m);
+        before[at] = k[c] * x[at] + h[c] + (with_residual ? r[at] : 0.0);
+      }
+      for (const auto* got : {&mean, &mean2})
+        t.expect("mean", unpack(*got, n * shape.c + c, row), m, 1.0, 1e-6);
+      for (const auto* got : {&m2, &m22})
+        t.expect("m2", unpack(*got, n * shape.c + c, row), squares, squares, 1e-6);
+      const auto act = [&](int64_t p) {
+        const double v = before[t.at(n, c, p, s)];
+        return relu && v <= 0 ? 0.0 : v;
+      };
+      for (int64_t q = 0; q < out_s; ++q) {
+        const int64_t p = pool ? q / half * 2 * shape.width + q % half * 2 : q;
+        const double want =
+            pool ? (act(p) + act(p + 1) + act(p + shape.width) + act(p + shape.width + 1)) / 4
+                 : act(p);
+        t.expect("y", unpack(y, t.at(n, c, q, out_s), t.storage), want, 10.0, t.rounding());
+      }
+    }
+
+  const ltdd::BnActBackwardArgs backward{gy_bytes.data(),
+                                         g_mean_bytes.data(),
+                                         g_m2_bytes.data(),
+                                         x_bytes.data(),
+                                         added,
+                                         k_bytes.data(),
+                                         h_bytes.data(),
+                                         mean.data(),
+                                         shape.n,
+                                         shape.c,
+                                         shape.height,
+                                         shape.width,
+                                         relu,
+                                         pool,
+                                         false,
+                                         dx.data(),
+                                         with_residual ? dr.data() : nullptr};
+  t.call(t.run.bn_act_backward_rows, t.run.bn_act_backward_pixels, backward);
+  std::vector<char> plain(x_bytes.size());
+  const ltdd::MomentsBackwardArgs plain_backward{g_mean_bytes.data(),
+                                                 g_m2_bytes.data(),
+                                                 x_bytes.data(),
+                                                 mean.data(),
+                                                 shape.n,
+                                                 shape.c,
+                                                 s,
+                                                 plain.data(),
+                                                 false};
+  t.call(t.run.moments_backward_rows, t.run.moments_backward_pixels, plain_backward);
+  for (int64_t n = 0; n < shape.n; ++n)
+    for (int64_t c = 0; c < shape.c; ++c)
+      for (int64_t p = 0; p < s; ++p) {
+        const int64_t at = t.at(n, c, p, s), i = p / shape.width, j = p % shape.width;
+        double g = 0;
+        if (!pool)
+          g = gy[at];
+        else if (i / 2 < shape.height / 2 && j / 2 < half)
+          g = gy[t.at(n, c, i / 2 * half + j / 2, out_s)] / 4;
+        if (relu && before[at] <= 0) g = 0;
+        const bool on_the_edge = relu && std::abs(before[at]) < 1e-5;
+        const int64_t row_at = n * shape.c + c;
+        const double moved = g_mean[row_at] / s + 2 * g_m2[row_at] * (x[at] - row_mean[row_at]);
+        t.expect("plain dx", unpack(plain, at, t.storage), moved, 30.0, t.rounding());
+        if (on_the_edge) continue;
+        t.expect("dx", unpack(dx, at, t.storage), k[c] * g + moved, 30.0, t.rounding());
+        if (with_residual) t.expect("dresidual", unpack(dr, at, t.storage), g, 10.0, t.rounding());
+      }
+}
+
+}  // namespace
+
+int main() {
+  struct {
+    const char* name;
+    const Kernels& (*kernels)(Storage);
+    bool here;
+  } const sets[] = {
+      {"baseline", ltdd::baseline_kernels, true},
+#if defined(__x86_64__)
+      {"avx2", ltdd::avx2_kernels, __builtin_cpu_supports("x86-64-v3") != 0},
+      {"avx512", ltdd::avx512_kernels, __builtin_cpu_supports("x86-64-v4") != 0},
+#endif
+  };
+  const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
+                          {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2}};
+  std::mt19937 generator(7);
+  int cases = 0;
+  for (const auto& set : sets) {
+    if (!set.here) {
+      std::printf("%s: this machine does not have it\n", set.name);
+      continue;
+    }
+    for (const Storage storage :
+         {Storage::kFloat, Storage::kDouble, Storage::kBFloat16, Storage::kHalf})
+      for (const Shape& shape : shapes)
+        for (int bits = 0; bits < 16; ++bits, ++cases)
+          check({set.name, set.kernels(storage), storage, shape, (bits & 1) != 0}, (bits & 2) != 0,
+                (bits & 4) != 0, (bits & 8) != 0, generator);
+  }
+  std::printf("%d cases, %d failures\n", cases, failures);
+  return failures == 0 ? 0 : 1;
+}
