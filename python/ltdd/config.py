@@ -18,6 +18,7 @@ from ltdd.errors import UserError
 Backend = Literal["compiled", "reference"]
 Labels = Literal["static", "fkd", "online", "hard"]
 Precision = Literal["auto", "bf16", "fp32"]
+OnBadImage = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ltdd.data.image_files import FileList, class_folders, list_files, read_headers, read_images
+from ltdd.config import OnBadImage
+from ltdd.data.archives import is_archive, unpacked
+from ltdd.data.image_files import (
+    FileList,
+    class_folders,
+    list_files,
+    read_headers,
+    read_images,
+    readable_files,
+)
 from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.errors import UserError
 
@@ -49,6 +58,7 @@ class LongTailedData:
         mean, std: Per channel, in units of [0, 1].
         split_sha256: Names the chosen training images.
         source: Where the data came from, as given to `load_data`.
+        left_out: Files that could not be read, with the reason.
     """
 
     train_images: Tensor
@@ -60,6 +70,7 @@ class LongTailedData:
     std: tuple[float, ...]
     split_sha256: str
     source: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -92,7 +103,10 @@ class LongTailedData:
 
 
 def load_data(
-    source: str, imbalance_factor: float | None = None, image_size: int | None = None
+    source: str,
+    imbalance_factor: float | None = None,
+    image_size: int | None = None,
+    on_bad_image: OnBadImage = "fail",
 ) -> LongTailedData:
     """Load a source, cut its long-tailed training set and bring all images to one size.
 
@@ -103,7 +117,8 @@ def load_data(
         `imagefolder:PATH`: `PATH/train/<class>/` and `PATH/test/<class>/` (or `PATH/val/...`), or
         `PATH/<class>/` alone. Of a single folder the same number of images of every class, a
         fifth of the smallest class and at least one, drawn with a fixed seed, is the test set.
-        Classes are ordered by folder name.
+        Classes are ordered by folder name. PATH may be a .zip or .tar archive of such a folder; it
+        is unpacked once, below the folder of the downloads.
 
         `cifar10`, `cifar100`: downloaded by torchvision into the folder named by the environment
         variable LTDD_DATA, else `~/.cache/ltdd`.
@@ -113,6 +128,8 @@ def load_data(
         imbalance_factor: Cut the training set to the exponential profile; None keeps it.
         image_size: Side in pixels, 8..224. None keeps the common size of the files if all are
             squares of one size in this range, else 32.
+        on_bad_image: `skip` decodes every file of a folder first and leaves the unreadable ones out
+            before the training set is cut; `fail` refuses to go on.
 
     Returns:
         The data; grey if all chosen files are grey.
@@ -128,7 +145,10 @@ def load_data(
     if kind == "imagefolder":
         if not path:
             raise UserError("expected a folder after imagefolder:, as in imagefolder:PATH")
-        return _image_folder(source, Path(path).expanduser(), imbalance_factor, image_size)
+        root = Path(path).expanduser()
+        if is_archive(root):
+            root = unpacked(root, _cache() / "archives")
+        return _image_folder(source, root, imbalance_factor, image_size, on_bad_image)
     if source == "digits":
         return _from_arrays(source, _digits(), imbalance_factor, image_size)
     if source in ("cifar10", "cifar100"):
@@ -159,10 +179,14 @@ def _digits() -> _Arrays:
     return _Arrays(images[train], labels[train], images[test], labels[test], names)
 
 
+def _cache() -> Path:
+    return Path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd").expanduser()
+
+
 def _cifar(name: str) -> _Arrays:
     from torchvision import datasets
 
-    root = Path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd").expanduser()
+    root = _cache()
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -198,9 +222,13 @@ def _from_arrays(
 
 
 def _image_folder(
-    source: str, root: Path, imbalance_factor: float | None, image_size: int | None
+    source: str,
+    root: Path,
+    imbalance_factor: float | None,
+    image_size: int | None,
+    on_bad_image: OnBadImage,
 ) -> LongTailedData:
-    available, test = _train_and_test_files(root)
+    available, test, left_out = _train_and_test_files(root, on_bad_image)
     names = available.class_names
     chosen = long_tailed_indices(available.labels, len(names), imbalance_factor)
     train = available.take(chosen)
@@ -217,10 +245,12 @@ def _image_folder(
         test.labels,
         names,
     )
-    return _finish(source, cut, split_sha256(chosen, available.labels, names))
+    return _finish(source, cut, split_sha256(chosen, available.labels, names), left_out)
 
 
-def _train_and_test_files(root: Path) -> tuple[FileList, FileList]:
+def _train_and_test_files(
+    root: Path, on_bad_image: OnBadImage
+) -> tuple[FileList, FileList, tuple[str, ...]]:
     folders = {folder.name: folder for folder in class_folders(root)}
     # A class may be called "train"; a split folder is one that holds folders itself.
     parts = {
@@ -229,7 +259,7 @@ def _train_and_test_files(root: Path) -> tuple[FileList, FileList]:
         if name in folders and class_folders(folders[name])
     }
     if not parts:
-        files = list_files(root)
+        files, bad = _list_files(root, on_bad_image)
         smallest = int(np.bincount(files.labels).argmin())
         count = int(np.bincount(files.labels)[smallest])
         if count < 2:
@@ -239,7 +269,7 @@ def _train_and_test_files(root: Path) -> tuple[FileList, FileList]:
                 f"{root / 'test'}"
             )
         train, test = _hold_out(files.labels, max(1, count // _HELD_OUT_SHARE))
-        return files.take(train), files.take(test)
+        return files.take(train), files.take(test), bad
     held_out = parts.get("test") or parts.get("val")
     if "train" not in parts or held_out is None:
         present = next(iter(parts.values()))
@@ -249,7 +279,22 @@ def _train_and_test_files(root: Path) -> tuple[FileList, FileList]:
             f"to hold out a test part of one folder, give that folder"
         )
     _check_same_classes(parts["train"], held_out)
-    return list_files(parts["train"]), list_files(held_out)
+    train_files, bad_train = _list_files(parts["train"], on_bad_image)
+    test_files, bad_test = _list_files(held_out, on_bad_image)
+    return train_files, test_files, bad_train + bad_test
+
+
+def _list_files(root: Path, on_bad_image: OnBadImage) -> tuple[FileList, tuple[str, ...]]:
+    """List the images of a folder, without the unreadable ones if asked to, and say which."""
+    files = list_files(root)
+    if on_bad_image == "fail":
+        return files, ()
+    good, bad = readable_files(files)
+    present = np.bincount(good.labels, minlength=len(files.class_names))
+    if present.min() == 0:
+        empty = root / files.class_names[int(present.argmin())]
+        raise UserError(f"expected a readable image in every class folder, got none in {empty}")
+    return good, bad
 
 
 def _check_same_classes(train: Path, test: Path) -> None:
@@ -284,7 +329,9 @@ def _resize(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(resized.numpy())
 
 
-def _finish(source: str, arrays: _Arrays, sha256: str) -> LongTailedData:
+def _finish(
+    source: str, arrays: _Arrays, sha256: str, left_out: tuple[str, ...] = ()
+) -> LongTailedData:
     train_images = torch.from_numpy(arrays.train_images)
     mean, std = _NORMALIZATION.get(source) or _channel_statistics(train_images)
     return LongTailedData(
@@ -297,6 +344,7 @@ def _finish(source: str, arrays: _Arrays, sha256: str) -> LongTailedData:
         std=std,
         split_sha256=sha256,
         source=source,
+        left_out=left_out,
     )
 
 

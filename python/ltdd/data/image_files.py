@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file may unpack to gigabytes."""
 
+_LISTED = 10  # files that one message names
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 
@@ -89,6 +93,11 @@ def list_files(root: Path) -> FileList:
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in folder.name):
+            raise UserError(
+                f"expected UTF-8 names of class folders in {root}, without control characters, "
+                f"got {folder.name!r}"
+            )
         files = sorted(_files_below(folder), key=lambda p: p.relative_to(folder).as_posix())
         if not files:
             raise UserError(f"expected images in every class folder, got none in {folder}")
@@ -99,12 +108,40 @@ def list_files(root: Path) -> FileList:
     )
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and name.lower() not in _SYSTEM_FILES:
-                yield Path(parent, name)
+def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yield the files of a folder and its sub-folders; a link to a folder above is not entered."""
+    try:
+        status = os.stat(folder)
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"expected a readable folder at {folder}, got {error.strerror}") from error
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for name in names:
+        if name.startswith(".") or name.lower() in _SYSTEM_FILES:
+            continue
+        path = folder / name
+        if path.is_dir():
+            yield from _files_below(path, above | {here})
+        else:
+            yield path
+
+
+def readable_files(files: FileList) -> tuple[FileList, tuple[str, ...]]:
+    """Decode every file once; return those that are images, and what is wrong with the others.
+
+    Returns:
+        The files that can be read, and ``path (reason)`` of every other one.
+    """
+    outcomes = _attempt(lambda path: _read_image(path, 8, 3), files.paths)
+    good = [n for n, outcome in enumerate(outcomes) if not isinstance(outcome, BaseException)]
+    bad = tuple(
+        f"{path} ({_reason(outcome)})"
+        for path, outcome in zip(files.paths, outcomes, strict=True)
+        if isinstance(outcome, BaseException)
+    )
+    return files.take(np.asarray(good, dtype=np.int64)), bad
 
 
 def read_headers(paths: Sequence[Path]) -> list[Header]:
@@ -146,15 +183,26 @@ def read_images(paths: Sequence[Path], image_size: int, channels: int) -> npt.ND
 
 
 def _read_header(path: Path) -> Header:
+    with _opened(path) as image:
+        return Header(*image.size, image.mode in _GREY_MODES)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    # Opening a pipe would wait for ever.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a regular file")
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}")
-        return Header(width, height, image.mode in _GREY_MODES)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range is unknown")
+        yield image
 
 
 def _read_image(path: Path, image_size: int, channels: int) -> npt.NDArray[np.uint8]:
-    with Image.open(path, formats=FORMATS) as image:
+    with _opened(path) as image:
         mode = "L" if channels == 1 else "RGB"
         # Lets the JPEG decoder skip detail that the resize would average away.
         image.draft(mode, (4 * image_size, 4 * image_size))
@@ -183,20 +231,32 @@ def _collect(
     """Run `work` over items in threads; report every file that fails in one sentence."""
     results: list[Result] = []
     failures: list[str] = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        for future, path in zip(futures, paths, strict=True):
-            error = future.exception()
-            if error is None:
-                results.append(future.result())
-            else:  # Decoders fail in many ways on hostile files; each is the file's fault.
-                failures.append(f"{path} ({_reason(error)})")
+    for outcome, path in zip(_attempt(work, items), paths, strict=True):
+        if isinstance(outcome, BaseException):
+            failures.append(f"{path} ({_reason(outcome)})")
+        else:
+            results.append(outcome)
     if failures:
-        more = f" and {len(failures) - 3} more" if len(failures) > 3 else ""
+        listed, more = "; ".join(failures[:_LISTED]), len(failures) - _LISTED
         raise UserError(
-            f"expected readable {', '.join(FORMATS)} images, got {'; '.join(failures[:3])}{more}"
+            f"expected readable {', '.join(FORMATS)} images, got {listed}"
+            + (f" and {more} more" if more > 0 else "")
         )
     return results
+
+
+def _attempt(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result | BaseException]:
+    """Run `work` over items in threads; return its result or its exception for every item."""
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    outcomes: list[Result | BaseException] = []
+    try:
+        for future in [pool.submit(work, item) for item in items]:
+            error = future.exception()
+            # Decoders fail in many ways on hostile files; each is the file's fault.
+            outcomes.append(future.result() if error is None else error)
+    finally:  # an interrupted program does not wait for thousands of files
+        pool.shutdown(cancel_futures=True)
+    return outcomes
 
 
 def _reason(error: BaseException) -> str:
