@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ltdd.artifacts import open_run
 from ltdd.cli import COMMANDS, accuracy_table, main
 from ltdd.config import STAGES, DistillConfig
 from ltdd.options import fields, parse_distill
@@ -154,6 +157,41 @@ def test_bad_config_files(
     assert message in shown
     assert shown.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_in_one_sentence(
+    number: signal.Signals,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def distill(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+        pytest.fail("went on after the signal")
+
+    monkeypatch.setattr("ltdd.pipeline.distill", distill)
+    handler = signal.getsignal(number)
+    assert main(["distill", "--out", str(tmp_path / "run")]) == status
+    shown = capsys.readouterr().err
+    assert shown == f"ltdd: stopped by {number.name}; resume with the same command\n"
+    assert signal.getsignal(number) == handler
+
+
+def test_a_folder_in_use_has_its_own_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def distill(config: DistillConfig, out: Path, **_: object) -> None:
+        with open_run(out, config.to_dict(), "split"):
+            pytest.fail("took a folder in use")
+
+    monkeypatch.setattr("ltdd.pipeline.distill", distill)
+    words = ["distill", "--out", str(tmp_path)]
+    config = parse_distill(words[1:]).config
+    with open_run(tmp_path, config.to_dict(), "split"):
+        assert main(words) == 3
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_split_shows_counts_groups_and_a_stable_hash(capsys: pytest.CaptureFixture[str]) -> None:

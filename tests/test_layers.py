@@ -33,8 +33,8 @@ LAYERS = (
         "inference",
     ),
     ("stages",),
-    ("pipeline", "provenance"),
-    ("cli", "__main__", "options", "presets", "doctor", "report", "charts", "pictures"),
+    ("pipeline", "preflight", "provenance"),
+    ("cli", "__main__", "options", "presets", "doctor", "report", "charts", "pictures", "verify"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 REPORT_USERS = {"cli", "pipeline", "report"}

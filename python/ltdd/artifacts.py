@@ -13,7 +13,9 @@ import contextlib
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,16 @@ import filelock
 from torch import Tensor
 
 from ltdd.distilled import DistilledSet, Normalization, load, record_files, save_distilled
-from ltdd.errors import UserError
+from ltdd.errors import FolderInUse, UserError
 from ltdd.files import (
     canonical_json,
     fingerprint,
     read_json,
+    read_sealed_tensors,
     read_tensors,
     remove_leftovers,
     write_json,
+    write_sealed_tensors,
     write_tensors,
     write_text,
 )
@@ -40,11 +44,13 @@ __all__ = [
     "Normalization",
     "RunLock",
     "StageStore",
+    "StoredStage",
     "fingerprint",
     "load",
     "open_run",
     "read_events",
     "read_json",
+    "read_stage",
     "read_tensors",
     "record_files",
     "save_distilled",
@@ -88,18 +94,49 @@ class StageStore:
         path = self.path(stage, key)
         if not path.exists():
             return None
-        tensors, metadata = read_tensors(path)
-        if metadata.get("key") != key:
-            return None
-        meta: dict[str, Any] = json.loads(metadata["meta"])
-        return tensors, meta
+        stored = read_stage(path)
+        return (stored.tensors, stored.meta) if stored.key == key else None
 
     def put(
         self, stage: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
     ) -> None:
         """Store a finished stage; ``meta`` is JSON-like."""
         metadata = {"key": key, "meta": canonical_json(dict(meta))}
-        write_tensors(self.path(stage, key), tensors, metadata)
+        write_sealed_tensors(self.path(stage, key), tensors, metadata)
+
+
+@dataclass(frozen=True)
+class StoredStage:
+    """The content of a file of `StageStore`.
+
+    Attributes:
+        key: hash of everything that decided the result.
+        tensors: the result, by name.
+        meta: seconds and bytes it took.
+        sealed: whether the file carries a hash of its content; files of early versions do not.
+    """
+
+    key: str
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    sealed: bool
+
+
+def read_stage(path: Path) -> StoredStage:
+    """Read and check the result of a stage.
+
+    Raises:
+        UserError: the file is damaged or something else.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+        sealed = set(metadata) != {"key", "meta"}
+        if sealed:
+            tensors, metadata = read_sealed_tensors(path)
+        return StoredStage(metadata["key"], tensors, dict(json.loads(metadata["meta"])), sealed)
+    except (UserError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = error if isinstance(error, UserError) else "not the result of a stage"
+        raise UserError(f"{path}: {reason}; delete the file to compute it again") from error
 
 
 class EventLog:
@@ -115,12 +152,15 @@ class EventLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line: time (UTC, ISO 8601), the event's name and its fields."""
-        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        self._append(json.dumps({"time": time, "event": event, **fields}) + "\n")
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._append(json.dumps({"time": now, "event": event, **fields}) + "\n")
 
     def _append(self, text: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -140,7 +180,8 @@ class RunLock:
     The operating system drops the lock of a killed process, so nothing has to be cleaned by hand.
 
     Raises:
-        UserError: another process works in the folder; the message says which.
+        FolderInUse: another process works in the folder; the message says which.
+        UserError: the folder cannot be written.
     """
 
     def __init__(self, out: Path) -> None:
@@ -149,23 +190,31 @@ class RunLock:
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise UserError(f"out: {out} is in use by {self._describe_holder()}") from error
+            holder = self._describe_holder()
+            raise FolderInUse(f"out: {out} is in use by {holder}") from error
         except OSError as error:
             raise UserError(f"out: cannot write to {out}: {error.strerror}") from error
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_json(self._holder, {"process": os.getpid(), "host": platform.node(), "since": since})
+        try:
+            me = {"process": os.getpid(), "host": platform.node(), "since": since}
+            write_json(self._holder, me)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _describe_holder(self) -> str:
-        try:
-            holder = read_json(self._holder)
-            return f"process {holder['process']} on {holder['host']} since {holder['since']}"
-        except (UserError, KeyError):  # it has only just taken the lock
-            return "another process"
+        for _ in range(20):
+            with contextlib.suppress(UserError, KeyError):
+                holder = read_json(self._holder)
+                return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+            time.sleep(0.05)  # it has only just taken the lock
+        return "another process"
 
     def release(self) -> None:
         """Give the folder free; calling it again does nothing."""
         if self._lock.is_locked:
-            self._holder.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only folder: the next holder replaces it
+                self._holder.unlink(missing_ok=True)
             self._lock.release()
 
     def __enter__(self) -> RunLock:

@@ -1,18 +1,20 @@
-"""The ``ltdd`` command: distill, evaluate, report, split, doctor.
+"""The ``ltdd`` command: distill, evaluate, report, split, verify, doctor.
 
 A command imports what it needs when it runs, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from ltdd import interruption
 from ltdd.config import Labels
 from ltdd.errors import UserError
-from ltdd.options import Parser, parse_distill
+from ltdd.options import Parser, add_on_bad_image, parse_distill
 
 _LABELS = get_args(Labels)
 
@@ -24,17 +26,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0, 2 for bad input (one sentence on stderr), 130 when interrupted.
+        The exit status: 0; 2 for bad input and for failures of disk or memory, 3 for a folder in
+        use (one sentence on stderr); what a shell reports for a process that a signal ended (130
+        for SIGINT, 143 for SIGTERM).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        with interruption.handled():
+            return _dispatch(words)
     except UserError as error:
-        print(f"ltdd: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ltdd: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _fail(str(error), error.exit_status)
+    except interruption.Interrupted as stop:
+        print(f"ltdd: stopped by {stop}; resume with the same command", file=sys.stderr)
+        return stop.exit_status
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        # torch reports exhausted memory as a RuntimeError, in one of these wordings.
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or "memory" in reason:
+            return _fail(f"out of memory: {reason}")
+        raise
+
+
+def _fail(reason: str, status: int = 2) -> int:
+    print(f"ltdd: error: {' '.join(reason.splitlines())}", file=sys.stderr)
+    return status
 
 
 def _dispatch(words: list[str]) -> int:
@@ -70,7 +90,14 @@ def _distill(argv: Sequence[str]) -> None:
     from ltdd.pipeline import distill
     from ltdd.report import write_report
 
-    results = distill(request.config, request.out, preset=request.preset, quiet=request.quiet)
+    results = distill(
+        request.config,
+        request.out,
+        preset=request.preset,
+        quiet=request.quiet,
+        checkpoint_seconds=request.checkpoint_seconds,
+        on_bad_image=request.on_bad_image,
+    )
     report = write_report(request.out)
     print(f"\n{accuracy_table(results)}\n\nreport: {report}")
 
@@ -91,6 +118,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         help=f"Labels they learn from: {', '.join(_LABELS)}; as the run's.",
     )
     parser.add_argument("--quiet", action="store_true", help="No progress output.")
+    add_on_bad_image(parser)
     options = parser.parse_args(argv)
     if options.labels not in (None, *_LABELS):
         raise UserError(f"expected --labels {', '.join(_LABELS)}; got {options.labels!r}")
@@ -109,6 +137,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         options.seeds or recipe["seeds"],
         cast(Labels, options.labels or recipe["labels"]),
         options.quiet,
+        options.on_bad_image,
     )
     print(f"\n{accuracy_table(results)}\n\nreport: {write_report(folder)}")
 
@@ -133,6 +162,7 @@ def _split(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--image-size", type=int | None, default=None, help="Side in pixels, 8..224."
     )
+    add_on_bad_image(parser)
     options = parser.parse_args(argv)
     from ltdd.config import DistillConfig
     from ltdd.data.datasets import load_data
@@ -143,7 +173,9 @@ def _split(argv: Sequence[str]) -> None:
         imbalance_factor=options.imbalance_factor,
         image_size=options.image_size,
     )
-    data = load_data(wanted.data, wanted.imbalance_factor, wanted.image_size)
+    data = load_data(wanted.data, wanted.imbalance_factor, wanted.image_size, options.on_bad_image)
+    for file in data.left_out:
+        print(f"left out: {file}", file=sys.stderr)
     groups = accuracy_groups(data.counts)
     width = max(5, *(len(name) for name in data.class_names))
     print(f"{'':>4} {'class':<{width}} {'images':>7}  third   shot")
@@ -164,6 +196,23 @@ def _group_of(label: int, **groups: Sequence[int]) -> str:
     return next(name for name, members in groups.items() if label in members)
 
 
+def _verify(argv: Sequence[str]) -> None:
+    parser = Parser(prog="ltdd verify", description=COMMANDS["verify"][0])
+    parser.add_argument("folder", type=str, help="Folder of a run, finished or not.")
+    options = parser.parse_args(argv)
+    from ltdd.verify import verify
+
+    findings = verify(Path(options.folder))
+    for found in findings:
+        print(f"{'BAD' if found.problem else 'ok ':<4}{found.name} {found.problem or found.note}")
+    bad = [found for found in findings if found.problem]
+    if bad:
+        raise UserError(
+            f"verify: {len(bad)} of {len(findings)} parts of {options.folder} are damaged, "
+            f"first {bad[0].name}"
+        )
+
+
 def _doctor(argv: Sequence[str]) -> None:
     parser = Parser(prog="ltdd doctor", description=COMMANDS["doctor"][0])
     parser.parse_args(argv)
@@ -180,6 +229,7 @@ COMMANDS: Mapping[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "evaluate": ("Train other students on the distilled set of a finished run.", _evaluate),
     "report": ("Write report.html again from the files of a run.", _report),
     "split": ("Show how many images of each class a training split has, and its hash.", _split),
+    "verify": ("Check every file of a run: hashes, formats, finite values.", _verify),
     "doctor": ("Show versions, and which backend every compiled operator has.", _doctor),
 }
 """Name -> one line about the command, and what runs it."""

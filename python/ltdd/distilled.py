@@ -14,10 +14,22 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from ltdd import __version__
 from ltdd.errors import UserError
-from ltdd.files import file_sha256, read_json, read_tensors, write_json, write_tensors
+from ltdd.files import (
+    file_sha256,
+    fingerprint,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
 _FORMAT, _FORMAT_VERSION = "ltdd-distilled-set", 1
+_SEAL = "manifest_sha256"
+_FIELDS = {
+    "format", "format_version", "class_names", "counts", "split_sha256", "normalization",
+    "tensors", "student_recipe", "config", "versions", "files",
+}  # fmt: skip
 
 
 class Normalization(NamedTuple):
@@ -157,15 +169,21 @@ def save_distilled(
         },
         "files": {name: _describe_file(out, name) for name in (DATA, *extra_files)},
     }
-    write_json(out / MANIFEST, manifest)
-    return manifest
+    return _write_manifest(out, manifest)
+
+
+def _write_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    content = {name: value for name, value in manifest.items() if name != _SEAL}
+    sealed = content | {_SEAL: fingerprint(content)}
+    write_json(out / MANIFEST, sealed)
+    return sealed
 
 
 def record_files(out: Path, names: Sequence[str]) -> None:
     """Put the size and SHA-256 of files that were written or changed later into the manifest."""
     manifest = read_json(out / MANIFEST)
     manifest["files"] = manifest["files"] | {name: _describe_file(out, name) for name in names}
-    write_json(out / MANIFEST, manifest)
+    _write_manifest(out, manifest)
 
 
 def _describe(tensor: Tensor, layout: str) -> dict[str, Any]:
@@ -229,6 +247,7 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
     images, labels, logits = tensors["images"], tensors["labels"], tensors["logits"]
     normalization = Normalization(mean, std)
     _check(images, labels, logits, names, normalization)
+    _check_seal(root, manifest)
     results = read_json(root / RESULTS) if (root / RESULTS).exists() else None
     return DistilledSet(images, labels, logits, names, normalization, manifest, results, root)
 
@@ -257,6 +276,19 @@ def _check_files(root: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 f"{root / name} differs from its SHA-256 in {MANIFEST}; it is damaged or "
                 "was changed after the run"
             )
+
+
+def _check_seal(root: Path, manifest: Mapping[str, Any]) -> None:
+    content = {name: value for name, value in manifest.items() if name != _SEAL}
+    # Manifests of the first versions have no seal, and nothing else that is not in ours.
+    if _SEAL not in manifest and set(manifest) == _FIELDS:
+        return
+    try:
+        intact = manifest.get(_SEAL) == fingerprint(content)
+    except ValueError:  # NaN, which JSON has not and we do not write
+        intact = False
+    if not intact:
+        raise UserError(f"{root / MANIFEST} differs from its own SHA-256; it is damaged")
 
 
 def _check(

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any, NoReturn, get_type_hints
 import jsonargparse
 
 from ltdd import config as config_module
-from ltdd.config import STAGES, DistillConfig
+from ltdd.config import STAGES, DistillConfig, OnBadImage
 from ltdd.errors import UserError
 from ltdd.presets import PRESETS, preset
 
-_RUN_OPTIONS = ("preset", "out", "quiet")
+_RUN_OPTIONS = ("preset", "out", "quiet", "checkpoint_seconds", "on_bad_image")
+CHECKPOINT_SECONDS = 60.0
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -116,6 +118,7 @@ def _kinds() -> dict[str, str]:
     """Describe the type of every field in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     kinds = {"quiet": words[bool], "preset": words[str], "out": words[str]}
+    kinds |= {"checkpoint_seconds": words[float], "on_bad_image": "one of fail, skip"}
     for name, hint, _, _ in fields():
         args = [a for a in getattr(hint, "__args__", ()) if a is not type(None)]
         if hint in words:
@@ -127,6 +130,16 @@ def _kinds() -> dict[str, str]:
         else:
             kinds[name] = "a list such as [random_real]"
     return kinds
+
+
+def add_on_bad_image(parser: Parser) -> None:
+    """Add the option that says what to do with image files that cannot be read."""
+    parser.add_argument(
+        "--on-bad-image",
+        type=OnBadImage,
+        default="fail",
+        help="What to do with an image file that cannot be read: fail, or skip it.",
+    )
 
 
 def distill_parser() -> Parser:
@@ -144,6 +157,13 @@ def distill_parser() -> Parser:
     parser.add_argument("--preset", type=str | None, default=None, help=f"Named settings: {names}.")
     parser.add_argument("--out", type=str | None, default=None, help="Folder for the results.")
     parser.add_argument("--quiet", action="store_true", help="No progress output.")
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        help="Time between two saves of an unfinished stage; it does not change the result.",
+    )
+    add_on_bad_image(parser)
     groups: dict[str, Any] = {"": parser.add_argument_group("run")}
     for name, hint, default, doc in fields():
         stage = name.rpartition(".")[0]
@@ -165,6 +185,8 @@ class Request:
     out: Path
     preset: str | None
     quiet: bool
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    on_bad_image: OnBadImage = "fail"
 
 
 def parse_distill(argv: Sequence[str]) -> Request:
@@ -196,11 +218,16 @@ def parse_distill(argv: Sequence[str]) -> Request:
     words = [word for path in files.config for word in ("--config", path)]
     values = parser.parse_args([*words, *rest]).as_dict()
     values.pop("config")
-    preset_name, out, quiet = (values.pop(key) for key in _RUN_OPTIONS)
+    preset_name, out, *others = (values.pop(key) for key in _RUN_OPTIONS)
     config = DistillConfig.from_dict(values)
     if out is None:
         raise UserError("expected --out DIR, a folder for the results, got none")
-    return Request(config, Path(out), preset_name, quiet)
+    request = Request(config, Path(out), preset_name, *others)
+    if not 0 <= request.checkpoint_seconds < math.inf:
+        raise UserError(
+            f"expected --checkpoint-seconds 0 or more, got {request.checkpoint_seconds:g}"
+        )
+    return request
 
 
 def _canonical(word: str) -> str:

@@ -36,6 +36,7 @@ from ltdd.config import (
     ExpertsConfig,
     InitializationConfig,
     Labels,
+    OnBadImage,
 )
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.long_tail import accuracy_groups
@@ -45,6 +46,7 @@ from ltdd.inference import predict_logits
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
+from ltdd.preflight import check_disk_space
 from ltdd.runtime import Meter, Runtime, keep_freed_memory, resolve_device
 from ltdd.stages.evaluation import (
     LabelSource,
@@ -72,6 +74,7 @@ def distill(
     preset: str | None = None,
     quiet: bool = False,
     checkpoint_seconds: float = DEFAULT_SECONDS,
+    on_bad_image: OnBadImage = "fail",
 ) -> dict[str, Any]:
     """Distill a long-tailed image set into ``config.ipc`` images a class, and evaluate them.
 
@@ -81,21 +84,26 @@ def distill(
         preset: name of the preset the configuration came from, for the record.
         quiet: no progress output.
         checkpoint_seconds: time between two saves of an unfinished stage; 0 saves after every step.
+        on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
 
     Returns:
         The content of ``results.json``; accuracies are fractions of 1.
 
     Raises:
-        UserError: the data, the configuration or the folder cannot be used.
+        UserError: the data, the configuration or the folder cannot be used, or the disk is full.
+        FolderInUse: another process works in the folder.
     """
     resolve_device(config.device)
-    data = load_data(config.data, config.imbalance_factor, config.image_size)
+    data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
     check_networks(config, data)
+    check_disk_space(config, data, out)
     with open_run(out, config.to_dict(), data.split_sha256):
         if not quiet:
             print(describe(data), flush=True)
         origin = provenance.collect(preset)
         run = Run(config, data, out, quiet, checkpoint_seconds=checkpoint_seconds)
+        for left_out in data.left_out:
+            run.log.write("bad_image", file=left_out)
         run.build()
         run.publish()
         results = run.evaluate(config.evaluation.student, config.relabeling.labels)
@@ -109,7 +117,12 @@ def distill(
 
 
 def evaluate(
-    out: Path, student: str, seeds: int, labels: Labels, quiet: bool = False
+    out: Path,
+    student: str,
+    seeds: int,
+    labels: Labels,
+    quiet: bool = False,
+    on_bad_image: OnBadImage = "fail",
 ) -> dict[str, Any]:
     """Train other students on a finished run and write ``evaluations/<student>-<labels>.json``.
 
@@ -119,6 +132,7 @@ def evaluate(
         seeds: number of students.
         labels: ``static``, ``fkd``, ``online`` or ``hard``.
         quiet: no progress output.
+        on_bad_image: as the run was made with.
 
     Returns:
         The same structure as ``results.json``, without baselines.
@@ -130,7 +144,7 @@ def evaluate(
     config = DistillConfig.from_dict(stored["config"])
     evaluation = dataclasses.replace(config.evaluation, student=student, seeds=seeds, baselines=())
     asked = dataclasses.replace(config, evaluation=evaluation)
-    data = load_data(config.data, config.imbalance_factor, config.image_size)
+    data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
     if data.split_sha256 != stored["split_sha256"]:
         raise UserError(
             f"evaluate: expected the data of split {stored['split_sha256'][:12]}, "
@@ -170,10 +184,12 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
 
 
 def describe(data: LongTailedData) -> str:
-    """Return two lines about a data set: its size and the hash of its split."""
+    """Return lines about a data set: files left out, its size and the hash of its split."""
     channels = "grey" if data.channels == 1 else "RGB"
+    left_out = "".join(f"left out: {file}\n" for file in data.left_out)
     return (
-        f"{data.source}: {len(data.train_labels)} training images of {data.num_classes} classes "
+        f"{left_out}{data.source}: {len(data.train_labels)} training images of "
+        f"{data.num_classes} classes "
         f"({max(data.counts)} to {min(data.counts)} a class), {len(data.test_labels)} test images, "
         f"{channels} {data.image_size}x{data.image_size}\nsplit sha256: {data.split_sha256}"
     )

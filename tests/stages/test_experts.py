@@ -207,5 +207,5 @@ def test_fewer_images_than_a_batch(data: LongTailedData, runtime: Runtime, log: 
 
 def test_numbers_that_are_not_finite_stop_the_stage(data: LongTailedData, runtime: Runtime) -> None:
     config = dataclasses.replace(FAST, learning_rate=1e30)
-    with pytest.raises(UserError, match="experts: expected a finite loss at step"):
+    with pytest.raises(UserError, match="experts: observer: expected a finite loss at step"):
         train_expert("observer", "convnet3_bn", data, config, False, runtime)

@@ -100,6 +100,7 @@ def train_student(
     with runtime.progress(config.epochs, title, first) as progress:
         for epoch in range(first, config.epochs):
             start, skipped, total = 0, 0, torch.zeros((), device=device)
+            losses: list[Tensor] = []
             if restored and epoch == first:  # in the middle of an epoch
                 skipped, total = restored["start"], restored["total"].to(device)
             for view in schedule.epoch(epoch):
@@ -117,14 +118,19 @@ def train_student(
                 optimizer.step()
                 averaged.update_parameters(model)
                 start += len(view.indices)
-                total += loss.detach() * len(view.indices)
+                losses.append(loss.detach())
+                total += losses[-1] * len(view.indices)
                 if start == len(labels):
                     factor.step()
                 runtime.checkpoint.step(**parts, epoch=epoch, start=start, total=total)
             progress.step()
+            # Looked at once an epoch, so that a GPU does not wait for the host in every step.
+            if not bool(total.isfinite()):
+                for step, loss in enumerate(losses, epoch * len(losses)):
+                    check_finite(loss, f"evaluation: {who}", step, "loss")
             if epoch % LOG_EVERY == 0 or epoch == config.epochs - 1:
-                loss_value = check_finite(total / len(labels), f"evaluation: {who}", epoch, "loss")
-                runtime.log.write("student", who=who, seed=number, epoch=epoch, loss=loss_value)
+                mean_loss = float(total / len(labels))
+                runtime.log.write("student", who=who, seed=number, epoch=epoch, loss=mean_loss)
     trained: nn.Module = averaged.module
     return trained.eval()
 

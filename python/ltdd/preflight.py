@@ -1,0 +1,65 @@
+"""What a run will write, known before it starts: a full disk is found in the first second."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from ltdd.config import DistillConfig
+from ltdd.data.datasets import LongTailedData
+from ltdd.errors import UserError
+from ltdd.models import build_model
+from ltdd.stages.relabeling import fkd_bytes
+
+_SMALL_FILES = 8 << 20  # events, manifest, results and report
+_ADAM_STATES = 4  # parameters, their average and two moments of the gradient
+
+
+def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
+    """Return the bytes that the folder of a run holds at its largest moment.
+
+    A file that is replaced counts twice, because the old one stays until the new one is whole.
+    """
+
+    def network(architecture: str) -> int:
+        with torch.device("meta"):
+            model = build_model(architecture, data.num_classes, data.image_size, data.channels)
+        return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+    experts = [network(config.experts.observer)]
+    if config.experts.teacher != "same":
+        experts.append(network(config.experts.teacher))
+    student = network(config.evaluation.student)
+    if "full_long_tailed" in config.evaluation.baselines:
+        experts.append(student)
+    images = config.ipc * data.num_classes
+    pixels = images * data.channels * data.image_size**2
+    labels = 0
+    if config.relabeling.labels == "fkd":
+        labels = fkd_bytes(config.evaluation.epochs, images, data.num_classes)
+    # Initial and recovered images as float32, the distilled ones as uint8 with float32 logits.
+    stored = sum(experts) + 2 * 4 * pixels + pixels + 4 * images * data.num_classes + labels
+    predictions = 8 * len(data.test_labels) * config.evaluation.seeds * 2
+    # The largest file that is written beside an older version of itself.
+    largest = max(2 * max(experts), _ADAM_STATES * student, 4 * 4 * pixels, labels)
+    return stored + predictions + 2 * largest + _SMALL_FILES
+
+
+def check_disk_space(config: DistillConfig, data: LongTailedData, out: Path) -> int:
+    """Return the estimate of `estimated_bytes` if it fits on the disk of the run folder.
+
+    Raises:
+        UserError: it does not, not counting what the folder already holds.
+    """
+    needed = estimated_bytes(config, data)
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    present = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    free = shutil.disk_usage(existing).free
+    if free + present < needed:
+        raise UserError(
+            f"out: expected about {needed / 2**20:.0f} MiB free in {existing} for this run, got "
+            f"{free / 2**20:.0f} MiB"
+        )
+    return needed

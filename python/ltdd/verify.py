@@ -1,0 +1,126 @@
+"""Check everything a run folder holds: ``ltdd verify``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltdd.artifacts import DistilledSet, fingerprint, load, read_json, read_stage
+from ltdd.errors import UserError
+from ltdd.files import read_sealed_tensors
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out about one file.
+
+    Attributes:
+        name: path below the run folder.
+        problem: what is wrong, None if nothing is.
+        note: something worth knowing that is not wrong.
+    """
+
+    name: str
+    problem: str | None
+    note: str = ""
+
+
+def verify(folder: Path) -> list[Finding]:
+    """Check every file of a run folder, finished or not; nothing is changed.
+
+    Checked are hashes, formats, shapes, types, finite values, and that configuration, split,
+    distilled set and recovered images belong together.
+
+    Raises:
+        UserError: the folder is not that of a run.
+    """
+    if not (folder / "run.json").exists() and not (folder / "manifest.json").exists():
+        raise UserError(f"expected the folder of a run at {folder}, got no run.json there")
+    return list(_findings(folder))
+
+
+def _findings(folder: Path) -> Iterator[Finding]:
+    run: dict[str, Any] | None = None
+    if (folder / "run.json").exists():
+        run, finding = _tried("run.json", lambda: _run(folder))
+        yield finding
+    distilled: DistilledSet | None = None
+    if (folder / "manifest.json").exists():
+        distilled, finding = _tried("data.safetensors, manifest.json", lambda: _set(folder, run))
+        yield finding
+    else:
+        yield Finding("manifest.json", None, "not there yet; the same command finishes the run")
+    for path in sorted((folder / "stages").glob("*")):
+        name = f"stages/{path.name}"
+        if path.suffix == ".safetensors":
+            yield _tried(name, lambda path=path: _stage(path, distilled))[1]  # type: ignore[misc]
+        elif path.suffix == ".checkpoint":
+            yield _tried(name, lambda path=path: read_sealed_tensors(path))[1]  # type: ignore[misc]
+        else:
+            yield Finding(name, None, "not a file of this program")
+    for path in sorted([*folder.glob("results.json"), *folder.glob("evaluations/*.json")]):
+        name = path.relative_to(folder).as_posix()
+        yield _tried(name, lambda path=path: _results(path))[1]  # type: ignore[misc]
+    if (folder / "events.jsonl").exists():
+        yield _tried("events.jsonl", lambda: _events(folder / "events.jsonl"))[1]
+
+
+def _tried(name: str, check: Callable[[], Any]) -> tuple[Any, Finding]:
+    try:
+        return check(), Finding(name, None)
+    except UserError as error:
+        return None, Finding(name, str(error))
+    except OSError as error:
+        return None, Finding(name, error.strerror or str(error))
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    run = read_json(folder / "run.json")
+    if run.get("fingerprint") != fingerprint([run.get("config"), run.get("split_sha256")]):
+        raise UserError("configuration and split differ from their fingerprint")
+    return run
+
+
+def _set(folder: Path, run: dict[str, Any] | None) -> DistilledSet:
+    distilled = load(folder)
+    manifest = distilled.manifest
+    for name in ("config", "split_sha256") if run is not None else ():
+        if run is not None and fingerprint(manifest.get(name)) != fingerprint(run.get(name)):
+            raise UserError(f"{name} differs from the one in run.json")
+    return distilled
+
+
+def _stage(path: Path, distilled: DistilledSet | None) -> None:
+    stored = read_stage(path)
+    if path.stem.rpartition("-")[2] != stored.key[:16]:
+        raise UserError("the name differs from the key inside")
+    for name, tensor in stored.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"expected finite values in {name!r}, got NaN or infinity")
+    if distilled is not None and path.name.startswith("recovery-"):
+        recovered = (stored.tensors["images"] * 255).round().clamp(0, 255).to(torch.uint8)
+        if not torch.equal(recovered, distilled.images):
+            raise UserError("the recovered images are not those of data.safetensors")
+
+
+def _results(path: Path) -> None:
+    results = read_json(path)
+    try:
+        accuracy = results["student"]["accuracy"]["mean"]
+        good = 0 <= float(accuracy) <= 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("expected the accuracy of a student, got none") from error
+    if not good:
+        raise UserError(f"expected an accuracy between 0 and 1, got {accuracy}")
+
+
+def _events(path: Path) -> None:
+    # A killed run leaves half a line, which the next one ends and readers skip: only its start is
+    # certain.
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.startswith(b'{"time": "'[: len(line)]):
+            raise UserError(f"expected an event in line {number}, got something else")
