@@ -8,11 +8,12 @@
 //   measure: block (group, 32 channels) -> gaps to the targets and their sums of squares;
 //   close:   block (group, layer)       -> norms, terms of the loss, factors of the gradient;
 //   spread:  block (samples, 32 channels) -> the gradient of every row, and once the loss.
-// A class gets a group by its label, or, with more classes than samples, by its first sample, so the
-// host never needs to know which classes are present. Arithmetic is double, sums are in fixed order,
-// no atomics. Traffic: the rows three times and their gradients once.
+// A class gets a group by its label, or, with more classes than samples, by its first sample, so
+// the host never needs to know which classes are present. Arithmetic is double, sums are in fixed
+// order, no atomics. Traffic: the rows three times and their gradients once.
 
 #include <algorithm>
+#include <limits>
 
 #include "../common/alignment.h"
 #include "label_groups.h"
@@ -51,6 +52,7 @@ struct Problem {
   int layers, tiles;
   bool double_targets, groups_by_sample;
   double class_weight;
+  double not_a_number;  // the loss of labels that are out of range
 
   double* squares;           // (2, G, tiles)
   double* factors;           // (2, G, L): d loss / d gap = factor * gap, per row of the group
@@ -207,6 +209,17 @@ inline __device__ double weight_of_class(const Problem& p) {
   return present > 0 ? p.class_weight / static_cast<double>(present) : 0.0;
 }
 
+// Whether a label lies out of [0, K); called by whole warps.
+inline __device__ bool any_stray_label(const Problem& p) {
+  bool stray = false;
+  for (int64_t base = 0; base < p.images; base += kWarp) {
+    const int64_t n = base + lane_id();
+    const bool here = n < p.images && (p.labels[n] < 0 || p.labels[n] >= p.classes);
+    stray = stray || __ballot_sync(kFullWarp, here) != 0;
+  }
+  return stray;
+}
+
 template <typename row_t>
 __global__ void __launch_bounds__(kTile* kLines)
     spread_kernel(const __grid_constant__ LayerTable table, const __grid_constant__ Problem p,
@@ -220,11 +233,12 @@ __global__ void __launch_bounds__(kTile* kLines)
     for (int64_t i = threadIdx.x; i < p.groups * p.layers; i += kWarp)
       sum += p.terms[i] * (i < p.layers ? 1.0 : class_weight);
     sum = sum_over_lanes<kWarp>(sum);
+    if (p.groups > 1 && any_stray_label(p)) sum = p.not_a_number;
     if (threadIdx.x == 0) *loss = static_cast<row_t>(sum);
   }
 
-  const int channel = (static_cast<int>(blockIdx.y) - layer.tile_begin) * kTile +
-                      static_cast<int>(threadIdx.x);
+  const int channel =
+      (static_cast<int>(blockIdx.y) - layer.tile_begin) * kTile + static_cast<int>(threadIdx.x);
   if (channel >= layer.channels) return;
   const row_t* mean_gap = static_cast<const row_t*>(p.mean_gap) + layer.channel_begin + channel;
   const row_t* var_gap = static_cast<const row_t*>(p.var_gap) + layer.channel_begin + channel;
@@ -237,9 +251,8 @@ __global__ void __launch_bounds__(kTile* kLines)
     const int64_t slot = g * p.channels;
     const int64_t label = whole ? 0 : p.groups_by_sample ? p.labels[g - 1] : g - 1;
     const double gap = static_cast<double>(mean_gap[slot]);
-    const double group_mean =
-        gap + target(whole ? layer.global_mean : layer.class_mean, p.double_targets,
-                     label * layer.channels + channel);
+    const double group_mean = gap + target(whole ? layer.global_mean : layer.class_mean,
+                                           p.double_targets, label * layer.channels + channel);
     return row_gradient(weight * mean_factor[g * p.layers] * gap,
                         weight * var_factor[g * p.layers] * static_cast<double>(var_gap[slot]),
                         row_mean, group_mean, 1.0, layer.size);
@@ -291,6 +304,7 @@ Problem make_problem(const AlignLayer* layers, int count, int64_t images, int64_
   p.images = images;
   p.classes = classes;
   p.class_weight = class_weight;
+  p.not_a_number = std::numeric_limits<double>::quiet_NaN();
   p.groups = 1 + (class_weight != 0.0 ? std::min(images, classes) : 0);
   p.groups_by_sample = classes > images;
   p.layers = count;
@@ -313,10 +327,20 @@ void run(const AlignLayer* layers, const Problem& p, row_t* loss, cudaStream_t s
       for (int l = 0; l < table.count; ++l) {
         const AlignLayer& from = layers[first + l];
         const int own = tiles_of(from);
-        table.layer[l] = {from.mean,       from.m2,        from.global_mean, from.global_var,
-                          from.class_mean, from.class_var, from.grad_mean,   from.grad_m2,
-                          from.size,       from.weight,    static_cast<int>(from.channels),
-                          channel_begin,   tiles,          own};
+        table.layer[l] = {from.mean,
+                          from.m2,
+                          from.global_mean,
+                          from.global_var,
+                          from.class_mean,
+                          from.class_var,
+                          from.grad_mean,
+                          from.grad_m2,
+                          from.size,
+                          from.weight,
+                          static_cast<int>(from.channels),
+                          channel_begin,
+                          tiles,
+                          own};
         channel_begin += own * kTile;
         tiles += own;
       }

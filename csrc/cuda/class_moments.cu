@@ -120,8 +120,8 @@ void class_moments_update(const ClassState& state, Type row_type, const void* me
   if (state.channels > 0) {
     if (row_type == Type::kFloat64)
       launch(&update_kernel<double>, blocks, dim3(kThreads), 0, on, state,
-             static_cast<const double*>(mean), static_cast<const double*>(m2), inverse_size,
-             labels, images);
+             static_cast<const double*>(mean), static_cast<const double*>(m2), inverse_size, labels,
+             images);
     else
       launch(&update_kernel<float>, blocks, dim3(kThreads), 0, on, state,
              static_cast<const float*>(mean), static_cast<const float*>(m2), inverse_size, labels,

@@ -1,20 +1,32 @@
 #pragma once
 
-// Chooses, from the shape alone, how the kernels of rows.h and pixels.h are laid over an activation.
+// Chooses, from the shape alone, how the kernels of rows.h, flat.h and pixels.h are laid over an
+// activation.
 // Nothing here asks the device: the same shape gives the same bits on every GPU.
 
 #include <algorithm>
 
+#include "flat.h"
 #include "ops.h"
 #include "pixels.h"
 #include "rows.h"
 
 namespace ltdd::cuda {
 
-inline constexpr int kRegisterElements = 32;  // of x, held by one thread
-inline constexpr int kMaxUnits = 8;           // loads in flight of one thread
+inline constexpr int kRegisterElements = 32;  // of x, held by one thread that reads nothing else
+inline constexpr int kMaxLoads = 8;           // of x, in flight in one thread
 inline constexpr int kTargetBlocks = 528;     // four per multiprocessor of a large GPU
+inline constexpr int kMaxLines = 32;          // threads of an NHWC block along the pixels
+inline constexpr int kSplitUnits = 512;       // of an NHWC plane, at least, for each of its blocks
 inline constexpr int kMaxSplits = 16;
+
+// Units, V channels wide, that a thread holds which reads `streams` tensors at once.
+template <typename Units>
+constexpr int units_in_registers(int vector, int streams) {
+  const int by_elements = 2 * kRegisterElements / ((streams + 1) * vector * Units::kElements);
+  const int most = std::min(by_elements, kMaxLoads / Units::kLoads);
+  return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
 
 inline Plane plane_of(const Activation& shape) { return {shape.height, shape.width}; }
 
@@ -33,12 +45,15 @@ void for_type(Type type, const Body& body) {
   }
 }
 
-// Calls body.template operator()<kLanes, kUnits>(grid, blocks, threads) with the fewest lanes that
-// hold a row in registers, or with as many warps as a long row deserves.
-template <typename Units, typename Body>
+// Calls body.template operator()<kLanes, kUnits>(grid, blocks, threads): a few lanes of a warp for
+// a short row, a warp, or several warps for a long row. With kExact the lanes must hold their row
+// in registers all at once (unless they are a whole warp), and the steps from one number of lanes
+// to the next are finer, because idle lanes would wait for the others' shuffles.
+template <bool kExact, int kStreams, typename Units, typename Body>
 void for_row_grid(const Activation& shape, const Units& units, const Body& body) {
-  constexpr int kMost = std::min(kMaxUnits, kRegisterElements / Units::kElements);
+  constexpr int kMost = units_in_registers<Units>(1, kStreams);
   constexpr int kFew = std::min(2, kMost);
+  constexpr bool kVectors = Units::kElements > 1 && !Units::kPartial;
   RowGrid grid{shape.rows(), shape.channels, 1, units.count};
   const auto with_lanes = [&]<int kLanes, int kUnits>() {
     const int64_t blocks = ceil_div<int64_t>(grid.rows, kRowThreads / kLanes);
@@ -46,13 +61,13 @@ void for_row_grid(const Activation& shape, const Units& units, const Body& body)
                                              dim3(kRowThreads));
   };
   // Small planes that cannot be read by vectors are rare: two kernels do for them.
-  if constexpr (Units::kElements > 1 && !Units::kPartial) {
+  if constexpr (kVectors)
     if (units.count <= 2 * kFew) return with_lanes.template operator()<2, kFew>();
+  if constexpr (kVectors && kExact) {
     if (units.count <= 4 * kFew) return with_lanes.template operator()<4, kFew>();
-    if (units.count <= 16 * kFew && units.count > 8 * kFew)
-      return with_lanes.template operator()<16, kFew>();
-    if (units.count <= 32 * kFew && units.count > 8 * kFew)
-      return with_lanes.template operator()<32, kFew>();
+    if (units.count <= 8 * kFew) return with_lanes.template operator()<8, kFew>();
+    if (units.count <= 16 * kFew) return with_lanes.template operator()<16, kFew>();
+    if (units.count <= 32 * kFew) return with_lanes.template operator()<32, kFew>();
   }
   if (units.count <= 8 * kFew) return with_lanes.template operator()<8, kFew>();
   if (units.count <= 32 * kMost) return with_lanes.template operator()<32, kMost>();
@@ -69,28 +84,20 @@ struct PixelPlan {
   dim3 blocks, threads;
 };
 
+// The number of images has no say: a sample's moments do not depend on the batch it is in.
 inline PixelPlan plan_pixels(const Activation& shape, int units, int vector, int units_in_tile) {
   const int64_t vectors = ceil_div<int64_t>(shape.channels, vector);
-  // Narrow blocks keep more multiprocessors busy; eight vectors still fill a 128-byte line.
-  int across = power_of_two_above(vectors, kWarp);
-  while (across > 8 && ceil_div<int64_t>(vectors, across) * shape.images < kTargetBlocks)
-    across /= 2;
-  const int lines =
-      power_of_two_above(ceil_div(units, units_in_tile), kPixelThreads / std::max(across, 8));
+  // Narrow blocks make many of them, and eight vectors still fill a line of 128 bytes; small planes
+  // have too few lines for that.
+  const int lines = power_of_two_above(ceil_div(units, units_in_tile), kMaxLines);
+  const int across = power_of_two_above(vectors, std::max(8, std::min(kWarp, 128 / lines)));
   const int64_t tiles = ceil_div<int64_t>(vectors, across);
-  const int64_t wanted = ceil_div<int64_t>(kTargetBlocks, tiles * shape.images);
-  const int64_t worthwhile = std::max(1, units / (2 * lines * units_in_tile));
-  const int limit = static_cast<int>(std::min({wanted, worthwhile, int64_t(kMaxSplits)}));
-  const int share = ceil_div(units, limit);
+  const int parts = std::clamp(units / kSplitUnits, 1, kMaxSplits);
+  const int share = ceil_div(units, parts);
   const int splits = ceil_div(units, share);
   return {{shape.images, shape.channels, splits, share},
           dim3(static_cast<unsigned>(shape.images * splits), static_cast<unsigned>(tiles)),
           dim3(static_cast<unsigned>(across), static_cast<unsigned>(lines))};
-}
-
-template <typename Pixels>
-inline constexpr int tile_units(int vector) {
-  return std::clamp(kRegisterElements / (vector * Pixels::kElements), 1, kMaxUnits);
 }
 
 // (splits, N, C) means and m2s, then the counts.
@@ -102,37 +109,102 @@ SplitParts<acc_t> split_parts(const PixelGrid& grid, void* scratch) {
   return {base, base + part, base + 2 * part};
 }
 
+// Bytes for the parts of an NHWC activation, whichever vector its pointers will allow.
+template <typename Pixels>
+size_t scratch_bytes(const Activation& shape, int streams) {
+  if (!shape.channels_last || shape.rows() == 0 || shape.size() == 0) return 0;
+  int splits = 1;
+  for (const int vector : {1, 4, 8}) {
+    const int units = units_in_registers<Pixels>(vector, streams);
+    const PixelPlan plan = plan_pixels(shape, Pixels(plane_of(shape)).count, vector, units);
+    splits = std::max(splits, plan.grid.splits);
+  }
+  if (splits == 1) return 0;
+  const size_t number = shape.type == Type::kFloat64 ? sizeof(double) : sizeof(float);
+  return number * static_cast<size_t>(splits) * (2 * static_cast<size_t>(shape.rows()) + 1);
+}
+
 template <typename scalar_t, typename Units, typename Epilogue>
 void launch_rows(const Activation& shape, const Units& units, const scalar_t* x, void* mean,
                  void* m2, const Epilogue& epilogue, cudaStream_t stream) {
   using acc_t = acc_type<scalar_t>;
-  for_row_grid(shape, units,
-               [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
-                 launch(&row_moments_kernel<scalar_t, Units, kLanes, kUnits, Epilogue>, blocks,
-                        threads, 0, stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2),
-                        grid, shape.size(), units, epilogue);
-               });
+  for_row_grid<true, Epilogue::kStreams>(
+      shape, units, [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
+        launch(&row_moments_kernel<scalar_t, Units, kLanes, kUnits, Epilogue>, blocks, threads, 0,
+               stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2), grid, shape.size(),
+               units, epilogue);
+      });
 }
 
 template <typename scalar_t, typename Units, typename Gradient>
 void launch_row_gradient(const Activation& shape, const Units& units, const scalar_t* x,
                          scalar_t* dx, const Gradient& gradient, cudaStream_t stream) {
-  for_row_grid(shape, units,
-               [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
-                 launch(&row_gradient_kernel<scalar_t, Units, kLanes, kUnits, Gradient>, blocks,
-                        threads, 0, stream, x, dx, grid, shape.size(), units, gradient);
-               });
+  for_row_grid<false, Gradient::kStreams>(
+      shape, units, [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
+        launch(&row_gradient_kernel<scalar_t, Units, kLanes, kUnits, Gradient>, blocks, threads, 0,
+               stream, x, dx, grid, shape.size(), units, gradient);
+      });
+}
+
+// Whether flat.h serves this activation: short rows that no vector fits, in memory that vectors do.
+template <typename scalar_t>
+bool takes_flat(const Activation& shape, bool aligned) {
+  return aligned && !shape.channels_last && !std::is_same_v<scalar_t, double> &&
+         shape.size() % kVector<scalar_t> != 0 && shape.size() <= kMaxFlatSize &&
+         shape.channels <= kMaxFlatChannels;
+}
+
+template <typename scalar_t>
+FlatGrid flat_grid(const Activation& shape) {
+  constexpr int V = kVector<scalar_t>;
+  const int size = static_cast<int>(shape.size());
+  const int most = kFlatBytes / static_cast<int>(sizeof(scalar_t)) / size;
+  const int64_t fair = ceil_div<int64_t>(shape.rows(), kTargetBlocks);
+  const int64_t runs = std::clamp<int64_t>(ceil_div<int64_t>(fair, V), 1, most / V);
+  return {shape.rows(), static_cast<unsigned>(shape.channels), size, static_cast<int>(runs) * V};
+}
+
+inline dim3 flat_blocks(const FlatGrid& grid) {
+  return dim3(static_cast<unsigned>(ceil_div<int64_t>(grid.rows, grid.rows_per_block)));
+}
+
+template <typename scalar_t, typename Epilogue>
+void launch_flat(const Activation& shape, const scalar_t* x, void* mean, void* m2,
+                 const Epilogue& epilogue, cudaStream_t stream) {
+  using acc_t = acc_type<scalar_t>;
+  if constexpr (!std::is_same_v<scalar_t, double>) {
+    const FlatGrid grid = flat_grid<scalar_t>(shape);
+    const auto with_lanes = [&]<int kLanes>() {
+      launch(&flat_moments_kernel<scalar_t, kVector<scalar_t>, kLanes, Epilogue>, flat_blocks(grid),
+             dim3(kFlatThreads), 0, stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2),
+             grid, epilogue);
+    };
+    if (grid.size <= 8 * kFlatUnits)
+      with_lanes.template operator()<8>();
+    else
+      with_lanes.template operator()<kWarp>();
+  }
+}
+
+template <typename scalar_t, typename Gradient>
+void launch_flat_gradient(const Activation& shape, const scalar_t* x, scalar_t* dx,
+                          const Gradient& gradient, cudaStream_t stream) {
+  if constexpr (!std::is_same_v<scalar_t, double>) {
+    const FlatGrid grid = flat_grid<scalar_t>(shape);
+    launch(&flat_gradient_kernel<scalar_t, kVector<scalar_t>, Gradient>, flat_blocks(grid),
+           dim3(kFlatThreads), 0, stream, x, dx, grid, gradient);
+  }
 }
 
 template <int V, typename scalar_t, typename Pixels, typename Epilogue>
 void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t* x, void* mean,
                    void* m2, void* scratch, const Epilogue& epilogue, cudaStream_t stream) {
   using acc_t = acc_type<scalar_t>;
-  constexpr int kUnits = tile_units<Pixels>(V);
+  constexpr int kUnits = units_in_registers<Pixels>(V, Epilogue::kStreams);
   const PixelPlan plan = plan_pixels(shape, pixels.count, V, kUnits);
   const SplitParts<acc_t> parts = split_parts<acc_t>(plan.grid, scratch);
-  launch(&pixel_moments_kernel<scalar_t, V, Pixels, kUnits, Epilogue>, plan.blocks, plan.threads,
-         0, stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2), parts, plan.grid,
+  launch(&pixel_moments_kernel<scalar_t, V, Pixels, kUnits, Epilogue>, plan.blocks, plan.threads, 0,
+         stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2), parts, plan.grid,
          shape.size(), pixels, epilogue);
   if (plan.grid.splits == 1) return;
   launch(&merge_splits_kernel<scalar_t>,
@@ -144,10 +216,19 @@ void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t
 template <int V, typename scalar_t, typename Pixels, typename Gradient>
 void launch_pixel_gradient(const Activation& shape, const Pixels& pixels, const scalar_t* x,
                            scalar_t* dx, const Gradient& gradient, cudaStream_t stream) {
-  constexpr int kUnits = tile_units<Pixels>(V);
+  constexpr int kUnits = units_in_registers<Pixels>(V, Gradient::kStreams);
   const PixelPlan plan = plan_pixels(shape, pixels.count, V, kUnits);
   launch(&pixel_gradient_kernel<scalar_t, V, Pixels, kUnits, Gradient>, plan.blocks, plan.threads,
          0, stream, x, dx, plan.grid, shape.size(), pixels, gradient);
+}
+
+// Calls body.template operator()<V>(): V is the widest vector that fits the run of neighbours and
+// the pointers, 1 where none does and for float64, which is there for checks and not for speed.
+template <typename scalar_t, typename Body>
+void for_vector(bool fits, const Body& body) {
+  constexpr int kWide = std::is_same_v<scalar_t, double> ? 1 : kVector<scalar_t>;
+  if (kWide > 1 && fits) return body.template operator()<kWide>();
+  return body.template operator()<1>();
 }
 
 }  // namespace ltdd::cuda

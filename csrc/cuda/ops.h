@@ -25,8 +25,9 @@ struct Activation {
   int64_t rows() const { return images * channels; }
 };
 
-// Bytes of scratch that the moments of this activation need; 0 in most cases.
-size_t moments_scratch_bytes(const Activation& shape, bool pool);
+// Bytes of scratch that an operator on this activation needs; 0 in most cases.
+size_t row_moments_scratch_bytes(const Activation& shape);
+size_t bn_act_moments_scratch_bytes(const Activation& shape, bool residual, bool pool);
 
 // mean, m2: (N, C), float32 (float64 for float64 x).
 void row_moments(const Activation& shape, const void* x, void* mean, void* m2, void* scratch,
@@ -35,6 +36,20 @@ void row_moments(const Activation& shape, const void* x, void* mean, void* m2, v
 // dx = grad_mean / S + 2 grad_m2 (x - mean), stored like x.
 void row_moments_backward(const Activation& shape, const void* grad_mean, const void* grad_m2,
                           const void* x, const void* mean, void* dx, Stream stream);
+
+// y = pool(act(k x + h + residual)) and the moments of x. k, h: [C] of the type of mean; residual
+// (null: none) and y are stored like x; with pool y has planes of H/2 x W/2.
+struct BnAct {
+  const void *k, *h, *residual;
+  bool relu, pool;
+};
+void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y, void* mean,
+                    void* m2, void* scratch, Stream stream);
+
+// dx, and with a residual its gradient; k and h are frozen.
+void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
+                             const void* grad_mean, const void* grad_m2, const void* x,
+                             const void* mean, void* dx, void* dresidual, Stream stream);
 
 // State of K classes, C channels, as in csrc/common/moments.h.
 struct ClassState {
@@ -53,10 +68,10 @@ void class_moments_finish(const ClassState& state, double* mean, double* within,
 
 // One layer of the alignment objective. Class targets are null where class_weight is 0.
 struct AlignLayer {
-  const void *mean, *m2;                  // (N, C) of the row type
-  const void *global_mean, *global_var;   // (C) of the target type
-  const void *class_mean, *class_var;     // (K, C) of the target type
-  void *grad_mean, *grad_m2;              // (N, C) of the row type
+  const void *mean, *m2;                 // (N, C) of the row type
+  const void *global_mean, *global_var;  // (C) of the target type
+  const void *class_mean, *class_var;    // (K, C) of the target type
+  void *grad_mean, *grad_m2;             // (N, C) of the row type
   int64_t channels;
   double size, weight;
   bool double_targets;
@@ -65,7 +80,8 @@ struct AlignLayer {
 size_t align_loss_scratch_bytes(const AlignLayer* layers, int count, int64_t images,
                                 int64_t classes, double class_weight);
 
-// labels: [N]; those out of [0, K) belong to no class. loss: one number of the row type.
+// labels: [N], read if class_weight is not 0; one out of [0, K) belongs to no class and makes the
+// loss NaN. loss: one number of the row type.
 void align_loss(const AlignLayer* layers, int count, Type row_type, const int64_t* labels,
                 int64_t images, int64_t classes, double class_weight, void* loss, void* scratch,
                 Stream stream);

@@ -3,10 +3,10 @@
 // Row moments in NHWC, where the C channels of a pixel lie together.
 //
 // A thread owns V channels of one image (one 16-byte vector; V = 1 where C is not a multiple) and
-// walks down the pixels: a tile of units in registers, an exact two-pass over the tile, a Chan merge
-// into the running moments. The threads of a block that share the channels are merged through
-// shared memory in double and in a fixed order. Small batches are cut further: a block takes one of
-// `splits` parts of the plane, and merge_splits_kernel puts the parts together. x is read once; no
+// walks down the pixels: a tile of units in registers, an exact two-pass over the tile, a Chan
+// merge into the running moments. The threads of a block that share the channels are merged through
+// shared memory in double and in a fixed order. Large planes are cut: a block takes one of `splits`
+// parts, and merge_splits_kernel puts the parts together. x is read once; no
 // atomics.
 
 #include "../common/moments.h"
@@ -15,6 +15,7 @@
 namespace ltdd::cuda {
 
 inline constexpr int kPixelThreads = 256;
+inline constexpr int kPixelBlocks = 2;  // on a multiprocessor; see kRowBlocks
 
 // blockDim = (threads along channels, threads along pixels); gridDim = (images * splits, tiles).
 struct PixelGrid {
@@ -53,13 +54,10 @@ struct ChannelMoments {
 template <typename Pixels, int V, int kUnits, typename acc_t>
 __device__ __forceinline__ void add_tile(ChannelMoments<V, acc_t>& running,
                                          const acc_t (&values)[kUnits][Pixels::kElements][V],
-                                         const bool (&exists)[kUnits][Pixels::kElements],
-                                         const acc_t (&pivot)[V]) {
+                                         const unsigned (&mask)[kUnits], const acc_t (&pivot)[V]) {
   int elements = 0;
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u)
-#pragma unroll
-    for (int e = 0; e < Pixels::kElements; ++e) elements += exists[u][e] ? 1 : 0;
+  for (int u = 0; u < kUnits; ++u) elements += __popc(mask[u]);
   const acc_t tile = static_cast<acc_t>(elements);
   const acc_t inverse = acc_t(1) / tile;
   const acc_t count = running.count + tile;
@@ -72,14 +70,14 @@ __device__ __forceinline__ void add_tile(ChannelMoments<V, acc_t>& running,
     for (int u = 0; u < kUnits; ++u)
 #pragma unroll
       for (int e = 0; e < Pixels::kElements; ++e)
-        if (exists[u][e]) sum += values[u][e][v] - pivot[v];
+        if (mask[u] >> e & 1u) sum += values[u][e][v] - pivot[v];
     const acc_t mean = sum * inverse;
     acc_t square = 0;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u)
 #pragma unroll
       for (int e = 0; e < Pixels::kElements; ++e)
-        if (exists[u][e]) {
+        if (mask[u] >> e & 1u) {
           const acc_t gap = (values[u][e][v] - pivot[v]) - mean;
           square += gap * gap;
         }
@@ -121,7 +119,7 @@ struct SplitParts {
 };
 
 template <typename scalar_t, int V, typename Pixels, int kUnits, typename Epilogue>
-__global__ void __launch_bounds__(kPixelThreads)
+__global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
     pixel_moments_kernel(const scalar_t* __restrict__ x,         // (N, S, C)
                          acc_type<scalar_t>* __restrict__ mean,  // (N, C)
                          acc_type<scalar_t>* __restrict__ m2,    // (N, C)
@@ -136,6 +134,7 @@ __global__ void __launch_bounds__(kPixelThreads)
   const int lines = static_cast<int>(blockDim.y);
   const int line = static_cast<int>(threadIdx.y);
   const int64_t start = seat.image * size * grid.channels + seat.channel;
+  const int64_t output_start = seat.image * pixels.outputs() * grid.channels + seat.channel;
 
   ChannelMoments<V, acc_t> running;
   acc_t pivot[V] = {};
@@ -147,28 +146,28 @@ __global__ void __launch_bounds__(kPixelThreads)
     for (int first = seat.begin + line; first < seat.end; first += lines * kUnits) {
       acc_t values[kUnits][kElements][V];
       typename Epilogue::template PixelOperands<kElements, V> operands[kUnits];
-      bool exists[kUnits][kElements];
+      unsigned mask[kUnits];
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u)
+      for (int u = 0; u < kUnits; ++u) {
+        const int unit = first + u * lines;
+        const PixelPosition at = pixels.position(unit);
+        mask[u] = unit < seat.end ? at.mask : 0;
 #pragma unroll
-        for (int e = 0; e < kElements; ++e) {
-          const int unit = first + u * lines;
-          exists[u][e] = unit < seat.end && pixels.exists(unit, e);
-          if (!exists[u][e]) continue;
-          const int64_t offset = start + pixels.pixel(unit, e) * grid.channels;
-          load<V>(x + offset, values[u][e]);
-          epilogue.template load_pixel<V>(offset, e, operands[u]);
-        }
-      add_tile<Pixels, V, kUnits>(running, values, exists, pivot);
+        for (int e = 0; e < kElements; ++e)
+          if (mask[u] >> e & 1u) {
+            const int64_t offset = start + (at.first + pixels.step(e)) * grid.channels;
+            load<V>(x + offset, values[u][e]);
+            epilogue.template load_pixel<V>(offset, e, operands[u]);
+          }
+      }
+      add_tile<Pixels, V, kUnits>(running, values, mask, pivot);
       if constexpr (Epilogue::kWrites) {
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
-          const int unit = first + u * lines;
-          if (unit < seat.end && pixels.output(unit) >= 0)
-            epilogue.template write_pixel<V>(
-                (seat.image * pixels.outputs() + pixels.output(unit)) * grid.channels +
-                    seat.channel,
-                coefficients, operands[u], values[u]);
+          const int64_t output = pixels.position(first + u * lines).output;
+          if (mask[u] != 0 && output >= 0)
+            epilogue.template write_pixel<V>(output_start + output * grid.channels, coefficients,
+                                             operands[u], values[u]);
         }
       }
     }
@@ -195,8 +194,8 @@ __global__ void __launch_bounds__(kPixelThreads)
     });
     const int64_t row = seat.image * grid.channels + channel;
     if (grid.splits == 1) {
-      const acc_t base = pivot_from(
-          static_cast<acc_t>(widen(x[seat.image * size * grid.channels + channel])));
+      const acc_t base =
+          pivot_from(static_cast<acc_t>(widen(x[seat.image * size * grid.channels + channel])));
       mean[row] = static_cast<acc_t>(base + all.mean);
       m2[row] = static_cast<acc_t>(all.m2);
     } else {
@@ -230,7 +229,7 @@ __global__ void __launch_bounds__(kPixelThreads)
 }
 
 template <typename scalar_t, int V, typename Pixels, int kUnits, typename Gradient>
-__global__ void __launch_bounds__(kPixelThreads)
+__global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
     pixel_gradient_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
                           scalar_t* __restrict__ dx,       // (N, S, C)
                           PixelGrid grid, int64_t size, Pixels pixels, Gradient gradient) {
@@ -251,28 +250,29 @@ __global__ void __launch_bounds__(kPixelThreads)
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * lines;
       if (unit >= seat.end) continue;
-      const int64_t output = pixels.output(unit);
+      const PixelPosition at = pixels.position(unit);
       gradient.template load_output<V>(
-          output < 0 ? -1 : output_start + output * grid.channels, operands[u]);
+          at.output < 0 ? -1 : output_start + at.output * grid.channels, operands[u]);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        if (!pixels.exists(unit, e)) continue;
-        const int64_t offset = start + pixels.pixel(unit, e) * grid.channels;
-        load<V>(x + offset, values[u][e]);
-        gradient.template load_pixel<V>(offset, e, operands[u]);
-      }
+      for (int e = 0; e < kElements; ++e)
+        if (at.mask >> e & 1u) {
+          const int64_t offset = start + (at.first + pixels.step(e)) * grid.channels;
+          load<V>(x + offset, values[u][e]);
+          gradient.template load_pixel<V>(offset, e, operands[u]);
+        }
     }
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * lines;
       if (unit >= seat.end) continue;
+      const PixelPosition at = pixels.position(unit);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        if (!pixels.exists(unit, e)) continue;
-        const int64_t offset = start + pixels.pixel(unit, e) * grid.channels;
-        gradient.template apply_pixel<V>(offset, e, coefficients, operands[u], values[u][e]);
-        store<V>(dx + offset, values[u][e]);
-      }
+      for (int e = 0; e < kElements; ++e)
+        if (at.mask >> e & 1u) {
+          const int64_t offset = start + (at.first + pixels.step(e)) * grid.channels;
+          gradient.template apply_pixel<V>(offset, e, coefficients, operands[u], values[u][e]);
+          store<V>(dx + offset, values[u][e]);
+        }
     }
   }
 }

@@ -44,8 +44,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 inline void check_launch(const char* op) {
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
-    throw std::runtime_error(std::string(op) + ": CUDA launch failed: " +
-                             cudaGetErrorString(error));
+    throw std::runtime_error(std::string(op) +
+                             ": CUDA launch failed: " + cudaGetErrorString(error));
 }
 
 template <typename T>

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x) {  // x (N, C, H, W
     torch::stable::fill_(m2, 0.0);
     return {mean, m2};
   }
-  const Tensor scratch = new_scratch(x, moments_scratch_bytes(a.shape, false));
+  const Tensor scratch = new_scratch(x, row_moments_scratch_bytes(a.shape));
   row_moments(a.shape, a.data(), mean.mutable_data_ptr(), m2.mutable_data_ptr(),
               scratch.mutable_data_ptr(), current_stream(x));
   return {mean, m2};

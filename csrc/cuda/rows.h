@@ -17,6 +17,9 @@ namespace ltdd::cuda {
 
 inline constexpr int kRowThreads = 128;
 inline constexpr int kMaxWarpsPerRow = 8;
+// Blocks that must fit on a multiprocessor. Said aloud, because left to itself ptxas spills a
+// register or two in order to fit one block more.
+inline constexpr int kRowBlocks = 2;
 
 // The rows of a launch and how threads are dealt to them.
 struct RowGrid {
@@ -27,9 +30,9 @@ struct RowGrid {
 
   __device__ int channel_of(int64_t row) const {
     // A 64-bit remainder costs as much as a small row itself.
-    return rows <= INT32_MAX ? static_cast<int>(static_cast<unsigned>(row) %
-                                                static_cast<unsigned>(channels))
-                             : static_cast<int>(row % channels);
+    return rows <= INT32_MAX
+               ? static_cast<int>(static_cast<unsigned>(row) % static_cast<unsigned>(channels))
+               : static_cast<int>(row % channels);
   }
 };
 
@@ -117,10 +120,10 @@ inline __device__ Moments<double> merge_warps(const Moments<double>& mine, int w
 }
 
 template <typename scalar_t, typename Units, int kLanes, int kUnits, typename Epilogue>
-__global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp)
-    row_moments_kernel(const scalar_t* __restrict__ x,           // (rows, S)
-                       acc_type<scalar_t>* __restrict__ mean,    // (rows)
-                       acc_type<scalar_t>* __restrict__ m2,      // (rows)
+__global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
+    row_moments_kernel(const scalar_t* __restrict__ x,         // (rows, S)
+                       acc_type<scalar_t>* __restrict__ mean,  // (rows)
+                       acc_type<scalar_t>* __restrict__ m2,    // (rows)
                        RowGrid grid, int64_t size, Units units, Epilogue epilogue) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kElements = Units::kElements;
@@ -151,14 +154,16 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp)
     const int full = (left < kLanes * kUnits ? left : kLanes * kUnits) * kElements;
     single = register_moments<Units, kLanes, kUnits>(values, mask, pivot, full);
     if constexpr (kLanes == kWarp)
-      merged = merge(merged, Moments<double>{double(single.count), double(single.mean),
-                                             double(single.m2)});
+      merged = merge(merged,
+                     Moments<double>{double(single.count), double(single.mean), double(single.m2)});
     if constexpr (Epilogue::kWrites) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const int unit = first + u * kLanes + seat.lane;
         if (active && unit < seat.end)
-          epilogue.write(units, row, unit, coefficients, operands[u], values[u]);
+          epilogue.write(
+              units, row * units.output_size(), unit, [&](int) { return coefficients; },
+              operands[u], values[u]);
       }
     }
   }
@@ -176,7 +181,7 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp)
 
 // dx = gradient(x), unit by unit. What the gradient reads besides x is loaded together with it.
 template <typename scalar_t, typename Units, int kLanes, int kUnits, typename Gradient>
-__global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp)
+__global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
     row_gradient_kernel(const scalar_t* __restrict__ x,  // (rows, S)
                         scalar_t* __restrict__ dx,       // (rows, S)
                         RowGrid grid, int64_t size, Units units, Gradient gradient) {
@@ -194,14 +199,15 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp)
       const int unit = first + u * kLanes + seat.lane;
       if (unit < seat.end) {
         units.load_unit(x + start, unit, values[u]);
-        gradient.load(units, seat.row, start, unit, operands[u]);
+        gradient.load(units, start, seat.row * units.output_size(), unit, operands[u]);
       }
     }
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * kLanes + seat.lane;
       if (unit < seat.end) {
-        gradient.apply(units, start, unit, coefficients, operands[u], values[u]);
+        gradient.apply(
+            units, start, unit, [&](int) { return coefficients; }, operands[u], values[u]);
         units.store_unit(dx + start, unit, values[u]);
       }
     }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 
 #include "../common/check.h"
 #include "ops.h"
@@ -83,6 +84,12 @@ inline bool is_dense(const Tensor& x, std::initializer_list<int64_t> inner_to_ou
   return true;
 }
 
+// Whether x lies in memory as NHWC (channels_last) or as NCHW.
+inline bool has_layout(const Tensor& x, bool channels_last) {
+  if (x.dim() == 4) return channels_last ? is_dense(x, {1, 3, 2, 0}) : is_dense(x, {3, 2, 1, 0});
+  return channels_last ? is_dense(x, {1, 2, 0}) : is_dense(x, {2, 1, 0});
+}
+
 // An activation and how it lies in memory; strides that are neither NCHW nor NHWC are copied once.
 struct ActivationTensor {
   Tensor tensor;
@@ -96,6 +103,29 @@ struct ActivationTensor {
     return torch::stable::new_empty(tensor, tensor.sizes());
   }
 
+  // The tensor, or a copy of it, that lies in memory like this activation. Its plane may be
+  // another.
+  Tensor in_layout(const char* op, const char* name, const Tensor& other) const {
+    check_same_device(op, name, other, tensor);
+    const Tensor same = other.scalar_type() == tensor.scalar_type()
+                            ? other
+                            : torch::stable::to(other, tensor.scalar_type());
+    if (other.numel() == 0 || has_layout(same, shape.channels_last)) return same;
+    Tensor copy = empty_in_layout(same.size(same.dim() - 2), same.size(same.dim() - 1));
+    torch::stable::copy_(copy, same);
+    return copy;
+  }
+
+  // A new activation of N * C planes of another size; a 3-d tensor keeps its plane.
+  Tensor empty_in_layout(int64_t height, int64_t width) const {
+    if (tensor.dim() == 3) return like();
+    const int64_t sizes[] = {shape.images, shape.channels, height, width};
+    return torch::stable::empty({sizes, 4}, tensor.scalar_type(), std::nullopt, tensor.device(),
+                                std::nullopt,
+                                shape.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                    : torch::headeronly::MemoryFormat::Contiguous);
+  }
+
   Tensor rows() const {
     return new_empty(tensor, {shape.images, shape.channels}, acc_dtype(tensor));
   }
@@ -105,14 +135,13 @@ inline ActivationTensor as_activation(const char* op, const Tensor& x) {
   check_activation(op, x);
   const bool planes = x.dim() == 4;
   const int64_t height = planes ? x.size(2) : 1, width = x.size(planes ? 3 : 2);
-  constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (height * width > kMost || height > kMost || width > kMost)
-    refuse(op, "fewer than 2^31 elements per channel, got ", shape_of(x));
-  Activation shape{type_of(op, x),           x.size(0), x.size(1), static_cast<int>(height),
+  constexpr int64_t kMost = int64_t(1) << 30;  // sums of such indices still fit in an int
+  if (height > kMost || width > kMost || height * width > kMost)
+    refuse(op, "at most 2^30 elements per channel, got ", shape_of(x));
+  Activation shape{type_of(op, x),          x.size(0), x.size(1), static_cast<int>(height),
                    static_cast<int>(width), false};
-  if (x.numel() == 0 || (planes ? is_dense(x, {3, 2, 1, 0}) : is_dense(x, {2, 1, 0})))
-    return {x, shape};
-  if (planes ? is_dense(x, {1, 3, 2, 0}) : is_dense(x, {1, 2, 0})) {
+  if (x.numel() == 0 || has_layout(x, false)) return {x, shape};
+  if (has_layout(x, true)) {
     shape.channels_last = true;
     return {x, shape};
   }

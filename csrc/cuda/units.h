@@ -1,7 +1,8 @@
 #pragma once
 
 // How the plane of one row (one image, one channel: S = H*W numbers) is cut into units, the pieces
-// that a thread loads at once, and where the output of a unit lies.
+// that a thread loads at once, and where the output of a unit lies. kElements numbers (per channel)
+// make a unit, and kLoads memory instructions fetch it.
 //
 // LinearUnits and LinearPixels serve operators without pooling, PooledUnits and PooledPixels those
 // with a 2x2 average pool of stride 2: there a unit is made of whole windows, so a thread that has
@@ -23,12 +24,13 @@ struct Plane {
 template <int V>
 struct LinearUnits {
   static constexpr int kElements = V;
+  static constexpr int kLoads = 1;
   static constexpr bool kPartial = false;
 
   int count;
   int64_t size;
 
-  explicit LinearUnits(Plane plane)
+  __host__ __device__ explicit LinearUnits(Plane plane)
       : count(static_cast<int>(plane.size() / V)), size(plane.size()) {}
 
   __device__ int64_t output_size() const { return size; }
@@ -65,6 +67,7 @@ struct LinearUnits {
 template <int V, bool kPartialPlane>
 struct PooledUnits {
   static constexpr int kElements = 2 * V;
+  static constexpr int kLoads = kPartialPlane ? 2 * V : 2;
   static constexpr bool kPartial = kPartialPlane;
   static constexpr int kOutputs = V / 2;
 
@@ -77,9 +80,7 @@ struct PooledUnits {
         columns(ceil_div(shape.width, V)),
         count(ceil_div(shape.height, 2) * columns) {}
 
-  __device__ int64_t output_size() const {
-    return int64_t(plane.height / 2) * (plane.width / 2);
-  }
+  __device__ int64_t output_size() const { return int64_t(plane.height / 2) * (plane.width / 2); }
 
   struct Position {
     int line, column;
@@ -161,8 +162,8 @@ struct PooledUnits {
     acc_t means[kOutputs];
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o)
-      means[o] = acc_t(0.25) * (values[2 * o] + values[2 * o + 1] + values[V + 2 * o] +
-                                values[V + 2 * o + 1]);
+      means[o] = acc_t(0.25) *
+                 (values[2 * o] + values[2 * o + 1] + values[V + 2 * o] + values[V + 2 * o + 1]);
     store<kOutputs>(row + target, means);
   }
 
@@ -178,23 +179,31 @@ struct PooledUnits {
   }
 };
 
+// Where a unit of pixels lies: its first pixel, which elements exist (a bit mask), and its output
+// pixel, -1 for a window that the plane ends inside of.
+struct PixelPosition {
+  int64_t first, output;
+  unsigned mask;
+};
+
 // NHWC: one pixel.
 struct LinearPixels {
   static constexpr int kElements = 1;
+  static constexpr int kLoads = 1;
 
   int count;
 
   explicit LinearPixels(Plane plane) : count(static_cast<int>(plane.size())) {}
 
-  __device__ int outputs() const { return count; }
-  __device__ bool exists(int, int) const { return true; }
-  __device__ int64_t pixel(int unit, int) const { return unit; }
-  __device__ int64_t output(int unit) const { return unit; }
+  __host__ __device__ int64_t outputs() const { return count; }
+  __device__ PixelPosition position(int unit) const { return {unit, unit, 1u}; }
+  __device__ int64_t step(int) const { return 0; }
 };
 
 // NHWC with pooling: the 2x2 window of one output pixel.
 struct PooledPixels {
   static constexpr int kElements = 4;
+  static constexpr int kLoads = 4;
 
   Plane plane;
   int columns;
@@ -205,27 +214,21 @@ struct PooledPixels {
         columns(ceil_div(shape.width, 2)),
         count(ceil_div(shape.height, 2) * columns) {}
 
-  __device__ int outputs() const { return (plane.height / 2) * (plane.width / 2); }
-
-  __device__ bool exists(int unit, int element) const {
-    const int pair = unit / columns;
-    return 2 * pair + element / 2 < plane.height &&
-           2 * (unit - pair * columns) + element % 2 < plane.width;
+  __host__ __device__ int64_t outputs() const {
+    return int64_t(plane.height / 2) * (plane.width / 2);
   }
 
-  __device__ int64_t pixel(int unit, int element) const {
-    const int pair = unit / columns;
-    return int64_t(2 * pair + element / 2) * plane.width + 2 * (unit - pair * columns) +
-           element % 2;
-  }
-
-  // Output pixel of the window, or -1 if the plane ends inside it.
-  __device__ int64_t output(int unit) const {
+  __device__ PixelPosition position(int unit) const {
     const int pair = unit / columns;
     const int column = unit - pair * columns;
-    if (2 * pair + 1 >= plane.height || 2 * column + 1 >= plane.width) return -1;
-    return int64_t(pair) * (plane.width / 2) + column;
+    const bool right = 2 * column + 1 < plane.width, below = 2 * pair + 1 < plane.height;
+    return {int64_t(2 * pair) * plane.width + 2 * column,
+            right && below ? int64_t(pair) * (plane.width / 2) + column : -1,
+            1u | (right ? 2u : 0u) | (below ? 4u : 0u) | (right && below ? 8u : 0u)};
   }
+
+  // From the first pixel of a window to its element e.
+  __device__ int64_t step(int e) const { return int64_t(e / 2) * plane.width + e % 2; }
 };
 
 }  // namespace ltdd::cuda

@@ -1,6 +1,7 @@
 #pragma once
 
-// Enough of CUDA to run the kernels of csrc/cuda on a host, from the very source that nvcc compiles.
+// Enough of CUDA to run the kernels of csrc/cuda on a host, from the very source that nvcc
+// compiles.
 //
 // One fiber (ucontext) per CUDA thread, blocks one after another, a fiber runs until it meets a
 // barrier or a warp function. Everything therefore happens in one known order, and `thread_order`
@@ -88,8 +89,7 @@ inline ucontext_t scheduler;
 inline const std::function<void()>* kernel_body = nullptr;
 
 inline void leave(Meeting& meeting) {
-  if (meeting.arrived > 0)
-    fail("a thread ends while others wait for it, reached", meeting.where);
+  if (meeting.arrived > 0) fail("a thread ends while others wait for it, reached", meeting.where);
   ++meeting.left;
 }
 
@@ -103,9 +103,8 @@ inline void fiber_main() {
 
 inline void wait_at(Meeting& meeting, const std::source_location& where) {
   if (meeting.left > 0) fail("a thread waits for others that have ended", where);
-  if (meeting.arrived > 0 &&
-      (meeting.where.line() != where.line() ||
-       std::strcmp(meeting.where.file_name(), where.file_name()) != 0))
+  if (meeting.arrived > 0 && (meeting.where.line() != where.line() ||
+                              std::strcmp(meeting.where.file_name(), where.file_name()) != 0))
     fail("threads wait at different places", where);
   meeting.where = where;
   const uint64_t generation = meeting.generation;

@@ -64,8 +64,8 @@ Buffer<scalar_t> numbers(uint64_t stream, size_t count, double center = 0.0, dou
                          bool shifted = false) {
   Buffer<scalar_t> buffer(count, shifted);
   for (size_t i = 0; i < count; ++i)
-    buffer[i] = ltdd::cuda::narrow<scalar_t>(static_cast<ltdd::cuda::acc_type<scalar_t>>(
-        center + scale * number(stream, i)));
+    buffer[i] = ltdd::cuda::narrow<scalar_t>(
+        static_cast<ltdd::cuda::acc_type<scalar_t>>(center + scale * number(stream, i)));
   return buffer;
 }
 
@@ -102,6 +102,7 @@ struct Shape {
 }  // namespace harness
 
 void test_row_moments();
+void test_bn_act_moments();
 void test_class_moments();
 void test_align_loss();
 void test_large_offsets();

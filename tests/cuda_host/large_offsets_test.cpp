@@ -43,7 +43,7 @@ struct Nothing {
   struct Coefficients {
     int channel;
   };
-  Coefficients coefficients(int channel) const { return {channel}; }
+  Coefficients coefficients(int64_t channel) const { return {static_cast<int>(channel)}; }
   template <typename Units, typename Into>
   void load(const Units&, int64_t, int, Into&) const {}
   template <int>

@@ -1,6 +1,7 @@
 // Runs the emulated tests (all, or the suites named) with the threads in order and
-// again in reverse; the outputs of both runs must agree bit for bit. Exit status 0 when all is well, 1 for a wrong number; the emulation itself
-// ends the program with 86 where a GPU would do something undefined.
+// again in reverse; the outputs of both runs must agree bit for bit. Exit status 0 when all is
+// well, 1 for a wrong number; the emulation itself ends the program with 86 where a GPU would do
+// something undefined.
 
 #include <algorithm>
 #include <cmath>
@@ -63,18 +64,17 @@ int main(int count, char** names) {
     const char* name;
     void (*run)();
   };
-  const Suite suites[] = {{"number_types", test_number_types},
-                          {"row_moments", test_row_moments},
-                          {"class_moments", test_class_moments},
-                          {"align_loss", test_align_loss},
-                          {"large_offsets", test_large_offsets}};
+  const Suite suites[] = {
+      {"number_types", test_number_types},     {"row_moments", test_row_moments},
+      {"bn_act_moments", test_bn_act_moments}, {"class_moments", test_class_moments},
+      {"align_loss", test_align_loss},         {"large_offsets", test_large_offsets}};
   std::vector<uint64_t> in_order;
-  for (const auto order :
-       {cuda_emulation::Order::kForward, cuda_emulation::Order::kReversed}) {
+  for (const auto order : {cuda_emulation::Order::kForward, cuda_emulation::Order::kReversed}) {
     cuda_emulation::thread_order = order;
     in_order = std::exchange(digests, {});
     for (const Suite& suite : suites)
-      if (count == 1 || std::find(names + 1, names + count, std::string(suite.name)) != names + count)
+      if (count == 1 ||
+          std::find(names + 1, names + count, std::string(suite.name)) != names + count)
         suite.run();
   }
   harness::expect(digests == in_order, "results differ between the two orders of threads");

@@ -1,5 +1,6 @@
 // row_moments and its backward against double, for shapes that reach every path of the launcher.
 
+#include <algorithm>
 #include <cmath>
 
 #include "harness.h"
@@ -38,7 +39,7 @@ void check(const Shape& shape, double center, bool shifted) {
   const Activation a = shape.activation(type_of<scalar_t>);
   const auto x = numbers<scalar_t>(1, shape.elements(), center, 1.0, shifted);
   Buffer<acc_t> mean(shape.rows()), m2(shape.rows());
-  Buffer<char> scratch(ltdd::cuda::moments_scratch_bytes(a, false));
+  Buffer<char> scratch(ltdd::cuda::row_moments_scratch_bytes(a));
   ltdd::cuda::row_moments(a, x.data(), mean.data(), m2.data(), scratch.data(), nullptr);
   record(mean);
   record(m2);
@@ -73,12 +74,13 @@ void check_all() {
   // Lanes per row 2, 4, 8, 16, 32; several warps per row; rows that are no multiple of a vector;
   // NHWC with whole and odd channels, with splits, with one pixel.
   const Shape shapes[] = {
-      {3, 5, 4, 4, false},    {2, 3, 4, 6, false},   {1, 3, 8, 8, false},  {1, 2, 12, 12, false},
-      {1, 2, 16, 16, false},  {1, 3, 32, 32, false}, {1, 2, 56, 56, false}, {2, 3, 7, 7, false},
-      {3, 4, 1, 1, false},    {1, 1, 1, 2, false},   {1, 1, 1, 1027, false}, {0, 3, 4, 4, false},
-      {1, 1, 96, 96, false},  {2, 0, 4, 4, false},   {3, 8, 4, 4, true},   {2, 16, 7, 7, true},
-      {2, 3, 5, 5, true},     {1, 20, 6, 6, true},   {1, 64, 16, 16, true}, {1, 8, 40, 40, true},
-      {3, 4, 1, 1, true},     {1, 1, 1, 9, true},    {1, 264, 3, 3, true},
+      {3, 5, 4, 4, false},   {2, 3, 4, 6, false},   {1, 3, 8, 8, false},    {1, 2, 12, 12, false},
+      {1, 2, 16, 16, false}, {1, 3, 32, 32, false}, {1, 2, 56, 56, false},  {2, 3, 7, 7, false},
+      {3, 4, 1, 1, false},   {1, 1, 1, 2, false},   {1, 1, 1, 1027, false}, {0, 3, 4, 4, false},
+      {1, 1, 96, 96, false}, {2, 19, 7, 7, false},  {3, 5, 1, 3, false},    {1, 3, 14, 14, false},
+      {1, 2, 15, 17, false}, {2, 0, 4, 4, false},   {3, 8, 4, 4, true},     {2, 16, 7, 7, true},
+      {2, 3, 5, 5, true},    {1, 20, 6, 6, true},   {1, 64, 16, 16, true},  {1, 8, 40, 40, true},
+      {3, 4, 1, 1, true},    {1, 1, 1, 9, true},    {1, 264, 3, 3, true},
   };
   for (const Shape& shape : shapes) check<scalar_t>(shape, 0.25, false);
   for (const Shape& shape : {Shape{2, 3, 8, 8, false}, Shape{2, 8, 8, 8, true}})
@@ -88,7 +90,33 @@ void check_all() {
 // 1e5 standard deviations from zero: the pivot must save the variance.
 void check_offset() {
   for (const bool channels_last : {false, true})
-    for (const int side : {4, 7, 32}) check<float>({1, 4, side, side, channels_last}, 57735.0, false);
+    for (const int side : {4, 7, 32})
+      check<float>({1, 4, side, side, channels_last}, 57735.0, false);
+}
+
+// A sample's moments are the same bits in a batch of three and alone.
+void check_batching() {
+  for (const Shape& batch : {Shape{3, 16, 40, 40, true}, Shape{3, 12, 7, 7, true},
+                             Shape{3, 5, 7, 7, false}, Shape{3, 5, 40, 40, false}}) {
+    Shape alone = batch;
+    alone.n = 1;
+    const auto x = numbers<float>(5, batch.elements());
+    Buffer<float> mean(batch.rows()), m2(batch.rows());
+    const auto run = [&](const Shape& shape, const float* from, float* to_mean, float* to_m2) {
+      const Activation a = shape.activation(Type::kFloat32);
+      Buffer<char> scratch(ltdd::cuda::row_moments_scratch_bytes(a));
+      ltdd::cuda::row_moments(a, from, to_mean, to_m2, scratch.data(), nullptr);
+    };
+    run(batch, x.data(), mean.data(), m2.data());
+    for (int64_t n = 0; n < 3; ++n) {
+      Buffer<float> own(alone.elements()), own_mean(alone.rows()), own_m2(alone.rows());
+      std::copy_n(x.data() + n * own.size(), own.size(), own.data());
+      run(alone, own.data(), own_mean.data(), own_m2.data());
+      for (int64_t c = 0; c < alone.c; ++c)
+        expect(own_mean[c] == mean[n * alone.c + c] && own_m2[c] == m2[n * alone.c + c],
+               "a sample's moments do not depend on its batch: " + batch.text());
+    }
+  }
 }
 
 void check_not_finite() {
@@ -115,5 +143,6 @@ void test_row_moments() {
   check_all<__nv_bfloat16>();
   check_all<double>();
   check_offset();
+  check_batching();
   check_not_finite();
 }

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from cuda_host import build as host
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler on this machine")

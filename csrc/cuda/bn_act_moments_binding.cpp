@@ -1,0 +1,104 @@
+// Registers bn_act_moments and bn_act_moments_backward for CUDA tensors.
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace ltdd::cuda {
+namespace {
+
+constexpr int64_t kRelu = 1, kNoPool = 1, kAveragePool = 2;
+
+// The arguments that forward and backward share, dense and in the layout of x.
+struct Arguments {
+  ActivationTensor a;
+  Tensor k, h;
+  std::optional<Tensor> residual;
+  BnAct fused;
+};
+
+Arguments as_arguments(const char* op, const Tensor& x, const Tensor& k, const Tensor& h,
+                       const std::optional<Tensor>& residual, int64_t act, int64_t pool) {
+  Arguments all{as_activation(op, x), k, h, residual, {}};
+  const Activation& shape = all.a.shape;
+  check_vector(op, "k", k, shape.channels);
+  check_vector(op, "h", h, shape.channels);
+  if (act != 0 && act != kRelu) refuse(op, "act 0 or 1, got ", act);
+  if (pool != kNoPool && pool != kAveragePool) refuse(op, "pool 1 or 2, got ", pool);
+  if (pool == kAveragePool && x.dim() != 4)
+    refuse(op, "x of shape (N, C, H, W) for pooling, got ", shape_of(x));
+  all.k = dense(op, "k", k, x, acc_dtype(x));
+  all.h = dense(op, "h", h, x, acc_dtype(x));
+  if (residual) {
+    if (shape_of(*residual) != shape_of(x))
+      refuse(op, "residual of shape ", shape_of(x), ", got ", shape_of(*residual));
+    all.residual = all.a.in_layout(op, "residual", *residual);
+  }
+  all.fused = {all.k.const_data_ptr(), all.h.const_data_ptr(),
+               all.residual ? all.residual->const_data_ptr() : nullptr, act == kRelu,
+               pool == kAveragePool};
+  return all;
+}
+
+Tensor empty_output(const Arguments& all) {
+  if (!all.fused.pool) return all.a.like();
+  return all.a.empty_in_layout(all.a.shape.height / 2, all.a.shape.width / 2);
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Tensor& k,
+                                                       const Tensor& h,
+                                                       const std::optional<Tensor>& residual,
+                                                       int64_t act, int64_t pool) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Arguments all = as_arguments("bn_act_moments", x, k, h, residual, act, pool);
+  const Activation& shape = all.a.shape;
+  Tensor y = empty_output(all), mean = all.a.rows(), m2 = all.a.rows();
+  if (shape.size() == 0) {
+    torch::stable::fill_(mean, std::numeric_limits<double>::quiet_NaN());
+    torch::stable::fill_(m2, 0.0);
+    return {y, mean, m2};
+  }
+  const Tensor scratch =
+      new_scratch(x, bn_act_moments_scratch_bytes(shape, all.residual.has_value(), all.fused.pool));
+  bn_act_moments(shape, all.fused, all.a.data(), y.mutable_data_ptr(), mean.mutable_data_ptr(),
+                 m2.mutable_data_ptr(), scratch.mutable_data_ptr(), current_stream(x));
+  return {y, mean, m2};
+}
+
+std::tuple<Tensor, Tensor> bn_act_moments_backward_cuda(
+    const Tensor& grad_y, const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
+    const Tensor& k, const Tensor& h, const std::optional<Tensor>& residual, const Tensor& mean,
+    int64_t act, int64_t pool) {
+  const char* op = "bn_act_moments_backward";
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Arguments all = as_arguments(op, x, k, h, residual, act, pool);
+  const Activation& shape = all.a.shape;
+  check_matrix(op, "grad_mean", grad_mean, shape.images, shape.channels);
+  check_matrix(op, "grad_m2", grad_m2, shape.images, shape.channels);
+  check_matrix(op, "mean", mean, shape.images, shape.channels);
+  const Tensor like_y = empty_output(all);  // its shape is what grad_y must have
+  if (shape_of(grad_y) != shape_of(like_y))
+    refuse(op, "grad_y of shape ", shape_of(like_y), ", got ", shape_of(grad_y));
+  const Tensor grads = all.a.in_layout(op, "grad_y", grad_y);
+  const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, acc_dtype(x));
+  const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, acc_dtype(x));
+  const Tensor means = dense(op, "mean", mean, x, acc_dtype(x));
+  const Tensor dx = all.a.like();
+  const Tensor dresidual = residual ? all.a.like() : new_empty(x, {0}, x.scalar_type());
+  bn_act_moments_backward(shape, all.fused, grads.const_data_ptr(), grad_means.const_data_ptr(),
+                          grad_m2s.const_data_ptr(), all.a.data(), means.const_data_ptr(),
+                          dx.mutable_data_ptr(), residual ? dresidual.mutable_data_ptr() : nullptr,
+                          current_stream(x));
+  return {dx, dresidual};
+}
+
+}  // namespace
+}  // namespace ltdd::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(ltdd_ext, CUDA, m) {
+  m.impl("bn_act_moments", TORCH_BOX(&ltdd::cuda::bn_act_moments_cuda));
+  m.impl("bn_act_moments_backward", TORCH_BOX(&ltdd::cuda::bn_act_moments_backward_cuda));
+}
