@@ -5,7 +5,7 @@ CUDA tensors where the CUDA library was built; there is no silent fallback. ``re
 the same functions in plain PyTorch.
 """
 
-from . import reference
+from . import nn, reference
 from ._library import backends, build_info
 from .align_loss import align_loss
 from .bn_act_moments import bn_act_moments
@@ -28,6 +28,7 @@ __all__ = [
     "class_moments_finish",
     "class_moments_merge_",
     "class_moments_update_",
+    "nn",
     "reference",
     "row_moments",
 ]

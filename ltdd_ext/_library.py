@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def build_info() -> dict[str, str]:
     Returns:
         Strings by name: ``torch``, ``torch_target`` (the oldest torch the libraries run with),
         ``cuda`` and ``cuda_architectures`` (empty without the CUDA library), ``cuda_reason``,
-        ``compiler`` and ``cxx_standard``.
+        ``compiler``, ``cxx_standard`` and ``cpu_instruction_set``, which the CPU kernels chose on
+        this machine (``avx512``, ``avx2`` or ``baseline``; the environment variable
+        ``LTDD_CPU_ISA`` asks for a lower one).
 
     Example:
         >>> import ltdd_ext
@@ -63,7 +66,10 @@ def build_info() -> dict[str, str]:
         '2.11'
     """
     module = importlib.import_module("ltdd_ext._build")
-    return dict(module.build_info())
+    library = ctypes.CDLL(str(_FOLDER / "libltdd_cpu.so"))
+    library.ltdd_cpu_instruction_set.restype = ctypes.c_char_p
+    chosen = library.ltdd_cpu_instruction_set().decode()
+    return {**module.build_info(), "cpu_instruction_set": chosen}
 
 
 def backends() -> dict[str, list[str]]:

@@ -46,17 +46,22 @@ def check_arguments(
     device, dtype, rows = means[0].device, means[0].dtype, means[0].shape[0]
     _check.dtype_in(op, "means", means[0], (torch.float32, torch.float64))
     _check.labels(op, labels, rows, device)
-    num_classes = class_means[0].shape[0] if class_weight != 0.0 else 0
+    num_classes = 0
+    if class_weight != 0.0:
+        _check.tensor(op, "class_means[0]", class_means[0])
+        num_classes = len(class_means[0])
     for layer in range(layers):
         mean = means[layer]
+        _check.tensor(op, f"means[{layer}]", mean)
         if mean.dim() != 2 or mean.shape[0] != rows:
             _check.bad_value(op, f"means[{layer}]", f"of shape ({rows}, C)", tuple(mean.shape))
         channels = mean.shape[1]
         if sizes[layer] < 1:
             _check.bad_value(op, f"sizes[{layer}]", ">= 1", sizes[layer])
         row = (rows, channels)
-        expected = [("means", mean, row, (dtype,)), ("m2s", m2s[layer], row, (dtype,))]
-        expected += [
+        expected: list[tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]] = [
+            ("means", mean, row, (dtype,)),
+            ("m2s", m2s[layer], row, (dtype,)),
             ("global_means", global_means[layer], (channels,), _TARGET_DTYPES),
             ("global_vars", global_vars[layer], (channels,), _TARGET_DTYPES),
         ]
@@ -143,7 +148,6 @@ def align_loss(
     return loss
 
 
-@torch.library.register_fake("ltdd_ext::align_loss")
 def _fake(
     means: list[Tensor],
     m2s: list[Tensor],
@@ -179,4 +183,5 @@ def _backward(
     return (scaled[: ctx.layers], scaled[ctx.layers :], None, None, *targets, None, None)
 
 
+torch.library.register_fake("ltdd_ext::align_loss", _fake)
 torch.library.register_autograd("ltdd_ext::align_loss", _backward, setup_context=_setup_context)

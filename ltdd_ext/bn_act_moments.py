@@ -101,7 +101,6 @@ def bn_act_moments(
     return y, mean, m2
 
 
-@torch.library.register_fake("ltdd_ext::bn_act_moments")
 def _fake(
     x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: int, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +116,6 @@ def _fake(
     return y, mean, m2
 
 
-@torch.library.register_fake("ltdd_ext::bn_act_moments_backward")
 def _fake_backward(
     grad_y: Tensor,
     grad_mean: Tensor,
@@ -147,4 +145,6 @@ def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> t
     return dx, None, None, None if residual is None else dresidual, None, None
 
 
+torch.library.register_fake("ltdd_ext::bn_act_moments", _fake)
+torch.library.register_fake("ltdd_ext::bn_act_moments_backward", _fake_backward)
 torch.library.register_autograd("ltdd_ext::bn_act_moments", _backward, setup_context=_setup_context)

@@ -235,7 +235,6 @@ class ClassMoments:
         return class_moments_finish(*self.state)
 
 
-@torch.library.register_fake("ltdd_ext::class_moments_update_")
 def _fake_update(
     count: Tensor,
     mu: Tensor,
@@ -249,7 +248,6 @@ def _fake_update(
     return None
 
 
-@torch.library.register_fake("ltdd_ext::class_moments_merge_")
 def _fake_merge(
     count: Tensor,
     mu: Tensor,
@@ -263,7 +261,6 @@ def _fake_merge(
     return None
 
 
-@torch.library.register_fake("ltdd_ext::class_moments_finish")
 def _fake_finish(
     count: Tensor, mu: Tensor, within: Tensor, between: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -273,3 +270,8 @@ def _fake_finish(
         torch.empty_like(mu),
         torch.empty_like(mu),
     )
+
+
+torch.library.register_fake("ltdd_ext::class_moments_update_", _fake_update)
+torch.library.register_fake("ltdd_ext::class_moments_merge_", _fake_merge)
+torch.library.register_fake("ltdd_ext::class_moments_finish", _fake_finish)

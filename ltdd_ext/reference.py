@@ -125,8 +125,8 @@ def _group_gap(
     """Return |m - tm| + |v - tv| of the rows of one group, by Chan's merge over the rows."""
     group_mean = mean.mean(dim=0)
     group_var = (m2.sum(dim=0) / size + (mean - group_mean).square().sum(dim=0)) / mean.shape[0]
-    gap_mean = torch.linalg.vector_norm(group_mean - target_mean)
-    gap_var = torch.linalg.vector_norm(group_var - target_var)
+    gap_mean: Tensor = torch.linalg.vector_norm(group_mean - target_mean)
+    gap_var: Tensor = torch.linalg.vector_norm(group_var - target_var)
     return gap_mean + gap_var
 
 

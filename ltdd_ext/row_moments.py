@@ -71,14 +71,12 @@ def is_pixels(x: Tensor) -> bool:
     return _dense_in_order(x, (1, 3, 2, 0) if x.dim() == 4 else (1, 2, 0))
 
 
-@torch.library.register_fake("ltdd_ext::row_moments")
 def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = (x.shape[0], x.shape[1])
     dtype = _check.row_dtype(x.dtype)
     return x.new_empty(rows, dtype=dtype), x.new_empty(rows, dtype=dtype)
 
 
-@torch.library.register_fake("ltdd_ext::row_moments_backward")
 def _fake_backward(grad_mean: Tensor, grad_m2: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     return output_like(x)
 
@@ -94,4 +92,6 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor:
     return dx
 
 
+torch.library.register_fake("ltdd_ext::row_moments", _fake)
+torch.library.register_fake("ltdd_ext::row_moments_backward", _fake_backward)
 torch.library.register_autograd("ltdd_ext::row_moments", _backward, setup_context=_setup_context)

@@ -29,85 +29,133 @@ static inline int64_t buffered_image_rows(int64_t height, int64_t width) {
   return least(height, most(2, 2048 / most(1, width) / 2 * 2));
 }
 
-// out[i, j] = mean of the 2x2 block of `a`, an image of `rows` x `width`; a is overwritten.
-template <typename acc_t>
-static inline void average_pairs(acc_t* a, int64_t rows, int64_t width, acc_t* out) {
-  const int64_t half = width / 2;
-  if (width % 2 == 0) {
-    for (int64_t j = 0; j < rows * half; ++j) a[j] = a[2 * j] + a[2 * j + 1];
-  } else {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < half; ++j)
-        a[i * half + j] = a[i * width + 2 * j] + a[i * width + 2 * j + 1];
+// Calls body with the width as a constant where it is a common short one, so that loops over an
+// image row narrower than a vector unroll; otherwise with the width as it is.
+template <typename Body>
+static inline void with_width(int64_t width, const Body& body) {
+  switch (width) {
+    case 2:
+      return body(std::integral_constant<int64_t, 2>{});
+    case 4:
+      return body(std::integral_constant<int64_t, 4>{});
+    case 8:
+      return body(std::integral_constant<int64_t, 8>{});
+    case 16:
+      return body(std::integral_constant<int64_t, 16>{});
+    default:
+      return body(width);
   }
-  for (int64_t i = 0; i < rows / 2; ++i)
-    for (int64_t j = 0; j < half; ++j)
-      out[i * half + j] = acc_t(0.25) * (a[2 * i * half + j] + a[(2 * i + 1) * half + j]);
 }
 
-// The reverse: each element of `rows` / 2 x half gradients to its 2x2 block, zero outside of one.
+// out[j] = a[2 j] + a[2 j + 1] for a vector of j.
+template <typename acc_t, int64_t... i>
+static inline Vec<acc_t> add_neighbours(const acc_t* a, std::integer_sequence<int64_t, i...>) {
+  const Vec<acc_t> low = load(a), high = load(a + kWidth<acc_t>);
+  return __builtin_shufflevector(low, high, (2 * i)...) +
+         __builtin_shufflevector(low, high, (2 * i + 1)...);
+}
+
+// out = means of the 2x2 blocks of `a`, an image of `rows` x `width`. a is overwritten and must be
+// readable for a vector past its end.
+template <typename scalar_t>
+static inline void average_pairs(Acc<scalar_t>* a, int64_t rows, int64_t width, scalar_t* out) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t half = width / 2, pairs = rows / 2;
+  with_width(width, [&](auto w) {  // each pair of image rows becomes one
+    for (int64_t i = 0; i < pairs; ++i)
+      for (int64_t j = 0; j < w; ++j) a[i * w + j] = a[2 * i * w + j] + a[(2 * i + 1) * w + j];
+  });
+  // With an even width no block straddles two rows, so all of them are one long row.
+  const int64_t lines = width % 2 == 0 ? 1 : pairs, length = width % 2 == 0 ? pairs * half : half;
+  for (int64_t i = 0; i < lines; ++i)
+    for_vectors<acc_t>(length, [&](int64_t j, int64_t count) {
+      const Vec<acc_t> sum = add_neighbours<acc_t>(
+          a + i * width + 2 * j, std::make_integer_sequence<int64_t, kWidth<acc_t>>{});
+      set(out + i * half + j, acc_t(0.25) * sum, count, false);
+    });
+}
+
+// The reverse: a quarter of each gradient to its 2x2 block, zero outside of one. `out` holds
+// rows x width and is writable for two vectors past its end.
 template <typename scalar_t>
 static inline void spread_pairs(const scalar_t* gradient, int64_t rows, int64_t width,
                                 Acc<scalar_t>* out) {
   using acc_t = Acc<scalar_t>;
   constexpr int64_t w = kWidth<acc_t>;
-  const int64_t half = width / 2;
-  for (int64_t i = 0; i < rows / 2; ++i) {
-    acc_t* row = out + 2 * i * width;
-    for_vectors<acc_t>(half, [&](int64_t j, int64_t count) {
+  const int64_t half = width / 2, pairs = rows / 2;
+  const int64_t lines = width % 2 == 0 ? 1 : pairs, length = width % 2 == 0 ? pairs * half : half;
+  for (int64_t i = 0; i < lines; ++i) {  // along the rows, into the first half of the buffer
+    for_vectors<acc_t>(length, [&](int64_t j, int64_t count) {
       const Vec<acc_t> quarter = acc_t(0.25) * get(gradient + i * half + j, count);
       Vec<acc_t> low, high;
       interleave<acc_t>(quarter, quarter, low, high, std::make_integer_sequence<int64_t, w>{});
-      set(row + 2 * j, low, least(w, 2 * count), false);
-      if (2 * count > w) set(row + 2 * j + w, high, 2 * count - w, false);
+      store(out + i * width + 2 * j, low);
+      store(out + i * width + 2 * j + w, high);
     });
-    if (width % 2 != 0) row[width - 1] = 0;
-    for (int64_t j = 0; j < width; ++j) row[width + j] = row[j];
+    if (width % 2 != 0) out[i * width + width - 1] = 0;
   }
+  with_width(width, [&](auto row) {  // then each row twice, from the last on
+    for (int64_t i = pairs - 1; i >= 0; --i)
+      for (int64_t j = row - 1; j >= 0; --j)
+        out[2 * i * row + j] = out[(2 * i + 1) * row + j] = out[i * row + j];
+  });
   if (rows % 2 != 0)
     for (int64_t j = 0; j < width; ++j) out[(rows - 1) * width + j] = 0;
+}
+
+// Short planes (the images of one row) of even height are pooled several at a time: side by side
+// they are one image. Everything else is pooled in strips of one plane.
+template <typename acc_t>
+static inline bool pooled_together(int64_t height, int64_t width) {
+  return height % 2 == 0 && height * width <= kSmallRow;
 }
 
 template <typename scalar_t, bool relu, bool residual>
 static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
-  const int64_t s = a.s(), out_s = a.pool ? (a.height / 2) * (a.width / 2) : s;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
   const auto* x = static_cast<const scalar_t*>(a.x);
   const auto* r = static_cast<const scalar_t*>(a.residual);
   auto* y = static_cast<scalar_t*>(a.y);
   const bool stream = a.stream && can_stream<scalar_t>(a.y, out_s);
-  const int64_t strip = buffered_image_rows(a.height, a.width);
-  acc_t buffer[kPlane + kWidth<acc_t>], pooled[kPlane / 4 + kWidth<acc_t>];
-  const int64_t together = s <= kSmallRow ? kWidth<acc_t> : 1;
-  for (int64_t row = begin; row < end; ++row) {
-    if ((row - begin) % together == 0)  // bring the next rows in; their moments come with it
-      moments_of_rows(x, s, a.n * a.c, row, least(end, row + together), static_cast<acc_t*>(a.mean),
-                      static_cast<acc_t*>(a.m2));
+  acc_t buffer[kPlane + 2 * kWidth<acc_t>];
+  // Calls put_value(i, count, value) for the elements [first, first + size) of a row.
+  const auto for_values = [&](int64_t row, int64_t first, int64_t size, const auto& put_value) {
     const Vec<acc_t> k = broadcast<acc_t>(static_cast<const acc_t*>(a.k)[row % a.c]);
     const Vec<acc_t> h = broadcast<acc_t>(static_cast<const acc_t*>(a.h)[row % a.c]);
-    const scalar_t* in = x + row * s;
-    const auto value = [&](int64_t i, int64_t count) {
-      Vec<acc_t> v = k * get(in + i, count) + h;
-      if constexpr (residual) v += get(r + row * s + i, count);
-      return activate<relu>(v);
-    };
-    scalar_t* out = y + row * out_s;
-    if (!a.pool) {
-      for_vectors<acc_t>(
-          s, [&](int64_t i, int64_t count) { set(out + i, value(i, count), count, stream); });
+    for_vectors<acc_t>(size, [&](int64_t i, int64_t count) {
+      const int64_t at = row * s + first + i;
+      Vec<acc_t> v = k * get(x + at, count) + h;
+      if constexpr (residual) v += get(r + at, count);
+      put_value(i, count, activate<relu>(v));
+    });
+  };
+  const int64_t together = s <= kSmallRow ? kWidth<acc_t> : 1;
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t last = least(end, first + together);
+    moments_of_rows(x, s, a.n * a.c, first, last, static_cast<acc_t*>(a.mean),
+                    static_cast<acc_t*>(a.m2));  // brings these rows into the cache
+    for (int64_t row = first; row < last && !a.pool; ++row)
+      for_values(row, 0, s, [&](int64_t i, int64_t count, const Vec<acc_t>& v) {
+        set(y + row * s + i, v, count, stream);
+      });
+    if (!a.pool) continue;
+    if (pooled_together<acc_t>(a.height, a.width)) {
+      for (int64_t row = first; row < last; ++row)
+        for_values(row, 0, s, [&](int64_t i, int64_t, const Vec<acc_t>& v) {
+          store(buffer + (row - first) * s + i, v);
+        });
+      average_pairs(buffer, (last - first) * a.height, a.width, y + first * out_s);
       continue;
     }
-    for (int64_t top = 0; top + 1 < a.height; top += strip) {
-      const int64_t rows = least(strip, a.height - top) / 2 * 2, first = top * a.width;
-      for_vectors<acc_t>(rows * a.width, [&](int64_t i, int64_t count) {
-        store(buffer + i, value(first + i, count));
-      });
-      average_pairs(buffer, rows, a.width, pooled);
-      scalar_t* to = out + top / 2 * (a.width / 2);
-      for_vectors<acc_t>(rows / 2 * (a.width / 2), [&](int64_t i, int64_t count) {
-        set(to + i, get(pooled + i, count), count, false);
-      });
-    }
+    const int64_t strip = buffered_image_rows(a.height, a.width);
+    for (int64_t row = first; row < last; ++row)
+      for (int64_t top = 0; top + 1 < a.height; top += strip) {
+        const int64_t rows = least(strip, a.height - top) / 2 * 2;
+        for_values(row, top * a.width, rows * a.width,
+                   [&](int64_t i, int64_t, const Vec<acc_t>& v) { store(buffer + i, v); });
+        average_pairs(buffer, rows, a.width, y + row * out_s + top / 2 * half);
+      }
   }
   finish_streaming(stream);
 }
@@ -115,13 +163,14 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
 template <typename scalar_t, bool relu, bool residual>
 static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
-  const int64_t s = a.s(), out_s = a.pool ? (a.height / 2) * (a.width / 2) : s;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
   const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
+  const auto* grad_y = static_cast<const scalar_t*>(a.grad_y);
   const bool stream = a.stream && can_stream<scalar_t>(a.dx, s) &&
                       (!residual || can_stream<scalar_t>(a.dresidual, s));
-  const int64_t strip = a.pool ? buffered_image_rows(a.height, a.width) : a.height;
-  acc_t buffer[kPlane + kWidth<acc_t>];
-  for (int64_t row = begin; row < end; ++row) {
+  acc_t buffer[kPlane + 2 * kWidth<acc_t>];
+  // The elements [first, first + size) of a row, whose gradients are gradient(i, count).
+  const auto pass = [&](int64_t row, int64_t first, int64_t size, const auto& gradient) {
     const auto at_channel = [&](const void* from) {
       return broadcast<acc_t>(static_cast<const acc_t*>(from)[row % a.c]);
     };
@@ -130,31 +179,35 @@ static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, i
     const Vec<acc_t> shift = broadcast<acc_t>(at_row(a.grad_mean) * inverse);
     const Vec<acc_t> slope = broadcast<acc_t>(2 * at_row(a.grad_m2));
     const Vec<acc_t> mean = broadcast<acc_t>(at_row(a.mean));
-    const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + row * out_s;
-    // One strip: `first` is its first element, gradient(i, count) that of its element i.
-    const auto strip_pass = [&](int64_t first, int64_t size, const auto& gradient) {
-      const auto* x = static_cast<const scalar_t*>(a.x) + row * s + first;
-      auto* dx = static_cast<scalar_t*>(a.dx) + row * s + first;
-      for_vectors<acc_t>(size, [&](int64_t i, int64_t count) {
-        const Vec<acc_t> in = get(x + i, count);
-        Vec<acc_t> before = k * in + h;
-        if constexpr (residual)
-          before += get(static_cast<const scalar_t*>(a.residual) + row * s + first + i, count);
-        const Vec<acc_t> g = mask<relu>(before, gradient(i, count));
-        set(dx + i, k * g + (shift + slope * (in - mean)), count, stream);
-        if constexpr (residual)
-          set(static_cast<scalar_t*>(a.dresidual) + row * s + first + i, g, count, stream);
-      });
-    };
+    for_vectors<acc_t>(size, [&](int64_t i, int64_t count) {
+      const int64_t at = row * s + first + i;
+      const Vec<acc_t> in = get(static_cast<const scalar_t*>(a.x) + at, count);
+      Vec<acc_t> before = k * in + h;
+      if constexpr (residual) before += get(static_cast<const scalar_t*>(a.residual) + at, count);
+      const Vec<acc_t> g = mask<relu>(before, gradient(i, count));
+      set(static_cast<scalar_t*>(a.dx) + at, k * g + (shift + slope * (in - mean)), count, stream);
+      if constexpr (residual) set(static_cast<scalar_t*>(a.dresidual) + at, g, count, stream);
+    });
+  };
+  const auto from_buffer = [&](int64_t offset) {
+    return [&, offset](int64_t i, int64_t count) { return get(buffer + offset + i, count); };
+  };
+  const int64_t strip = buffered_image_rows(a.height, a.width);
+  const int64_t together = a.pool && pooled_together<acc_t>(a.height, a.width) ? kWidth<acc_t> : 1;
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t last = least(end, first + together);
     if (!a.pool) {
-      strip_pass(0, s, [&](int64_t i, int64_t count) { return get(grad_y + i, count); });
-      continue;
-    }
-    for (int64_t top = 0; top < a.height; top += strip) {
-      const int64_t rows = least(strip, a.height - top);
-      spread_pairs(grad_y + top / 2 * (a.width / 2), rows, a.width, buffer);
-      strip_pass(top * a.width, rows * a.width,
-                 [&](int64_t i, int64_t count) { return get(buffer + i, count); });
+      const scalar_t* incoming = grad_y + first * s;
+      pass(first, 0, s, [&](int64_t i, int64_t count) { return get(incoming + i, count); });
+    } else if (together > 1) {
+      spread_pairs(grad_y + first * out_s, (last - first) * a.height, a.width, buffer);
+      for (int64_t row = first; row < last; ++row) pass(row, 0, s, from_buffer((row - first) * s));
+    } else {
+      for (int64_t top = 0; top < a.height; top += strip) {
+        const int64_t rows = least(strip, a.height - top);
+        spread_pairs(grad_y + first * out_s + top / 2 * half, rows, a.width, buffer);
+        pass(first, top * a.width, rows * a.width, from_buffer(0));
+      }
     }
   }
   finish_streaming(stream);

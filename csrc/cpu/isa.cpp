@@ -36,6 +36,9 @@ const InstructionSet& chosen() {
 
 const Kernels& kernels(Storage storage) { return chosen().kernels(storage); }
 
-const char* instruction_set() { return chosen().name; }
-
 }  // namespace ltdd
+
+// Read by ltdd_ext.build_info(): "avx512", "avx2" or "baseline".
+extern "C" [[gnu::visibility("default")]] const char* ltdd_cpu_instruction_set() {
+  return ltdd::chosen().name;
+}

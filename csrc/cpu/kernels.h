@@ -68,7 +68,6 @@ struct Kernels {
 
 // The set for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
 const Kernels& kernels(Storage storage);
-const char* instruction_set();
 
 const Kernels& baseline_kernels(Storage storage);
 const Kernels& avx2_kernels(Storage storage);

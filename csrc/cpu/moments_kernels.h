@@ -57,41 +57,56 @@ static inline void moments_of_row(const scalar_t* x, int64_t s, Acc<scalar_t>* m
   *m2 = static_cast<Acc<scalar_t>>(row.m2);
 }
 
+// Loads one square of a block of short rows: lanes along the row. `readable` elements may be read
+// from x on, so a load may run into the next row; rows that are not there read as zero.
+template <typename scalar_t>
+[[gnu::noinline]] static void load_last_tile(const scalar_t* x, int64_t rows, int64_t s,
+                                             int64_t readable, int64_t e,
+                                             Vec<Acc<scalar_t>>* tile) {
+  constexpr int64_t w = kWidth<Acc<scalar_t>>;
+  for (int64_t r = 0; r < w; ++r) {
+    const int64_t at = r * s + e;
+    tile[r] = r >= rows            ? Vec<Acc<scalar_t>>{}
+              : at + w <= readable ? load(x + at)
+                                   : load_some(x + at, readable - at);
+  }
+}
+
 // As many short rows as a vector has lanes, transposed so that each lane is a row and no sum runs
-// across lanes. `readable` elements may be read from x on: a load may run into the next row.
+// across lanes.
 template <typename scalar_t>
 static inline void moments_of_small_rows(const scalar_t* x, int64_t rows, int64_t s,
                                          int64_t readable, Acc<scalar_t>* mean, Acc<scalar_t>* m2) {
   using acc_t = Acc<scalar_t>;
   constexpr int64_t w = kWidth<acc_t>;
-  Vec<acc_t> columns[kSmallRow + w];
+  Vec<acc_t> columns[kSmallRow + w];  // columns[e]: element e of every row
   for (int64_t e = 0; e < s; e += w) {
-    Vec<acc_t>* tile = columns + e;
-    if (rows == w && (w - 1) * s + e + w <= readable) {
-      for (int64_t r = 0; r < w; ++r) tile[r] = load(x + r * s + e);
-    } else {
-      for (int64_t r = 0; r < w; ++r) {
-        const int64_t at = r * s + e;
-        tile[r] = r >= rows            ? Vec<acc_t>{}
-                  : at + w <= readable ? load(x + at)
-                                       : load_some(x + at, readable - at);
-      }
-    }
-    transpose<acc_t>(tile);
+    if (rows == w && (w - 1) * s + e + w <= readable)
+      for (int64_t r = 0; r < w; ++r) columns[e + r] = load(x + r * s + e);
+    else
+      load_last_tile(x, rows, s, readable, e, columns + e);
+    transpose<acc_t>(columns + e);
   }
-  const Vec<acc_t> count = broadcast<acc_t>(static_cast<acc_t>(s));
-  Vec<acc_t> sum[2] = {};
-  for (int64_t e = 0; e < s; ++e) sum[e % 2] += columns[e];
-  const Vec<acc_t> pivot = (sum[0] + sum[1]) / count;
-  Vec<acc_t> d_sum[2] = {}, d2_sum[2] = {};
-  for (int64_t e = 0; e < s; ++e) {
+  const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
+  const int64_t fours = s / 4 * 4;
+  Vec<acc_t> sum[4] = {};
+  for (int64_t e = 0; e < fours; e += 4)
+    for (int64_t j = 0; j < 4; ++j) sum[j] += columns[e + j];
+  for (int64_t e = fours; e < s; ++e) sum[0] += columns[e];
+  const Vec<acc_t> pivot = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
+  Vec<acc_t> d_sum[4] = {}, d2_sum[4] = {};
+  const auto add = [&](int64_t e, int64_t j) {
     const Vec<acc_t> d = columns[e] - pivot;
-    d_sum[e % 2] += d;
-    d2_sum[e % 2] += d * d;
-  }
-  const Vec<acc_t> sum_d = d_sum[0] + d_sum[1], shift = sum_d / count;
+    d_sum[j] += d;
+    d2_sum[j] += d * d;
+  };
+  for (int64_t e = 0; e < fours; e += 4)
+    for (int64_t j = 0; j < 4; ++j) add(e + j, j);
+  for (int64_t e = fours; e < s; ++e) add(e, 0);
+  const Vec<acc_t> sum_d = (d_sum[0] + d_sum[1]) + (d_sum[2] + d_sum[3]), shift = sum_d * inverse;
+  const Vec<acc_t> sum_d2 = (d2_sum[0] + d2_sum[1]) + (d2_sum[2] + d2_sum[3]);
   const Vec<acc_t> row_mean = pivot - pivot == 0 ? pivot + shift : pivot;
-  const Vec<acc_t> row_m2 = (d2_sum[0] + d2_sum[1]) - sum_d * shift;
+  const Vec<acc_t> row_m2 = sum_d2 - sum_d * shift;
   if (rows == w) {
     store(mean, row_mean);
     store(m2, row_m2);

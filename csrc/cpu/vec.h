@@ -74,10 +74,28 @@ static inline acc_t sum_of(const Vec<acc_t>& v) {
   return parts[0];
 }
 
-// Widening: bfloat16 is the upper half of a float. A half's exponent and fraction, moved to their
+// bfloat16 is the upper half of a float. A half's exponent and fraction, moved to their
 // place in a float, are 2^112 too small; scaling is exact and repairs subnormals on the way.
+static inline VecU widen_bits(const HalfVecU& bits) {
+#if LTDD_VECTOR_BYTES == 64  // GCC 12 converts vectors of this size in two halves
+  return bits_as<VecU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(bits)));
+#elif LTDD_VECTOR_BYTES == 32
+  return bits_as<VecU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, VecU);
+#endif
+}
+
+static inline HalfVecU narrow_bits(const VecU& bits) {
+#if LTDD_VECTOR_BYTES == 64
+  return bits_as<HalfVecU>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(bits)));
+#else
+  return __builtin_convertvector(bits, HalfVecU);
+#endif
+}
+
 static inline Vec<float> widen_bf16(const HalfVecU& bits) {
-  return bits_as<Vec<float>>(__builtin_convertvector(bits, VecU) << 16);
+  return bits_as<Vec<float>>(widen_bits(bits) << 16);
 }
 
 static inline Vec<float> widen_half(const HalfVecU& bits) {
@@ -86,7 +104,7 @@ static inline Vec<float> widen_half(const HalfVecU& bits) {
 #elif LTDD_VECTOR_BYTES == 32
   return bits_as<Vec<float>>(_mm256_cvtph_ps(bits_as<__m128i>(bits)));
 #else
-  const VecU wide = __builtin_convertvector(bits, VecU);
+  const VecU wide = widen_bits(bits);
   const VecU sign = (wide & 0x8000u) << 16, magnitude = (wide & 0x7fffu) << 13;
   const VecU scaled = bits_as<VecU>(bits_as<Vec<float>>(magnitude) * 0x1p112f);
   const VecU special = bits_as<VecU>((wide & 0x7c00u) == 0x7c00u) & 0x7f800000u;
@@ -98,7 +116,7 @@ static inline HalfVecU narrow_bf16(const Vec<float>& value) {
   const VecU bits = bits_as<VecU>(value);
   const VecU rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
   const VecU is_nan = bits_as<VecU>(value != value);
-  return __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), HalfVecU);
+  return narrow_bits((rounded & ~is_nan) | (is_nan & 0x7fc0u));
 }
 
 static inline HalfVecU narrow_half(const Vec<float>& value) {
@@ -119,7 +137,7 @@ static inline HalfVecU narrow_half(const Vec<float>& value) {
   const VecU is_nan = bits_as<VecU>(magnitude > 0x7f800000u);
   VecU half = (small & is_small) | (normal & ~is_small);
   half = (half & ~is_large) | (is_large & (0x7c00u | (is_nan & 0x0200u)));
-  return __builtin_convertvector(half | sign, HalfVecU);
+  return narrow_bits(half | sign);
 #endif
 }
 
@@ -213,21 +231,17 @@ static inline void interleave(const Vec<acc_t>& a, const Vec<acc_t>& b, Vec<acc_
   high = __builtin_shufflevector(a, b, (w / 2 + i / 2 + i % 2 * w)...);
 }
 
-template <typename acc_t>
+template <typename acc_t, int64_t stage = 1>
 static inline void transpose(Vec<acc_t>* tile) {
   constexpr int64_t w = kWidth<acc_t>;
-  Vec<acc_t> other[w];
-  Vec<acc_t>*from = tile, *to = other;
-#pragma GCC unroll 4
-  for (int64_t stage = 1; stage < w; stage *= 2) {
+  if constexpr (stage < w) {
+    Vec<acc_t> next[w];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < w / 2; ++i)
-      interleave<acc_t>(from[i], from[i + w / 2], to[2 * i], to[2 * i + 1],
+      interleave<acc_t>(tile[i], tile[i + w / 2], next[2 * i], next[2 * i + 1],
                         std::make_integer_sequence<int64_t, w>{});
-    Vec<acc_t>* swap = from;
-    from = to;
-    to = swap;
+    transpose<acc_t, stage * 2>(next);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < w; ++i) tile[i] = next[i];
   }
-  if (from != tile)
-    for (int64_t i = 0; i < w; ++i) tile[i] = from[i];
 }

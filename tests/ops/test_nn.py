@@ -1,0 +1,222 @@
+"""convert_observer: the same outputs, moments and gradients as the network with hooks."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import ltdd_ext
+from ltdd.models import build_model
+from ltdd_ext import reference
+from ltdd_ext.nn import FusedBatchNorm, convert_observer
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Give every batch norm its own statistics and coefficients, as training would."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low in (
+                (module.running_mean, -0.5),
+                (module.running_var, 0.5),
+                (module.weight, 0.5),
+                (module.bias, -0.5),
+            ):
+                if tensor is not None:
+                    tensor.data = low + torch.rand(tensor.shape, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def small(name: str, image_size: int = 32) -> nn.Module:
+    return build_model(name, num_classes=10, image_size=image_size, channels=3)
+
+
+NETWORKS = {
+    "convnet3_bn": lambda: small("convnet3_bn"),
+    "convnet4_bn": lambda: small("convnet4_bn", 64),
+    "resnet18": lambda: small("resnet18"),
+    "resnet32": lambda: small("resnet32"),
+    "torchvision-resnet18": lambda: torchvision.models.resnet18(num_classes=10),
+    "torchvision-resnet50": lambda: torchvision.models.resnet50(num_classes=10),
+    "torchvision-vgg11_bn": lambda: torchvision.models.vgg11_bn(num_classes=10),
+    "torchvision-densenet": lambda: torchvision.models.DenseNet(8, (2, 2), 16, num_classes=10),
+}
+
+
+def with_hooks(model: nn.Module, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    seen = {}
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda module, inputs: seen.__setitem__(module, reference.row_moments(inputs[0]))
+        )
+        for layer in layers
+    ]
+    output = model(x)
+    for handle in handles:
+        handle.remove()
+    return output, [seen[layer] for layer in layers]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_agrees_with_the_unconverted_network(name):
+    torch.manual_seed(1)
+    model = settle(NETWORKS[name]())
+    side = 64 if "torchvision" in name or "4" in name else 32
+    x = torch.randn(2, 3, side, side, requires_grad=True)
+    want, want_moments = with_hooks(model, x)
+    want_loss = want.square().mean() + sum(m2.mean() + mean.sum() for mean, m2 in want_moments)
+    (want_grad,) = torch.autograd.grad(want_loss, x)
+
+    observed = convert_observer(model, strict=True)
+    got, moments = observed(x)
+    loss = got.square().mean() + sum(one.m2.mean() + one.mean.sum() for one in moments)
+    (grad,) = torch.autograd.grad(loss, x)
+    assert observed.fused == observed.layers
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    for one, (mean, m2) in zip(moments, want_moments, strict=True):
+        torch.testing.assert_close(one.mean, mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.m2, m2, rtol=1e-3, atol=1e-3)
+    scale = want_grad.abs().max()
+    assert float((grad - want_grad).abs().max() / scale) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("convnet3_bn", {("relu", "avg2"): 3}),
+        ("resnet32", {("relu", "none"): 31}),
+        ("torchvision-resnet18", {("relu", "none"): 17, ("none", "none"): 3}),
+        ("torchvision-resnet50", {("relu", "none"): 49, ("none", "none"): 4}),
+    ],
+)
+def test_everything_that_follows_is_fused(name, expected):
+    observed = convert_observer(settle(NETWORKS[name]()))
+    counts: dict[tuple[str, str], int] = {}
+    for module in observed.modules():
+        if isinstance(module, FusedBatchNorm):
+            counts[module.act, module.pool] = counts.get((module.act, module.pool), 0) + 1
+        assert not isinstance(module, (nn.ReLU, nn.BatchNorm2d, nn.AvgPool2d))
+    assert counts == expected
+
+
+def test_backends_agree():
+    model = settle(NETWORKS["convnet3_bn"]())
+    x = torch.randn(4, 3, 32, 32)
+    got, moments = convert_observer(model)(x)
+    want, want_moments = convert_observer(model, ops=reference)(x)
+    torch.testing.assert_close(got, want)
+    for one, other in zip(moments, want_moments, strict=True):
+        torch.testing.assert_close(one.mean, other.mean)
+        assert one.spatial_size == other.spatial_size
+
+
+class SharedReadings(nn.Module):
+    """Reads values in the middle of the chain, so little can be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.after = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.conv(x)
+        normalised = self.norm(before)
+        active = torch.relu(normalised)
+        summed = self.after(active) + before.relu_()  # the sum must not move past this
+        return active + summed + normalised
+
+
+def test_values_read_elsewhere_are_kept():
+    model = settle(SharedReadings())
+    x = torch.randn(2, 3, 8, 8)
+    want, want_moments = with_hooks(model, x)
+    observed = convert_observer(model)
+    got, moments = observed(x)
+    torch.testing.assert_close(got, want)
+    for one, (mean, _) in zip(moments, want_moments, strict=True):
+        torch.testing.assert_close(one.mean, mean)
+    assert [m.act for m in observed.modules() if isinstance(m, FusedBatchNorm)] == ["none"] * 2
+
+
+class Branching(nn.Module):
+    """Python control flow on values: cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) if x.sum() > -1e9 else x
+
+
+def test_what_cannot_be_traced_falls_back_and_says_so():
+    model = settle(Branching())
+    with pytest.warns(RuntimeWarning, match=r"1 of 1 batch norms .* cannot be traced"):
+        observed = convert_observer(model)
+    x = torch.randn(2, 3, 4, 4)
+    output, moments = observed(x)
+    torch.testing.assert_close(output, model(x))
+    torch.testing.assert_close(moments[0].mean, reference.row_moments(x)[0])
+    assert list(observed.unfused) == ["norm"]
+    with pytest.raises(ValueError, match="cannot be traced"):
+        convert_observer(model, strict=True)
+
+
+class OtherNorm(nn.BatchNorm2d):
+    """A subclass may compute anything."""
+
+
+def test_a_subclass_is_measured_but_not_fused():
+    model = settle(nn.Sequential(nn.Conv2d(3, 4, 1), OtherNorm(4), nn.ReLU()))
+    with pytest.warns(RuntimeWarning, match="OtherNorm is not BatchNorm2d itself"):
+        observed = convert_observer(model)
+    x = torch.randn(2, 3, 4, 4)
+    output, moments = observed(x)
+    torch.testing.assert_close(output, model(x))
+    torch.testing.assert_close(moments[0].mean, reference.row_moments(model[0](x))[0])
+
+
+def test_hooks_are_not_lost():
+    model = settle(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    calls = []
+    model[1].register_forward_hook(lambda *_: calls.append(1))
+    with pytest.warns(RuntimeWarning, match="1 carries forward hooks"):
+        convert_observer(model)(torch.randn(1, 3, 2, 2))
+    assert calls == [1]
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="expected model with BatchNorm2d layers, got Conv2d"):
+        convert_observer(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="expected 0 to have running statistics, got none"):
+        convert_observer(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
+    norm = nn.BatchNorm2d(3)
+    with pytest.raises(ValueError, match="0 to be called once per forward pass, got 2"):
+        convert_observer(nn.Sequential(norm, nn.ReLU(), norm))
+
+
+def test_bfloat16_autocast_and_compile():
+    model = settle(NETWORKS["convnet3_bn"]()).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    observed = convert_observer(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        want, got = model(x), observed(x)[0]
+    assert float((got.float() - want.float()).abs().max() / want.float().abs().max()) <= 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        compiled = torch.compile(observed, fullgraph=True)
+        torch.testing.assert_close(compiled(x)[0], observed(x)[0])
+
+
+def test_layers_move_with_the_network():
+    observed = ltdd_ext.nn.convert_observer(settle(small("convnet3_bn")))
+    assert {name for name, _ in observed.named_buffers()} >= {"network.observed_0.k"}
+    double = observed.double()
+    output, moments = double(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    assert output.dtype == moments[0].mean.dtype == torch.float64
