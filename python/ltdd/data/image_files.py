@@ -67,10 +67,10 @@ def class_folders(root: Path) -> list[Path]:
     Raises:
         UserError: `root` is missing, not a folder or not readable.
     """
-    if not root.is_dir():
-        what = "a file" if root.exists() else "nothing there"
-        raise UserError(f"expected a folder at {root}, got {what}")
     try:
+        if not root.is_dir():
+            what = "a file" if root.exists() else "nothing there"
+            raise UserError(f"expected a folder at {root}, got {what}")
         return sorted(
             (p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")),
             key=lambda p: p.name,

@@ -1,0 +1,132 @@
+"""Full, read-only and failing disks: one sentence, status 2, and the last good state."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from faults.tiny_run import TINY, Forked, Outcome, distill, open_to_others
+
+from ltdd import cli, files, options, pipeline, preflight
+from ltdd.data.datasets import load_data
+from ltdd.errors import UserError
+from ltdd.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.verify import verify
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount memory of a size in KiB as a disk; skips where mounting is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(kib: int) -> Path:
+        disk = tmp_path / f"disk{len(mounted)}"
+        disk.mkdir()
+        call = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(call, capture_output=True).returncode != 0:
+            pytest.skip("needs the right to mount a tmpfs")
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for disk in mounted:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def command(out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run ``ltdd distill`` with the tiny configuration."""
+    request = options.Request(TINY, out, None, quiet=True, checkpoint_seconds=0.05)
+    monkeypatch.setattr(cli, "parse_distill", lambda argv: request)
+    return cli.main(["distill"])
+
+
+def test_too_small_a_disk_is_found_before_the_start(
+    small_disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = small_disk(2000)
+    assert command(disk / "run", monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ltdd: error: out: expected about ")
+    assert said.count("\n") == 1
+    assert list(disk.iterdir()) == []
+
+
+# The tiny run's files: the first expert is 1.2 MB, its checkpoint 3.
+@pytest.mark.parametrize("kib", [400, 2500, 6000])
+def test_a_disk_that_fills_up_keeps_the_last_good_state(
+    kib: int,
+    small_disk: Callable[[int], Path],
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pipeline, "check_disk_space", lambda *_: 0)
+    disk = small_disk(kib)
+    assert command(disk / "run", monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert said.count("\n") == 1
+    assert [found for found in verify(disk / "run") if found.problem] == []
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    assert Forked(lambda: distill(disk / "run")).wait() == 0
+    assert Outcome(disk / "run") == Outcome(finished)
+
+
+def test_the_estimate_covers_what_a_run_writes(finished: Path) -> None:
+    written = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
+    needed = preflight.estimated_bytes(TINY, load_data(TINY.data, TINY.imbalance_factor))
+    assert written < needed < 20 * written
+
+
+def test_a_read_only_disk(
+    small_disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = small_disk(64_000)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert command(disk / "run", monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_system_call_keeps_the_old_file(
+    code: int, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    write_sealed_tensors(path, {"x": torch.ones(3)}, {})
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.os, call, fail)
+    with pytest.raises(UserError, match=f"cannot write .*{os.strerror(code)}"):
+        write_sealed_tensors(path, {"x": torch.zeros(3)}, {})
+    monkeypatch.undo()
+    assert torch.equal(read_sealed_tensors(path)[0]["x"], torch.ones(3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o755)
+
+    def as_nobody() -> None:
+        os.setuid(65534)
+        with pytest.raises(UserError, match="Permission denied"):
+            write_sealed_tensors(folder / "x.safetensors", {"x": torch.ones(1)}, {})
+
+    open_to_others(tmp_path)
+    assert Forked(as_nobody).wait() == 0

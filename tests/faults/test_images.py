@@ -1,0 +1,185 @@
+"""Broken image files: each is named, refused by default and left out on demand."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faults.tiny_run import Forked, open_to_others
+from PIL import Image
+
+from ltdd.data.datasets import load_data
+from ltdd.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
+
+
+def picture(form: str, number: int = 0) -> bytes:
+    """Return a noisy 16x16 image: it does not compress, so its end matters."""
+    noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, form, **({"lossless": True} if form == "WEBP" else {}))
+    return file.getvalue()
+
+
+def png(width: int, height: int, body: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        ending = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + ending
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def other_format(form: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, form)
+    return file.getvalue()
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as opened:
+        opened.writestr("x.png", picture("PNG"))
+    return file.getvalue()
+
+
+def broken() -> dict[str, bytes]:
+    """Return contents that are no images, by what is wrong with them."""
+    cases = {}
+    for form in FORMATS:
+        whole = picture(form)
+        for percent in (10, 50, 90):
+            cases[f"{form} cut at {percent} %"] = whole[: len(whole) * percent // 100]
+        cases[f"{form} without its first bytes"] = whole[4:]
+        cases[f"{form} of zeros"] = bytes(len(whole))
+    for form in ("GIF", "TIFF", "ICO", "TGA", "PCX"):
+        cases[form] = other_format(form)
+    whole = picture("PNG")
+    return cases | {
+        "empty": b"",
+        "one byte": b"\x89",
+        "text": b"not an image\n",
+        "html": b"<!doctype html><title>404</title>",
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "pickle": pickle.dumps({"x": 1}),
+        "zip": archive(),
+        "program": b"\x7fELF" + bytes(60),
+        "bomb of 3.6 gigapixels": png(60_000, 60_000, b"\0" * 100),
+        "bomb of 144 megapixels": png(12_000, 12_000, b"\0" * 100),
+        "no pixels": png(16, 16, b""),
+        "no width": png(0, 16, b""),
+        "damaged pixels": whole[:60] + b"\xff" * 9 + whole[69:],
+        "floating-point pixels": b"PF\n16 16\n-1.0\n" + bytes(16 * 16 * 12),
+        "PPM that promises more": b"P6\n4000 4000\n255\n" + bytes(100),
+        "PPM with a word for a size": b"P6\nten 16\n255\n" + bytes(768),
+        "BMP with a negative width": b"BM"
+        + struct.pack("<IHHIIiiHH", 822, 0, 0, 54, 40, -16, 16, 1, 24)
+        + bytes(792),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes with six good images each."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            path = tmp_path / "data" / name / f"{number}.png"
+            path.write_bytes(picture("PNG", number + 100 * (name == "dog")))
+    return tmp_path / "data"
+
+
+def refused_and_left_out(folder: Path, bad: Path, clean: torch.Tensor, why: str = "") -> None:
+    with pytest.raises(UserError) as failure:
+        load_data(f"imagefolder:{folder}")
+    assert str(bad) in str(failure.value), why
+    assert "\n" not in str(failure.value), why
+    data = load_data(f"imagefolder:{folder}", on_bad_image="skip")
+    assert [str(bad) in text for text in data.left_out] == [True], why
+    assert torch.equal(data.train_images, clean), why
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_broken_files_are_named_and_can_be_left_out(folder: Path) -> None:
+    cases = broken()
+    assert len(cases) >= 40
+    clean = load_data(f"imagefolder:{folder}").train_images
+    bad = folder / "dog" / "broken.png"
+    for why, content in cases.items():
+        bad.write_bytes(content)
+        refused_and_left_out(folder, bad, clean, why)
+
+
+def test_things_that_are_no_files_are_named(folder: Path, tmp_path: Path) -> None:
+    clean = load_data(f"imagefolder:{folder}").train_images
+    bad = folder / "dog" / "odd.png"
+    links = {"itself": bad, "nowhere": tmp_path / "nowhere.png"}
+    for target in links.values():
+        bad.symlink_to(target)
+        refused_and_left_out(folder, bad, clean)
+        bad.unlink()
+    os.mkfifo(bad)
+    refused_and_left_out(folder, bad, clean)
+
+
+def test_folders_in_a_circle_are_read_once(folder: Path) -> None:
+    clean = load_data(f"imagefolder:{folder}")
+    (folder / "cat" / "again").symlink_to(folder / "cat")
+    (folder / "cat" / "up").symlink_to(folder)
+    looped = load_data(f"imagefolder:{folder / 'cat' / 'up'}")
+    assert torch.bincount(looped.train_labels).tolist()[1] == clean.counts[1]
+    (folder / "cat" / "up").unlink()
+    assert load_data(f"imagefolder:{folder}").split_sha256 == clean.split_sha256
+
+
+def test_unreadable_files_and_folders_are_named(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+
+    def as_nobody() -> None:
+        os.setuid(65534)
+        with pytest.raises(UserError, match=r"0\.png \(permission denied\)"):
+            load_data(f"imagefolder:{folder}")
+        assert len(load_data(f"imagefolder:{folder}", on_bad_image="skip").left_out) == 1
+        (folder / "cat" / "0.png").stat()
+
+    def closed_folder() -> None:
+        os.setuid(65534)
+        with pytest.raises(UserError, match=r"readable folder at .*deep, got Permission denied"):
+            load_data(f"imagefolder:{folder}")
+
+    open_to_others(folder)
+    (folder / "cat" / "0.png").chmod(0)
+    assert Forked(as_nobody).wait() == 0
+    (folder / "cat" / "deep").mkdir(mode=0)
+    assert Forked(closed_folder).wait() == 0
+
+
+def test_a_class_without_a_readable_image_is_named(folder: Path) -> None:
+    for path in (folder / "cat").iterdir():
+        path.write_bytes(b"no")
+    with pytest.raises(UserError, match=r"readable image in every class folder, got none in .*cat"):
+        load_data(f"imagefolder:{folder}", on_bad_image="skip")
+
+
+def test_names_from_all_over_the_world(folder: Path) -> None:
+    clean = load_data(f"imagefolder:{folder}")
+    for old, new in (("cat", "猫 кошка"), ("dog", "Überhund")):
+        (folder / old).rename(folder / new)
+    (folder / "Überhund" / "0.png").rename(folder / "Überhund" / "0 \udcff.PNG")
+    renamed = load_data(f"imagefolder:{folder}")
+    assert renamed.class_names == ("Überhund", "猫 кошка")
+    assert sorted(renamed.counts) == sorted(clean.counts)
+    (folder / "Überhund").rename(folder / "dog\n")
+    with pytest.raises(UserError, match=r"UTF-8 names .* got 'dog\\n'"):
+        load_data(f"imagefolder:{folder}")

@@ -1,0 +1,101 @@
+"""kill -9 at random moments: of whole runs, of writers, and many starts at once."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from faults.tiny_run import Forked, Outcome, distill
+
+from ltdd.artifacts import open_run, read_events, read_json, write_json
+from ltdd.errors import FolderInUse
+from ltdd.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.verify import verify
+
+
+def some(fast: int, full: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("count", [fast, pytest.param(full, marks=pytest.mark.slow)])
+
+
+@some(2, 50)
+def test_killed_runs_end_like_undisturbed_ones(
+    count: int, finished: Path, run_seconds: float, tmp_path: Path
+) -> None:
+    expected, moments = Outcome(finished), random.Random(count)
+    stages: collections.Counter[str] = collections.Counter()
+    equal = kills = 0
+    out = tmp_path / "run"
+    while kills < count:
+        run = Forked(functools.partial(distill, out, moments.choice([0.0, 0.05, 60.0])))
+        time.sleep(moments.uniform(0, run_seconds))
+        if not run.kill():  # it was quicker
+            shutil.rmtree(out)
+            continue
+        kills += 1
+        events = read_events(out / "events.jsonl") if (out / "events.jsonl").exists() else []
+        started = [e["stage"] for e in events if e["event"] == "stage_start"]
+        stages[started[-1] if started else "before the first"] += 1
+        if started:
+            assert [found for found in verify(out) if found.problem] == []
+        assert Forked(functools.partial(distill, out)).wait() == 0
+        assert list(out.glob("stages/*.checkpoint")) == []
+        equal += Outcome(out) == expected
+        shutil.rmtree(out)
+    print(f"equal after a kill: {equal}/{kills}; killed in {dict(stages)}")
+    assert equal == kills
+
+
+@some(10, 200)
+def test_a_file_killed_while_it_is_saved_is_the_old_or_the_new_one(
+    count: int, tmp_path: Path
+) -> None:
+    path, moments = tmp_path / "x.safetensors", random.Random(count)
+
+    def save_for_ever(start: int) -> None:
+        for number in range(start, start + 10**6):
+            tensors = {"x": torch.full((300_000,), float(number))}
+            write_sealed_tensors(path, tensors, {"number": str(number)})
+
+    write_sealed_tensors(path, {"x": torch.zeros(300_000)}, {"number": "0"})
+    for kill in range(count):
+        writer = Forked(functools.partial(save_for_ever, 1000 * kill))
+        time.sleep(moments.uniform(0, 0.05))
+        assert writer.kill()
+        tensors, metadata = read_sealed_tensors(path)
+        assert bool((tensors["x"] == float(metadata["number"])).all())
+
+
+def test_of_twenty_starts_at_once_one_wins(tmp_path: Path) -> None:
+    out, ready = tmp_path / "run", tmp_path / "go"
+    results = tmp_path / "results"
+    results.mkdir()
+
+    def start(number: int) -> None:
+        while not ready.exists():
+            time.sleep(0.001)
+        try:
+            lock = open_run(out, {"a": 1}, "split")
+        except FolderInUse as error:
+            write_json(results / f"{number}.json", {"refused": str(error)})
+            return
+        write_json(results / f"{number}.json", {"won": os.getpid()})
+        while len(list(results.glob("*.json"))) < 20:  # holds it until all have tried
+            time.sleep(0.01)
+        lock.release()
+
+    starts = [Forked(functools.partial(start, number)) for number in range(20)]
+    ready.touch()
+    assert [process.wait() for process in starts] == [0] * 20
+    said = [read_json(path) for path in results.glob("*.json")]
+    (winner,) = [entry["won"] for entry in said if "won" in entry]
+    refusals = [entry["refused"] for entry in said if "refused" in entry]
+    assert len(refusals) == 19
+    assert all(f"in use by process {winner} on" in text for text in refusals)
+    open_run(out, {"a": 1}, "split").release()

@@ -1,0 +1,75 @@
+"""A run of seconds, and processes that can be killed without importing torch again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ltdd import pipeline
+from ltdd.artifacts import read_json
+from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
+
+TINY = DistillConfig(
+    data="digits",
+    imbalance_factor=100.0,
+    ipc=2,
+    horizontal_flip=False,
+    experts=ExpertsConfig(
+        observer="convnet3_bn", epochs=2, batch_size=64, learning_rate=0.05, schedule="one_cycle"
+    ),
+    recovery=RecoveryConfig(iterations=6, max_batch=10),
+    evaluation=EvaluationConfig(epochs=3, batch_size=10, seeds=2, full_epochs=1),
+)
+
+
+class Forked:
+    """A copy of this process that does one thing; it can be killed at any moment."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    def kill(self) -> bool:
+        """Send SIGKILL; return whether the process was still at work."""
+        os.kill(self.pid, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
+
+    def wait(self) -> int:
+        """Return the exit status."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+class Outcome:
+    """What must not depend on kills: the bytes of the set and the student's accuracy."""
+
+    def __init__(self, out: Path) -> None:
+        self.sha256 = hashlib.sha256((out / "data.safetensors").read_bytes()).hexdigest()
+        self.accuracy = read_json(out / "results.json")["student"]["accuracy"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outcome) and vars(self) == vars(other)
+
+
+def distill(out: Path, checkpoint_seconds: float = 60.0) -> None:
+    pipeline.distill(TINY, out, quiet=True, checkpoint_seconds=checkpoint_seconds)
+
+
+def open_to_others(folder: Path) -> None:
+    """Let other users reach a temporary folder, whose parents pytest keeps closed."""
+    for path in (folder, *folder.parents):
+        if path in Path(tempfile.gettempdir()).parents or path == Path(tempfile.gettempdir()):
+            return
+        path.chmod(0o755)
