@@ -13,6 +13,7 @@
 namespace ltdd::cuda {
 
 inline constexpr int kFlatThreads = 128;
+inline constexpr int kFlatBlocks = 4;         // on a multiprocessor; see kRowBlocks
 inline constexpr int kFlatBytes = 16 * 1024;  // of shared memory: several blocks fit
 inline constexpr int kFlatUnits = 8;          // elements per lane
 inline constexpr int kMaxFlatSize = kWarp * kFlatUnits;
@@ -68,7 +69,7 @@ __device__ __forceinline__ auto coefficients_of(int element, int size, int rows_
 }
 
 template <typename scalar_t, int V, int kLanes, typename Epilogue>
-__global__ void __launch_bounds__(kFlatThreads)
+__global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
     flat_moments_kernel(const scalar_t* __restrict__ x,         // (rows, S)
                         acc_type<scalar_t>* __restrict__ mean,  // (rows)
                         acc_type<scalar_t>* __restrict__ m2,    // (rows)
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kFlatThreads)
 }
 
 template <typename scalar_t, int V, typename Gradient>
-__global__ void __launch_bounds__(kFlatThreads)
+__global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
     flat_gradient_kernel(const scalar_t* __restrict__ x,  // (rows, S)
                          scalar_t* __restrict__ dx,       // (rows, S)
                          FlatGrid grid, Gradient gradient) {
