@@ -274,9 +274,19 @@ class Run:
         self.labels = initial["labels"]
         self.images = to_uint8(recovered["images"])
         self.images_key = fingerprint([recovered_key, teacher_key])
-        # The labels that travel with the set are worth full precision.
-        exact = dataclasses.replace(self.runtime, precision="fp32")
-        self.logits = predict_logits(teacher, self.images, self.mean, self.std, exact)
+        self.logits = self.stage(
+            "relabeling",
+            self.key("relabeling", {"labels": "static"}, [self.images_key]),
+            lambda runtime: {"logits": self.static_logits(runtime)},
+        )["logits"]
+
+    def static_logits(self, runtime: Runtime) -> Tensor:
+        """Return one logit vector an image; it travels with the set, so in full precision.
+
+        It is stored like every result: another number of threads would round it differently.
+        """
+        exact = dataclasses.replace(runtime, precision="fp32")
+        return predict_logits(self.teacher, self.images, self.mean, self.std, exact)
 
     def publish(self) -> None:
         """Write the distilled set and its manifest."""

@@ -77,8 +77,8 @@ def artifacts(finished: Path, tmp_path: Path) -> dict[Path, Callable[[Path], lis
         out / name: set_content for name in ("data.safetensors", "manifest.json", "results.json")
     }
     for stage in ("statistics", "initialization", "recovery", "relabeling"):
-        (path,) = (out / "stages").glob(f"{stage}-*.safetensors")
-        readers[path] = stage_content
+        for path in (out / "stages").glob(f"{stage}-*.safetensors"):
+            readers[path] = stage_content
     path = out / "stages/experts-0.checkpoint"
     with StageCheckpoint(path, "key", seconds=0) as checkpoint:
         checkpoint.step(pixels=torch.rand(4, 1, 8, 8), state={0: (1, 0.5)}, iteration=3)
