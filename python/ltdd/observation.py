@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from ltdd.errors import UserError
-
-
-@dataclass(frozen=True)
-class RowMoments:
-    """Moments per (image, channel) of one layer's input.
-
-    Attributes:
-        mean: (N, C), mean over the S pixels.
-        m2: (N, C), sum over the pixels of squared deviations from that mean.
-        spatial_size: S.
-    """
-
-    mean: Tensor
-    m2: Tensor
-    spatial_size: int
+from ltdd_ext.nn import LayerMoments, convert_observer
 
 
 def batch_norm_layers(model: nn.Module, name: str = "observer") -> list[nn.BatchNorm2d]:
@@ -44,33 +29,22 @@ def batch_norm_layers(model: nn.Module, name: str = "observer") -> list[nn.Batch
 class Observer:
     """A frozen network that returns its logits together with the moments of its BN inputs.
 
-    Gradients flow through the moments and the logits to the images; parameters are frozen.
+    Batch norm, activation, pooling and moments are computed in one pass where the network's graph
+    allows it (`ltdd_ext.nn.convert_observer`). Gradients flow to the images; parameters are frozen.
 
     Args:
         model: network with BatchNorm2d layers; it is put into evaluation mode.
-        ops: `ltdd_ext` or `ltdd_ext.reference`, supplies `row_moments`.
+        ops: `ltdd_ext` or `ltdd_ext.reference`, supplies the operators.
     """
 
     def __init__(self, model: nn.Module, ops: ModuleType) -> None:
-        self.model = model.eval().requires_grad_(False)
         self.layers = batch_norm_layers(model, type(model).__name__)
-        self._ops = ops
+        self._observed = convert_observer(model, ops)
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[RowMoments]]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerMoments]]:
         """Run normalised images (N, C, H, W); return logits (N, K) and one moment pair a layer."""
-        seen: dict[nn.Module, RowMoments] = {}
-
-        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            mean, m2 = self._ops.row_moments(inputs[0])
-            seen[layer] = RowMoments(mean, m2, inputs[0][0, 0].numel())
-
-        handles = [layer.register_forward_pre_hook(record) for layer in self.layers]
-        try:
-            logits = self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return logits, [seen[layer] for layer in self.layers]
+        logits, moments = self._observed(images)
+        return logits, moments
 
 
 @torch.no_grad()
