@@ -33,7 +33,7 @@ LAYERS = (
         "inference",
     ),
     ("stages",),
-    ("pipeline", "preflight", "provenance"),
+    ("pipeline", "preflight", "provenance", "stage_runner"),
     ("cli", "__main__", "options", "presets", "doctor", "report", "charts", "pictures", "verify"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

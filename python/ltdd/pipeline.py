@@ -11,17 +11,15 @@ one stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltdd import interruption, provenance
+from ltdd import provenance
 from ltdd.artifacts import (
     EventLog,
-    StageStore,
     fingerprint,
     load,
     open_run,
@@ -29,7 +27,7 @@ from ltdd.artifacts import (
     save_distilled,
     write_json,
 )
-from ltdd.checkpoint import DEFAULT_SECONDS, StageCheckpoint
+from ltdd.checkpoint import DEFAULT_SECONDS
 from ltdd.config import (
     DistillConfig,
     EvaluationConfig,
@@ -46,8 +44,9 @@ from ltdd.inference import predict_logits
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
-from ltdd.preflight import check_disk_space
-from ltdd.runtime import Meter, Runtime, keep_freed_memory, resolve_device
+from ltdd.preflight import check_disk_space, check_networks, describe
+from ltdd.runtime import Runtime, keep_freed_memory, resolve_device
+from ltdd.stage_runner import StageRunner
 from ltdd.stages.evaluation import (
     LabelSource,
     fkd_labels,
@@ -62,7 +61,6 @@ from ltdd.stages.relabeling import fkd_bytes, label_views
 from ltdd.stages.statistics import calibrate_statistics
 from ltdd.targets import LayerStatistics
 
-FORMAT = 1  # part of every stage's hash; raise it when a stage's algorithm or output changes
 REAL_EXAMPLES = 5  # real images a class kept for the report
 BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recovery"})
 
@@ -161,40 +159,6 @@ def evaluate(
     return results
 
 
-def check_networks(config: DistillConfig, data: LongTailedData) -> None:
-    """Build every network once, so that a wrong name fails before hours of training.
-
-    Raises:
-        UserError: unknown architecture, images too small for it, or an observer without BN layers.
-    """
-    experts = config.experts
-    networks = {
-        "experts.observer": experts.observer,
-        "evaluation.student": config.evaluation.student,
-    }
-    if experts.teacher != "same":
-        networks["experts.teacher"] = experts.teacher
-    for field, name in networks.items():
-        try:
-            model = build_model(name, data.num_classes, data.image_size, data.channels)
-        except UserError as error:
-            raise UserError(f"{field}: {error}") from error
-        if field == "experts.observer":
-            batch_norm_layers(model, name)
-
-
-def describe(data: LongTailedData) -> str:
-    """Return lines about a data set: files left out, its size and the hash of its split."""
-    channels = "grey" if data.channels == 1 else "RGB"
-    left_out = "".join(f"left out: {file}\n" for file in data.left_out)
-    return (
-        f"{left_out}{data.source}: {len(data.train_labels)} training images of "
-        f"{data.num_classes} classes "
-        f"({max(data.counts)} to {min(data.counts)} a class), {len(data.test_labels)} test images, "
-        f"{channels} {data.image_size}x{data.image_size}\nsplit sha256: {data.split_sha256}"
-    )
-
-
 class Run:
     """The stages of one configuration over one data set, stored below one folder.
 
@@ -216,17 +180,13 @@ class Run:
         stored: frozenset[str] = frozenset(),
         checkpoint_seconds: float = DEFAULT_SECONDS,
     ) -> None:
-        self.config, self.data, self.out, self.stored = config, data, out, stored
-        self.checkpoint_seconds = checkpoint_seconds
+        self.config, self.data, self.out = config, data, out
         self.log = EventLog(out / "events.jsonl")
         self.runtime = Runtime.from_config(config, self.log, quiet)
         if self.runtime.device.type == "cpu":
             keep_freed_memory()
-        self.store = StageStore(out)
         self.mean, self.std = torch.tensor(data.mean), torch.tensor(data.std)
-        self.costs: dict[str, dict[str, float]] = {}
-        self.common = {
-            "format": FORMAT,
+        common = {
             "split": data.split_sha256,
             "pixels": data.content_sha256,
             "image_size": data.image_size,
@@ -236,6 +196,7 @@ class Run:
             "precision": self.runtime.precision,
             "device": self.runtime.device.type,
         }
+        self.stages = StageRunner(out, common, self.runtime, self.log, stored, checkpoint_seconds)
 
     def build(self) -> None:
         """Run stages 1 to 4 and label the images."""
@@ -247,12 +208,12 @@ class Run:
             teacher, teacher_key = self.expert("teacher", config.experts.teacher, config.experts)
         statistics, statistics_key = self.statistics(observer, observer_key)
         initial, initial_key = self.initial_images(teacher, teacher_key)
-        recovered_key = self.key(
+        recovered_key = self.stages.key(
             "recovery",
             dataclasses.asdict(config.recovery) | dataclasses.asdict(config.statistics),
             [statistics_key, initial_key],
         )
-        recovered = self.stage(
+        recovered = self.stages.run(
             "recovery",
             recovered_key,
             lambda runtime: {
@@ -274,9 +235,9 @@ class Run:
         self.labels = initial["labels"]
         self.images = to_uint8(recovered["images"])
         self.images_key = fingerprint([recovered_key, teacher_key])
-        self.logits = self.stage(
+        self.logits = self.stages.run(
             "relabeling",
-            self.key("relabeling", {"labels": "static"}, [self.images_key]),
+            self.stages.key("relabeling", {"labels": "static"}, [self.images_key]),
             lambda runtime: {"logits": self.static_logits(runtime)},
         )["logits"]
 
@@ -311,9 +272,9 @@ class Run:
         """Stage 1: return a trained expert and its key."""
         values = dataclasses.asdict(settings)
         recipe = {k: v for k, v in values.items() if k not in ("observer", "teacher")}
-        key = self.key("experts", recipe | {"role": role, "architecture": architecture}, [])
+        key = self.stages.key("experts", recipe | {"role": role, "architecture": architecture}, [])
         data, flip = self.data, self.config.horizontal_flip
-        weights = self.stage(
+        weights = self.stages.run(
             "experts" if role in ("observer", "teacher") else "evaluation",
             key,
             lambda runtime: train_expert(
@@ -329,7 +290,9 @@ class Run:
     def statistics(self, observer: nn.Module, key: str) -> tuple[list[LayerStatistics], str]:
         """Stage 2: return the per-class statistics of the observer and their key."""
         config = self.config.statistics
-        key = self.key("statistics", {"batch_size": config.batch_size}, [key, self.config.backend])
+        key = self.stages.key(
+            "statistics", {"batch_size": config.batch_size}, [key, self.config.backend]
+        )
 
         def compute(runtime: Runtime) -> dict[str, Tensor]:
             layers = calibrate_statistics(observer, self.data, config, runtime)
@@ -339,7 +302,7 @@ class Run:
                 for name, tensor in layer.tensors(str(number)).items()
             }
 
-        tensors = self.stage("statistics", key, compute)
+        tensors = self.stages.run("statistics", key, compute)
         layers = range(len(batch_norm_layers(observer)))
         return [LayerStatistics.from_tensors(str(n), tensors) for n in layers], key
 
@@ -347,7 +310,7 @@ class Run:
         """Stage 3: return initial images, their labels and some real images for the report."""
         config = self.config.initialization
         settings = dataclasses.asdict(config) | {"ipc": self.config.ipc}
-        key = self.key("initialization", settings, [key])
+        key = self.stages.key("initialization", settings, [key])
 
         def compute(runtime: Runtime) -> dict[str, Tensor]:
             start = initialize_images(teacher, self.data, self.config.ipc, config, runtime)
@@ -358,7 +321,7 @@ class Run:
                 "real_examples": real_examples(self.data),
             }
 
-        return self.stage("initialization", key, compute), key
+        return self.stages.run("initialization", key, compute), key
 
     def schedule(self) -> ViewSchedule:
         """Return the views every student of this run trains on."""
@@ -381,8 +344,8 @@ class Run:
         if labels == "online":
             return online_labels(self.teacher, self.runtime)
         schedule = self.schedule()
-        key = self.key("relabeling", view_settings(schedule.config), [self.images_key])
-        table = self.stage(
+        key = self.stages.key("relabeling", view_settings(schedule.config), [self.images_key])
+        table = self.stages.run(
             "relabeling",
             key,
             lambda runtime: {
@@ -424,7 +387,7 @@ class Run:
             "teacher": scores["teacher"] | {"arch": self.teacher_name},
             "observer": scores["observer"] | {"arch": config.experts.observer},
             "baselines": {name: scores[name] for name in config.evaluation.baselines},
-            "stages": self.costs,
+            "stages": self.stages.costs,
             "bytes": {"images": self.images.numel(), "labels": label_bytes},
             "ipc": config.ipc,
             "groups": groups,
@@ -453,12 +416,14 @@ class Run:
         """Return the test predictions (seeds, N) of students trained on the images."""
         schedule = self.schedule()
         settings = dataclasses.asdict(self.config.evaluation)
-        recipe = {k: v for k, v in settings.items() if k not in ("seeds", "baselines")}
+        recipe = {
+            k: v for k, v in settings.items() if k not in ("seeds", "baselines", "full_epochs")
+        }
         upstream = [self.images_key] if who == "student" else []
         rows = []
         for number in range(self.config.evaluation.seeds):
             given = {"who": who, "number": number, "labels": labels, "ipc": self.config.ipc}
-            key = self.key("evaluation", recipe | given, upstream)
+            key = self.stages.key("evaluation", recipe | given, upstream)
 
             def compute(runtime: Runtime, number: int = number) -> dict[str, Tensor]:
                 model = train_student(
@@ -475,68 +440,13 @@ class Run:
                 )
                 return {"predictions": self.predict(model)}
 
-            rows.append(self.stage("evaluation", key, compute)["predictions"])
+            rows.append(self.stages.run("evaluation", key, compute)["predictions"])
         return torch.stack(rows)
 
     def predict(self, model: nn.Module) -> Tensor:
         """Return the predicted classes (N,) of the test images."""
         logits = predict_logits(model, self.data.test_images, self.mean, self.std, self.runtime)
         return logits.argmax(1)
-
-    def key(self, stage: str, settings: Mapping[str, Any], upstream: list[str]) -> str:
-        """Return the hash of everything that decides a stage's output."""
-        return fingerprint([stage, self.common, dict(settings), upstream])
-
-    def stage(
-        self, name: str, key: str, compute: Callable[[Runtime], Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return a stage's tensors from the store, or compute and store them.
-
-        Raises:
-            UserError: a result is NaN or infinite, or cannot be stored.
-        """
-        found = self.store.get(name, key)
-        if found is None and name in self.stored:
-            raise UserError(
-                f"evaluate: expected the result of stage {name} in {self.store.folder} for these "
-                "images and settings, got none; the images have changed or the folder is incomplete"
-            )
-        self.log.write("stage_start", stage=name)
-        path = self.store.path(name, key).with_suffix(".checkpoint")
-        checkpoint = StageCheckpoint(path, key, self.checkpoint_seconds)
-        if found is None:
-            with checkpoint, Meter(self.runtime.device) as meter:
-                runtime = dataclasses.replace(self.runtime, checkpoint=checkpoint)
-                tensors = {k: v.detach().cpu().contiguous() for k, v in compute(runtime).items()}
-            cost = {
-                "seconds": checkpoint.seconds_before + meter.seconds,
-                "peak_bytes": meter.peak_bytes,
-            }
-            check_all_finite(name, tensors)
-            self.store.put(name, key, tensors, cost)
-        else:
-            tensors, cost = found
-        checkpoint.remove()
-        interruption.stop_if_requested()
-        self.log.write("stage_end", stage=name, reused=found is not None, **cost)
-        total = self.costs.setdefault(name, {"seconds": 0.0, "peak_bytes": 0})
-        total["seconds"] += cost["seconds"]
-        total["peak_bytes"] = max(total["peak_bytes"], cost["peak_bytes"])
-        return tensors
-
-
-def check_all_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse to store a result that is no number.
-
-    Raises:
-        UserError: names the stage and the tensor.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{stage}: expected finite values in its result {name!r}, got NaN or infinity; "
-                "lower the learning rate or use --precision fp32"
-            )
 
 
 def view_settings(config: EvaluationConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run will write, known before it starts: a full disk is found in the first second."""
+"""What can be known before a run starts: wrong networks and a full disk fail at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ltdd.config import DistillConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
+from ltdd.observation import batch_norm_layers
 from ltdd.stages.relabeling import fkd_bytes
 
 _SMALL_FILES = 8 << 20  # events, manifest, results and report
@@ -63,3 +64,37 @@ def check_disk_space(config: DistillConfig, data: LongTailedData, out: Path) -> 
             f"{free / 2**20:.0f} MiB"
         )
     return needed
+
+
+def check_networks(config: DistillConfig, data: LongTailedData) -> None:
+    """Build every network once, so that a wrong name fails before hours of training.
+
+    Raises:
+        UserError: unknown architecture, images too small for it, or an observer without BN layers.
+    """
+    experts = config.experts
+    networks = {
+        "experts.observer": experts.observer,
+        "evaluation.student": config.evaluation.student,
+    }
+    if experts.teacher != "same":
+        networks["experts.teacher"] = experts.teacher
+    for field, name in networks.items():
+        try:
+            model = build_model(name, data.num_classes, data.image_size, data.channels)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from error
+        if field == "experts.observer":
+            batch_norm_layers(model, name)
+
+
+def describe(data: LongTailedData) -> str:
+    """Return lines about a data set: files left out, its size and the hash of its split."""
+    channels = "grey" if data.channels == 1 else "RGB"
+    left_out = "".join(f"left out: {file}\n" for file in data.left_out)
+    return (
+        f"{left_out}{data.source}: {len(data.train_labels)} training images of "
+        f"{data.num_classes} classes "
+        f"({max(data.counts)} to {min(data.counts)} a class), {len(data.test_labels)} test images, "
+        f"{channels} {data.image_size}x{data.image_size}\nsplit sha256: {data.split_sha256}"
+    )
