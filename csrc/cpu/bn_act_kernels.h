@@ -222,7 +222,7 @@ static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, 
   auto* y = static_cast<scalar_t*>(a.y) + sample * out_s * a.c;
   const auto* k = static_cast<const acc_t*>(a.k);
   const auto* h = static_cast<const acc_t*>(a.h);
-  const bool stream = a.stream && can_stream<scalar_t>(a.y, a.c);
+  const bool stream = a.stream && can_stream<scalar_t>(y + begin, a.c);
   int64_t chunk = pixels_per_chunk(a.c, s, sizeof(acc_t));
   if (a.pool) chunk = most(2, chunk / most(1, a.width) / 2 * 2) * a.width;  // pairs of image rows
   for (int64_t slab_begin = begin; slab_begin < end; slab_begin += kSlab) {
@@ -280,8 +280,8 @@ static void bn_act_backward_pixels_as(const BnActBackwardArgs& a, int64_t sample
   const auto* grad_mean = static_cast<const acc_t*>(a.grad_mean) + row;
   const auto* grad_m2 = static_cast<const acc_t*>(a.grad_m2) + row;
   const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
-  const bool stream = a.stream && can_stream<scalar_t>(a.dx, a.c) &&
-                      (!residual || can_stream<scalar_t>(a.dresidual, a.c));
+  const bool stream = a.stream && can_stream<scalar_t>(dx + begin, a.c) &&
+                      (!residual || can_stream<scalar_t>(dr + begin, a.c));
   for (int64_t i = 0; i < a.height; ++i)
     for (int64_t j = 0; j < a.width; ++j) {
       const int64_t pixel = (i * a.width + j) * a.c;

@@ -85,7 +85,7 @@ static void moments_backward_pixels(const MomentsBackwardArgs& a, int64_t sample
   const auto* mean = static_cast<const acc_t*>(a.mean) + row;
   auto* dx = static_cast<scalar_t*>(a.dx) + row * a.s;
   const acc_t inverse = acc_t(1) / static_cast<acc_t>(a.s);
-  const bool stream = a.stream && can_stream<scalar_t>(a.dx, a.c);
+  const bool stream = a.stream && can_stream<scalar_t>(static_cast<scalar_t*>(a.dx) + begin, a.c);
   for (int64_t p = 0; p < a.s; ++p) {
     const scalar_t* in = x + p * a.c + begin;
     scalar_t* out = dx + p * a.c + begin;
