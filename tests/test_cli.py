@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from ltdd.artifacts import open_run
-from ltdd.cli import COMMANDS, accuracy_table, main
+from ltdd.cli import COMMANDS, main
 from ltdd.config import STAGES, DistillConfig
 from ltdd.options import fields, parse_distill
 from ltdd.presets import PRESETS, preset
+from ltdd.summary import accuracy_table
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -62,6 +62,11 @@ class ExpertsConfig:
     crop_padding: int = 4
     """Random-crop padding in pixels at 32 px; scaled with the image size."""
 
+    @property
+    def teacher_name(self) -> str:
+        """Architecture of the teacher."""
+        return self.observer if self.teacher == "same" else self.teacher
+
 
 @dataclass(frozen=True)
 class StatisticsConfig:

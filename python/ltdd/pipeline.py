@@ -18,46 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from ltdd import provenance
-from ltdd.artifacts import (
-    EventLog,
-    fingerprint,
-    load,
-    open_run,
-    record_files,
-    save_distilled,
-    write_json,
-)
+from ltdd.artifacts import fingerprint, load, open_run, record_files, save_distilled, write_json
 from ltdd.checkpoint import DEFAULT_SECONDS
-from ltdd.config import (
-    DistillConfig,
-    EvaluationConfig,
-    ExpertsConfig,
-    InitializationConfig,
-    Labels,
-    OnBadImage,
-)
+from ltdd.config import DistillConfig, Labels, OnBadImage
+from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.long_tail import accuracy_groups
-from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
-from ltdd.metrics import accuracy_report, confusion_matrix, summarize
-from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
 from ltdd.preflight import check_disk_space, check_networks, describe
-from ltdd.runtime import Runtime, keep_freed_memory, resolve_device
-from ltdd.stage_runner import StageRunner
-from ltdd.stages.evaluation import (
-    LabelSource,
-    fkd_labels,
-    online_labels,
-    static_labels,
-    train_student,
-)
-from ltdd.stages.experts import train_expert
+from ltdd.runtime import Runtime, resolve_device
+from ltdd.scoring import Distillation, score, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.relabeling import fkd_bytes, label_views
 from ltdd.stages.statistics import calibrate_statistics
 from ltdd.targets import LayerStatistics
 
@@ -99,18 +72,20 @@ def distill(
         if not quiet:
             print(describe(data), flush=True)
         origin = provenance.collect(preset)
-        run = Run(config, data, out, quiet, checkpoint_seconds=checkpoint_seconds)
+        context = Context.create(
+            config, data, out, quiet=quiet, checkpoint_seconds=checkpoint_seconds
+        )
         for left_out in data.left_out:
-            run.log.write("bad_image", file=left_out)
-        run.build()
-        run.publish()
-        results = run.evaluate(config.evaluation.student, config.relabeling.labels)
+            context.log.write("bad_image", file=left_out)
+        made = build(context)
+        publish(context, made)
+        results = score(context, made, config.evaluation.student, config.relabeling.labels)
         results["provenance"] = origin | {
             "seconds": sum(stage["seconds"] for stage in results["stages"].values())
         }
         write_json(out / "results.json", results)
         record_files(out, ["results.json"])
-        run.log.write("done")
+        context.log.write("done")
     return results
 
 
@@ -151,313 +126,123 @@ def evaluate(
     check_networks(asked, data)
     with open_run(out, config.to_dict(), data.split_sha256):
         origin = provenance.collect(None)
-        run = Run(asked, data, out, quiet, stored=BUILDING_STAGES)
-        run.build()
-        results = run.evaluate(student, labels)
+        context = Context.create(asked, data, out, quiet=quiet, stored=BUILDING_STAGES)
+        results = score(context, build(context), student, labels)
         results["provenance"] = origin
         write_json(out / "evaluations" / f"{student}-{labels}.json", results)
     return results
 
 
-class Run:
-    """The stages of one configuration over one data set, stored below one folder.
+def build(context: Context) -> Distillation:
+    """Run stages 1 to 4 and label the images."""
+    config, stages = context.config, context.stages
+    observer, observer_key = context.expert("observer", config.experts.observer, config.experts)
+    if config.experts.teacher == "same":
+        teacher, teacher_key = observer, observer_key
+    else:
+        teacher, teacher_key = context.expert("teacher", config.experts.teacher, config.experts)
+    statistics, statistics_key = fair_statistics(context, observer, observer_key)
+    initial, initial_key = initial_images(context, teacher, teacher_key)
+    recovered_key = stages.key(
+        "recovery",
+        dataclasses.asdict(config.recovery) | dataclasses.asdict(config.statistics),
+        [statistics_key, initial_key],
+    )
+    recovered = stages.run(
+        "recovery",
+        recovered_key,
+        lambda runtime: {
+            "images": recover_images(
+                initial["images"],
+                initial["labels"],
+                observer,
+                statistics,
+                context.mean,
+                context.std,
+                config.horizontal_flip,
+                config.recovery,
+                config.statistics,
+                runtime,
+            )
+        },
+    )
+    images = to_uint8(recovered["images"])
+    images_key = fingerprint([recovered_key, teacher_key])
+    logits = stages.run(
+        "relabeling",
+        stages.key("relabeling", {"labels": "static"}, [images_key]),
+        lambda runtime: {"logits": static_logits(context, teacher, images, runtime)},
+    )["logits"]
+    return Distillation(observer, teacher, images, images_key, initial["labels"], logits)
 
-    Args:
-        config: everything that decides the result.
-        data: the long-tailed data, drawn once and shared by every stage.
-        out: run folder, already locked.
-        quiet: no progress output.
-        stored: names of stages that must be found in the folder, never computed.
-        checkpoint_seconds: time between two saves of an unfinished stage.
-    """
 
-    def __init__(
-        self,
-        config: DistillConfig,
-        data: LongTailedData,
-        out: Path,
-        quiet: bool,
-        stored: frozenset[str] = frozenset(),
-        checkpoint_seconds: float = DEFAULT_SECONDS,
-    ) -> None:
-        self.config, self.data, self.out = config, data, out
-        self.log = EventLog(out / "events.jsonl")
-        self.runtime = Runtime.from_config(config, self.log, quiet)
-        if self.runtime.device.type == "cpu":
-            keep_freed_memory()
-        self.mean, self.std = torch.tensor(data.mean), torch.tensor(data.std)
-        common = {
-            "split": data.split_sha256,
-            "pixels": data.content_sha256,
-            "image_size": data.image_size,
-            "normalization": [data.mean, data.std],
-            "horizontal_flip": config.horizontal_flip,
-            "seed": config.seed,
-            "precision": self.runtime.precision,
-            "device": self.runtime.device.type,
-        }
-        self.stages = StageRunner(out, common, self.runtime, self.log, stored, checkpoint_seconds)
+def fair_statistics(
+    context: Context, observer: nn.Module, observer_key: str
+) -> tuple[list[LayerStatistics], str]:
+    """Stage 2: return the per-class statistics of the observer and their key."""
+    config = context.config.statistics
+    upstream = [observer_key, context.config.backend]
+    key = context.stages.key("statistics", {"batch_size": config.batch_size}, upstream)
 
-    def build(self) -> None:
-        """Run stages 1 to 4 and label the images."""
-        config = self.config
-        observer, observer_key = self.expert("observer", config.experts.observer, config.experts)
-        if config.experts.teacher == "same":
-            teacher, teacher_key = observer, observer_key
-        else:
-            teacher, teacher_key = self.expert("teacher", config.experts.teacher, config.experts)
-        statistics, statistics_key = self.statistics(observer, observer_key)
-        initial, initial_key = self.initial_images(teacher, teacher_key)
-        recovered_key = self.stages.key(
-            "recovery",
-            dataclasses.asdict(config.recovery) | dataclasses.asdict(config.statistics),
-            [statistics_key, initial_key],
-        )
-        recovered = self.stages.run(
-            "recovery",
-            recovered_key,
-            lambda runtime: {
-                "images": recover_images(
-                    initial["images"],
-                    initial["labels"],
-                    observer,
-                    statistics,
-                    self.mean,
-                    self.std,
-                    config.horizontal_flip,
-                    config.recovery,
-                    config.statistics,
-                    runtime,
-                )
-            },
-        )
-        self.observer, self.teacher = observer, teacher
-        self.labels = initial["labels"]
-        self.images = to_uint8(recovered["images"])
-        self.images_key = fingerprint([recovered_key, teacher_key])
-        self.logits = self.stages.run(
-            "relabeling",
-            self.stages.key("relabeling", {"labels": "static"}, [self.images_key]),
-            lambda runtime: {"logits": self.static_logits(runtime)},
-        )["logits"]
-
-    def static_logits(self, runtime: Runtime) -> Tensor:
-        """Return one logit vector an image; it travels with the set, so in full precision.
-
-        It is stored like every result: another number of threads would round it differently.
-        """
-        exact = dataclasses.replace(runtime, precision="fp32")
-        return predict_logits(self.teacher, self.images, self.mean, self.std, exact)
-
-    def publish(self) -> None:
-        """Write the distilled set and its manifest."""
-        config, data = self.config, self.data
-        save_distilled(
-            self.out,
-            self.images,
-            self.labels,
-            self.logits,
-            class_names=data.class_names,
-            counts=data.counts,
-            split_sha256=data.split_sha256,
-            normalization=(data.mean, data.std),
-            config=config.to_dict(),
-            student_recipe=dataclasses.asdict(config.evaluation)
-            | {"labels": config.relabeling.labels, "horizontal_flip": config.horizontal_flip},
-        )
-
-    def expert(
-        self, role: str, architecture: str, settings: ExpertsConfig
-    ) -> tuple[nn.Module, str]:
-        """Stage 1: return a trained expert and its key."""
-        values = dataclasses.asdict(settings)
-        recipe = {k: v for k, v in values.items() if k not in ("observer", "teacher")}
-        key = self.stages.key("experts", recipe | {"role": role, "architecture": architecture}, [])
-        data, flip = self.data, self.config.horizontal_flip
-        weights = self.stages.run(
-            "experts" if role in ("observer", "teacher") else "evaluation",
-            key,
-            lambda runtime: train_expert(
-                role, architecture, data, settings, flip, runtime
-            ).state_dict(),
-        )
-        runtime = self.runtime
-        model = build_model(architecture, data.num_classes, data.image_size, data.channels)
-        model.load_state_dict(weights)
-        model = model.to(runtime.device).to(memory_format=torch.channels_last)
-        return model.eval().requires_grad_(False), key
-
-    def statistics(self, observer: nn.Module, key: str) -> tuple[list[LayerStatistics], str]:
-        """Stage 2: return the per-class statistics of the observer and their key."""
-        config = self.config.statistics
-        key = self.stages.key(
-            "statistics", {"batch_size": config.batch_size}, [key, self.config.backend]
-        )
-
-        def compute(runtime: Runtime) -> dict[str, Tensor]:
-            layers = calibrate_statistics(observer, self.data, config, runtime)
-            return {
-                name: tensor
-                for number, layer in enumerate(layers)
-                for name, tensor in layer.tensors(str(number)).items()
-            }
-
-        tensors = self.stages.run("statistics", key, compute)
-        layers = range(len(batch_norm_layers(observer)))
-        return [LayerStatistics.from_tensors(str(n), tensors) for n in layers], key
-
-    def initial_images(self, teacher: nn.Module, key: str) -> tuple[dict[str, Tensor], str]:
-        """Stage 3: return initial images, their labels and some real images for the report."""
-        config = self.config.initialization
-        settings = dataclasses.asdict(config) | {"ipc": self.config.ipc}
-        key = self.stages.key("initialization", settings, [key])
-
-        def compute(runtime: Runtime) -> dict[str, Tensor]:
-            start = initialize_images(teacher, self.data, self.config.ipc, config, runtime)
-            return {
-                "images": start.images,
-                "labels": start.labels,
-                "source": start.source,
-                "real_examples": real_examples(self.data),
-            }
-
-        return self.stages.run("initialization", key, compute), key
-
-    def schedule(self) -> ViewSchedule:
-        """Return the views every student of this run trains on."""
-        size = self.data.image_size
-        return ViewSchedule(
-            self.config.seed,
-            self.data.num_classes * self.config.ipc,
-            size,
-            size,
-            self.config.horizontal_flip,
-            self.config.evaluation,
-        )
-
-    def label_source(self, labels: str) -> LabelSource | None:
-        """Stage 5: return the teacher's labels of the given kind; ``hard`` has none."""
-        if labels == "hard":
-            return None
-        if labels == "static":
-            return static_labels(self.logits)
-        if labels == "online":
-            return online_labels(self.teacher, self.runtime)
-        schedule = self.schedule()
-        key = self.stages.key("relabeling", view_settings(schedule.config), [self.images_key])
-        table = self.stages.run(
-            "relabeling",
-            key,
-            lambda runtime: {
-                "logits": label_views(
-                    self.images, self.teacher, schedule, self.mean, self.std, runtime
-                )
-            },
-        )["logits"]
-        return fkd_labels(table)
-
-    def evaluate(self, student: str, labels: str) -> dict[str, Any]:
-        """Stage 6: train students and baselines; return the content of ``results.json``."""
-        config, data = self.config, self.data
-        source = self.label_source(labels)
-        label_bytes = self.logits.numel() * self.logits.element_size()
-        if labels == "fkd":
-            label_bytes += fkd_bytes(config.evaluation.epochs, *self.logits.shape)
-        predictions = {
-            "student": self.students("student", self.images, source, labels),
-            "teacher": self.predict(self.teacher)[None],
-            "observer": self.predict(self.observer)[None],
-        }
-        if "random_real" in config.evaluation.baselines:
-            settings = InitializationConfig(method="random_real")
-            real = initialize_images(self.teacher, data, config.ipc, settings, self.runtime)
-            images = to_uint8(real.images)
-            predictions["random_real"] = self.students("random_real", images, None, "hard")
-        if "full_long_tailed" in config.evaluation.baselines:
-            model, _ = self.expert("full_long_tailed", student, self.plain_training())
-            predictions["full_long_tailed"] = self.predict(model)[None]
-        scores = {
-            who: summarize([accuracy_report(p, data.test_labels, data.counts) for p in rows])
-            for who, rows in predictions.items()
-        }
-        groups = dataclasses.asdict(accuracy_groups(data.counts))
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        layers = calibrate_statistics(observer, context.data, config, runtime)
         return {
-            "student": scores["student"]
-            | {"arch": student, "labels": labels, "epochs": config.evaluation.epochs},
-            "teacher": scores["teacher"] | {"arch": self.teacher_name},
-            "observer": scores["observer"] | {"arch": config.experts.observer},
-            "baselines": {name: scores[name] for name in config.evaluation.baselines},
-            "stages": self.stages.costs,
-            "bytes": {"images": self.images.numel(), "labels": label_bytes},
-            "ipc": config.ipc,
-            "groups": groups,
-            "counts": list(data.counts),
-            "class_names": list(data.class_names),
-            "confusion": {
-                who: confusion_matrix(
-                    rows.flatten(), data.test_labels.repeat(len(rows)), data.num_classes
-                ).tolist()
-                for who, rows in predictions.items()
-            },
+            name: tensor
+            for number, layer in enumerate(layers)
+            for name, tensor in layer.tensors(str(number)).items()
         }
 
-    def plain_training(self) -> ExpertsConfig:
-        """Return the experts' recipe without mixing and debiasing, for the full-data baseline."""
-        experts, epochs = self.config.experts, self.config.evaluation.full_epochs
-        return dataclasses.replace(experts, loss="ce", epochs=epochs or experts.epochs)
+    tensors = context.stages.run("statistics", key, compute)
+    layers = range(len(batch_norm_layers(observer)))
+    return [LayerStatistics.from_tensors(str(n), tensors) for n in layers], key
 
-    @property
-    def teacher_name(self) -> str:
-        """Architecture of the teacher."""
-        experts = self.config.experts
-        return experts.observer if experts.teacher == "same" else experts.teacher
 
-    def students(self, who: str, images: Tensor, source: LabelSource | None, labels: str) -> Tensor:
-        """Return the test predictions (seeds, N) of students trained on the images."""
-        schedule = self.schedule()
-        settings = dataclasses.asdict(self.config.evaluation)
-        recipe = {
-            k: v for k, v in settings.items() if k not in ("seeds", "baselines", "full_epochs")
+def initial_images(
+    context: Context, teacher: nn.Module, teacher_key: str
+) -> tuple[dict[str, Tensor], str]:
+    """Stage 3: return initial images, their labels and some real images for the report."""
+    config, ipc = context.config.initialization, context.config.ipc
+    key = context.stages.key(
+        "initialization", dataclasses.asdict(config) | {"ipc": ipc}, [teacher_key]
+    )
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        start = initialize_images(teacher, context.data, ipc, config, runtime)
+        return {
+            "images": start.images,
+            "labels": start.labels,
+            "source": start.source,
+            "real_examples": real_examples(context.data),
         }
-        upstream = [self.images_key] if who == "student" else []
-        rows = []
-        for number in range(self.config.evaluation.seeds):
-            given = {"who": who, "number": number, "labels": labels, "ipc": self.config.ipc}
-            key = self.stages.key("evaluation", recipe | given, upstream)
 
-            def compute(runtime: Runtime, number: int = number) -> dict[str, Tensor]:
-                model = train_student(
-                    images,
-                    self.labels,
-                    source,
-                    self.data.num_classes,
-                    schedule,
-                    self.mean,
-                    self.std,
-                    who,
-                    number,
-                    runtime,
-                )
-                return {"predictions": self.predict(model)}
-
-            rows.append(self.stages.run("evaluation", key, compute)["predictions"])
-        return torch.stack(rows)
-
-    def predict(self, model: nn.Module) -> Tensor:
-        """Return the predicted classes (N,) of the test images."""
-        logits = predict_logits(model, self.data.test_images, self.mean, self.std, self.runtime)
-        return logits.argmax(1)
+    return context.stages.run("initialization", key, compute), key
 
 
-def view_settings(config: EvaluationConfig) -> dict[str, Any]:
-    """Return the settings that decide the views, and with them the ``fkd`` logits."""
-    names = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
-    return {name: getattr(config, name) for name in names}
+def static_logits(context: Context, teacher: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:
+    """Return one logit vector an image; it travels with the set, so in full precision.
+
+    It is stored like every result: another number of threads would round it differently.
+    """
+    exact = dataclasses.replace(runtime, precision="fp32")
+    return predict_logits(teacher, images, context.mean, context.std, exact)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to 0..255."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+def publish(context: Context, made: Distillation) -> None:
+    """Write the distilled set and its manifest."""
+    config, data = context.config, context.data
+    save_distilled(
+        context.out,
+        made.images,
+        made.labels,
+        made.logits,
+        class_names=data.class_names,
+        counts=data.counts,
+        split_sha256=data.split_sha256,
+        normalization=(data.mean, data.std),
+        config=config.to_dict(),
+        student_recipe=dataclasses.asdict(config.evaluation)
+        | {"labels": config.relabeling.labels, "horizontal_flip": config.horizontal_flip},
+    )
 
 
 def real_examples(data: LongTailedData) -> Tensor:

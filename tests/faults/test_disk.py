@@ -13,6 +13,7 @@ import torch
 from faults.tiny_run import TINY, Forked, Outcome, distill, open_to_others
 
 from ltdd import cli, files, options, pipeline, preflight
+from ltdd.commands import distill as distill_command
 from ltdd.data.datasets import load_data
 from ltdd.errors import UserError
 from ltdd.files import read_sealed_tensors, write_sealed_tensors
@@ -41,7 +42,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def command(out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run ``ltdd distill`` with the tiny configuration."""
     request = options.Request(TINY, out, None, quiet=True, checkpoint_seconds=0.05)
-    monkeypatch.setattr(cli, "parse_distill", lambda argv: request)
+    monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
     return cli.main(["distill"])
 
 

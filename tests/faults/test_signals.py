@@ -13,6 +13,7 @@ from faults.tiny_run import TINY, Forked, Outcome, distill
 
 from ltdd import cli, options, pipeline
 from ltdd.artifacts import open_run, read_events
+from ltdd.commands import distill as distill_command
 from ltdd.data.datasets import load_data
 
 
@@ -22,7 +23,7 @@ def test_a_signal_in_training_leaves_a_checkpoint(
 ) -> None:
     out, said = tmp_path / "run", tmp_path / "said"
     request = options.Request(TINY, out, None, quiet=True)
-    monkeypatch.setattr(cli, "parse_distill", lambda argv: request)
+    monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
 
     def command() -> None:
         with said.open("w") as sys.stderr:
@@ -49,7 +50,7 @@ def test_a_folder_in_use_ends_with_status_3(
 ) -> None:
     split = load_data(TINY.data, TINY.imbalance_factor).split_sha256
     request = options.Request(TINY, tmp_path / "run", None, quiet=True)
-    monkeypatch.setattr(cli, "parse_distill", lambda argv: request)
+    monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
     monkeypatch.setattr(pipeline, "check_networks", lambda config, data: None)
     with open_run(tmp_path / "run", TINY.to_dict(), split):
         assert cli.main(["distill"]) == 3

@@ -1,0 +1,28 @@
+"""``ltdd distill``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ltdd.options import parse_distill
+
+SUMMARY = "Distil a long-tailed image set, evaluate the result and write a report."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command."""
+    request = parse_distill(argv)
+    from ltdd.pipeline import distill
+    from ltdd.report import write_report
+    from ltdd.summary import accuracy_table
+
+    results = distill(
+        request.config,
+        request.out,
+        preset=request.preset,
+        quiet=request.quiet,
+        checkpoint_seconds=request.checkpoint_seconds,
+        on_bad_image=request.on_bad_image,
+    )
+    report = write_report(request.out)
+    print(f"\n{accuracy_table(results)}\n\nreport: {report}")

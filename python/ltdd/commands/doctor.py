@@ -1,0 +1,18 @@
+"""``ltdd doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ltdd.options import Parser
+
+SUMMARY = "Show versions, and which backend every compiled operator has."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command."""
+    parser = Parser(prog="ltdd doctor", description=SUMMARY)
+    parser.parse_args(argv)
+    from ltdd.doctor import describe_installation
+
+    print(describe_installation())

@@ -1,0 +1,56 @@
+"""``ltdd split``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ltdd.options import Parser, add_on_bad_image
+
+SUMMARY = "Show how many images of each class a training split has, and its hash."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command."""
+    parser = Parser(prog="ltdd split", description=SUMMARY)
+    parser.add_argument(
+        "--data", type=str, default="digits", help="As in ltdd distill: digits, imagefolder:PATH..."
+    )
+    parser.add_argument(
+        "--imbalance-factor", type=float | None, default=None, help="n_max / n_min, 1 or more."
+    )
+    parser.add_argument(
+        "--image-size", type=int | None, default=None, help="Side in pixels, 8..224."
+    )
+    add_on_bad_image(parser)
+    options = parser.parse_args(argv)
+    from ltdd.config import DistillConfig
+    from ltdd.data.datasets import load_data
+    from ltdd.data.long_tail import accuracy_groups
+
+    wanted = DistillConfig(  # checks the ranges
+        data=options.data,
+        imbalance_factor=options.imbalance_factor,
+        image_size=options.image_size,
+    )
+    data = load_data(wanted.data, wanted.imbalance_factor, wanted.image_size, options.on_bad_image)
+    for file in data.left_out:
+        print(f"left out: {file}", file=sys.stderr)
+    groups = accuracy_groups(data.counts)
+    width = max(5, *(len(name) for name in data.class_names))
+    print(f"{'':>4} {'class':<{width}} {'images':>7}  third   shot")
+    for label, (name, count) in enumerate(zip(data.class_names, data.counts, strict=True)):
+        third = _group_of(label, head=groups.head, medium=groups.medium, tail=groups.tail)
+        shot = _group_of(
+            label, many=groups.many_shot, medium=groups.medium_shot, few=groups.few_shot
+        )
+        print(f"{label:>4} {name:<{width}} {count:>7}  {third:<7} {shot}")
+    print(
+        f"{'':>4} {'total':<{width}} {sum(data.counts):>7}  (test images: {len(data.test_labels)})"
+    )
+    print(f"imbalance factor: {max(data.counts) / min(data.counts):.4g}")
+    print(f"split sha256: {data.split_sha256}")
+
+
+def _group_of(label: int, **groups: Sequence[int]) -> str:
+    return next(name for name, members in groups.items() if label in members)
