@@ -38,6 +38,7 @@ LAYERS = (
         "cli",
         "__main__",
         "commands",
+        "completion",
         "options",
         "presets",
         "summary",

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ltdd import interruption
+from ltdd import completion, interruption
 from ltdd.errors import UserError
 
 COMMANDS = ("distill", "evaluate", "report", "split", "verify", "doctor")
@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for SIGINT, 143 for SIGTERM).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if completion.requested():
+        completion.complete(COMMANDS)
+        return 0
     try:
         with interruption.handled():
             return _dispatch(words)

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import jsonargparse
 
@@ -34,6 +34,15 @@ class Parser(jsonargparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         # Whole names only: an abbreviation changes its meaning when a field is added.
         super().__init__(allow_abbrev=False, **settings)
+
+    def add_argument(self, *args: Any, **settings: Any) -> argparse.Action:
+        """Add an option whose named values a shell can complete."""
+        action: argparse.Action = super().add_argument(*args, **settings)
+        values = [a for a in get_args(settings.get("type")) if isinstance(a, str)]
+        if values:
+            # jsonargparse completes nothing for a Literal, which argcomplete does not bear.
+            action.completer = lambda **_: values  # type: ignore[attr-defined]
+        return action
 
     @property
     def names(self) -> list[str]:

@@ -29,7 +29,15 @@ PUBLISHED_COUNTS = [
     ("resnet32", 10, 32, 7_386_186),
 ]
 SMALLEST = {"convnet4": 16, "convnet4_bn": 16, "vgg11": 32, "vgg11_bn": 32, "resnet18_in": 9}
-WITH_BATCH_NORM = {"convnet3_bn", "convnet4_bn", "resnet18", "resnet32", "resnet32_w16", "vgg11_bn"}
+WITH_BATCH_NORM = {
+    "convnet3_bn",
+    "convnet4_bn",
+    "resnet9",
+    "resnet18",
+    "resnet32",
+    "resnet32_w16",
+    "vgg11_bn",
+}
 
 
 def parameters(net: nn.Module) -> int:
