@@ -1,4 +1,4 @@
-"""What the README tells people to type works."""
+"""What the documents tell people to type works."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for pattern in ("*.md", "python/**/*.md", "csrc/**/*.md", "benchmarks/*.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+TEXT = "\n".join(DOCUMENTS.values())
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _blocks(language: str) -> list[tuple[str, str]]:
+    """Return (document, block) for every fenced block of a language."""
+    pattern = re.compile(rf"```{language}\n(.*?)```", re.DOTALL)
+    return [(name, block) for name, text in DOCUMENTS.items() for block in pattern.findall(text)]
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +42,17 @@ def folder_with_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("block", _blocks("python"))
+@pytest.mark.parametrize(("name", "block"), _blocks("python"))
 def test_python_blocks_run(
-    block: str, folder_with_demo: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, block: str, folder_with_demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder_with_demo)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, name, "exec"), {})
 
 
 def _commands() -> list[list[str]]:
-    lines = "".join(_blocks("sh")).replace("\\\n", " ").splitlines()
-    inline = re.findall(r"`(ltdd [^`]*)`", README)
+    lines = "".join(block for _, block in _blocks("sh")).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`(ltdd [^`]*)`", TEXT)
     words = [shlex.split(line, comments=True) for line in [*lines, *inline]]
     return [w[1:] for w in words if w[:1] == ["ltdd"]]
 
@@ -72,7 +79,15 @@ def test_every_command_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_make_verbs_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    verbs = set(re.findall(r"make ([a-z-]+)", README))
+    verbs = set(re.findall(r"`make ([a-z-]+)", TEXT))
     assert {"demo", "test"} <= verbs
     for verb in verbs:
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", DOCUMENTS[name])
+    for target in targets:
+        if "://" not in target:
+            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
