@@ -178,7 +178,8 @@ class DistillConfig:
     """Everything that decides the result of `ltdd distill`."""
 
     data: str = "digits"
-    """`digits`, `imagefolder:PATH`, `cifar10` or `cifar100`."""
+    """`digits`, `imagefolder:PATH`, `list:TRAIN[,TEST][@ROOT]` (CSV or lines of path and label),
+    `npz:FILE`, `torchvision:NAME`, `cifar10`, `cifar100` or `hf:NAME_OR_PATH` (Hugging Face)."""
     ipc: int = 10
     """Synthetic images per class."""
     imbalance_factor: float | None = None

@@ -23,10 +23,11 @@ from ltdd.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, Labels, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.summary import describe, facts
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.observation import batch_norm_layers
-from ltdd.preflight import check_disk_space, check_networks, describe
+from ltdd.preflight import check_disk_space, check_networks
 from ltdd.runtime import Runtime, resolve_device
 from ltdd.scoring import Distillation, score, to_uint8
 from ltdd.stages.initialization import initialize_images
@@ -42,6 +43,7 @@ def distill(
     config: DistillConfig,
     out: Path,
     *,
+    data: LongTailedData | None = None,
     preset: str | None = None,
     quiet: bool = False,
     checkpoint_seconds: float = DEFAULT_SECONDS,
@@ -52,6 +54,8 @@ def distill(
     Args:
         config: everything that decides the result.
         out: run folder; the same configuration continues an earlier run there.
+        data: what to distil, as ``ltdd.data.from_tensors`` or ``from_datasets`` makes it; None
+            loads ``config.data``.
         preset: name of the preset the configuration came from, for the record.
         quiet: no progress output.
         checkpoint_seconds: time between two saves of an unfinished stage; 0 saves after every step.
@@ -65,7 +69,10 @@ def distill(
         FolderInUse: another process works in the folder.
     """
     resolve_device(config.device)
-    data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
+    if data is None:
+        data = load_source(config, on_bad_image, quiet)
+    else:
+        config = with_data(config, data)
     check_networks(config, data)
     check_disk_space(config, data, out)
     with open_run(out, config.to_dict(), data.split_sha256):
@@ -77,6 +84,7 @@ def distill(
         )
         for left_out in data.left_out:
             context.log.write("bad_image", file=left_out)
+        context.log.write("data", **facts(data))
         made = build(context)
         publish(context, made)
         results = score(context, made, config.evaluation.student, config.relabeling.labels)
@@ -96,6 +104,7 @@ def evaluate(
     labels: Labels,
     quiet: bool = False,
     on_bad_image: OnBadImage = "fail",
+    data: LongTailedData | None = None,
 ) -> dict[str, Any]:
     """Train other students on a finished run and write ``evaluations/<student>-<labels>.json``.
 
@@ -106,6 +115,7 @@ def evaluate(
         labels: ``static``, ``fkd``, ``online`` or ``hard``.
         quiet: no progress output.
         on_bad_image: as the run was made with.
+        data: those the run was made from, where they were given to `distill`.
 
     Returns:
         The same structure as ``results.json``, without baselines.
@@ -117,7 +127,8 @@ def evaluate(
     config = DistillConfig.from_dict(stored["config"])
     evaluation = dataclasses.replace(config.evaluation, student=student, seeds=seeds, baselines=())
     asked = dataclasses.replace(config, evaluation=evaluation)
-    data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
+    if data is None:
+        data = load_source(config, on_bad_image, quiet)
     if data.split_sha256 != stored["split_sha256"]:
         raise UserError(
             f"evaluate: expected the data of split {stored['split_sha256'][:12]}, "
@@ -131,6 +142,25 @@ def evaluate(
         results["provenance"] = origin
         write_json(out / "evaluations" / f"{student}-{labels}.json", results)
     return results
+
+
+def load_source(config: DistillConfig, on_bad_image: OnBadImage, quiet: bool) -> LongTailedData:
+    """Load the data that a configuration names."""
+    return load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image, quiet)
+
+
+def with_data(config: DistillConfig, data: LongTailedData) -> DistillConfig:
+    """Return the configuration of a run on data that were given instead of named.
+
+    Raises:
+        UserError: the configuration asks for a cut, which has to be made with the data.
+    """
+    if config.imbalance_factor is not None:
+        raise UserError(
+            f"expected imbalance_factor None with data= given, got {config.imbalance_factor:g}; "
+            "give it to from_tensors or from_datasets"
+        )
+    return dataclasses.replace(config, data=data.source, image_size=data.image_size)
 
 
 def build(context: Context) -> Distillation:

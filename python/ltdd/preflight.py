@@ -86,15 +86,3 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
             raise UserError(f"{field}: {error}") from error
         if field == "experts.observer":
             batch_norm_layers(model, name)
-
-
-def describe(data: LongTailedData) -> str:
-    """Return lines about a data set: files left out, its size and the hash of its split."""
-    channels = "grey" if data.channels == 1 else "RGB"
-    left_out = "".join(f"left out: {file}\n" for file in data.left_out)
-    return (
-        f"{left_out}{data.source}: {len(data.train_labels)} training images of "
-        f"{data.num_classes} classes "
-        f"({max(data.counts)} to {min(data.counts)} a class), {len(data.test_labels)} test images, "
-        f"{channels} {data.image_size}x{data.image_size}\nsplit sha256: {data.split_sha256}"
-    )

@@ -271,7 +271,7 @@ def test_cifar_without_network_or_files(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(CIFAR10, "download", offline)
     monkeypatch.setenv("LTDD_DATA", str(tmp_path / "cache"))
-    refuse("cifar10", "expected cifar10 in", str(tmp_path / "cache"), "name resolution failed")
+    refuse("cifar10", "expected CIFAR10 in", str(tmp_path / "cache"), "name resolution failed")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no such permission bits")

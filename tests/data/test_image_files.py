@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltdd.data.image_files import MAX_PIXELS, list_files, read_headers, read_images
+from ltdd.data.decoding import MAX_PIXELS, Header
+from ltdd.data.image_files import Files, list_files
 from ltdd.errors import UserError
 
 GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
+
+
+def read_images(paths: list[Path], size: int, channels: int) -> np.ndarray:
+    blocks = list(Files(tuple(paths)).blocks(size, channels))
+    assert np.concatenate([positions for positions, _ in blocks]).tolist() == [*range(len(paths))]
+    return np.concatenate([pixels for _, pixels in blocks])
+
+
+def read_header(path: Path) -> Header:
+    (header,) = Files((path,)).headers()
+    return header
 
 
 def decode(path: Path, channels: int = 3, size: int = 16) -> np.ndarray:
@@ -48,7 +60,7 @@ def test_formats_and_suffixes(tmp_path: Path, name: str, tolerance: int) -> None
 @pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.ico"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     Image.fromarray(GRADIENT).save(tmp_path / name)
-    for read in (read_headers, lambda paths: read_images(paths, 16, 3)):
+    for read in (lambda paths: read_header(*paths), lambda paths: read_images(paths, 16, 3)):
         with pytest.raises(UserError, match=f"{name} \\(not such an image\\)"):
             read([tmp_path / name])
 
@@ -58,7 +70,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(wide).save(tmp_path / "wide.png")
     Image.fromarray(wide.astype(np.int32)).save(tmp_path / "wide.pgm")
     for name in ("wide.png", "wide.pgm"):
-        assert read_headers([tmp_path / name])[0].grey
+        assert read_header(tmp_path / name).grey
         assert np.array_equal(decode(tmp_path / name, channels=1)[0], GRADIENT)
         assert np.array_equal(decode(tmp_path / name)[1], GRADIENT)
 
@@ -66,7 +78,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 def test_one_bit_images_become_black_and_white(tmp_path: Path) -> None:
     bits = GRADIENT > 127
     Image.fromarray(bits).save(tmp_path / "bits.png")
-    assert read_headers([tmp_path / "bits.png"])[0].grey
+    assert read_header(tmp_path / "bits.png").grey
     assert np.array_equal(decode(tmp_path / "bits.png", channels=1)[0], bits * 255)
 
 
@@ -83,10 +95,10 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     Image.fromarray(pixels[..., [0, 3]]).save(tmp_path / "la.png")
     for name in ("rgba.png", "palette.png"):
         result = decode(tmp_path / name)
-        assert not read_headers([tmp_path / name])[0].grey
+        assert not read_header(tmp_path / name).grey
         assert result[:, 3, 3].tolist() == [200, 100, 50], name
         assert result[:, 3, 12].tolist() == [255, 255, 255], name
-    assert read_headers([tmp_path / "la.png"])[0].grey
+    assert read_header(tmp_path / "la.png").grey
     assert decode(tmp_path / "la.png", channels=1)[0, 3, [3, 12]].tolist() == [200, 255]
 
 
@@ -127,7 +139,7 @@ def test_any_shape_is_cropped_to_its_central_square(
     Image.fromarray(pixels).save(tmp_path / "odd.png")
     result = decode(tmp_path / "odd.png", channels=1)[0]
     assert result[2:-2, 2:-2].min() == 180
-    header = read_headers([tmp_path / "odd.png"])[0]
+    header = read_header(tmp_path / "odd.png")
     assert (header.width, header.height) == (width, height)
 
 
@@ -180,7 +192,7 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path) -> None
     for name, width, height in (("big.png", 10_001, 10_000), ("huge.png", 60_000, 60_000)):
         assert width * height > MAX_PIXELS
         (tmp_path / name).write_bytes(png_header(width, height))
-        for read in (read_headers, lambda paths: read_images(paths, 16, 3)):
+        for read in (lambda paths: read_header(*paths), lambda paths: read_images(paths, 16, 3)):
             with pytest.raises(UserError, match=name):
                 read([tmp_path / name])
 
@@ -198,7 +210,7 @@ def test_mutated_files_never_escape_as_another_error(tmp_path: Path) -> None:
                 mutated[position] = generator.integers(0, 256)
             path.write_bytes(mutated)
             try:
-                read_headers([path])
+                read_header(path)
                 decode(path)
             except UserError as error:
                 messages.append(str(error))

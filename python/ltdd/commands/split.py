@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from ltdd.options import Parser, add_on_bad_image
 
-SUMMARY = "Show how many images of each class a training split has, and its hash."
+SUMMARY = "Show the classes of a training split, images that occur twice, and its hash."
 
 
 def run(argv: Sequence[str]) -> None:
@@ -27,15 +26,16 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.config import DistillConfig
     from ltdd.data.datasets import load_data
     from ltdd.data.long_tail import accuracy_groups
+    from ltdd.data.summary import describe
 
     wanted = DistillConfig(  # checks the ranges
         data=options.data,
         imbalance_factor=options.imbalance_factor,
         image_size=options.image_size,
     )
-    data = load_data(wanted.data, wanted.imbalance_factor, wanted.image_size, options.on_bad_image)
-    for file in data.left_out:
-        print(f"left out: {file}", file=sys.stderr)
+    data = load_data(
+        wanted.data, wanted.imbalance_factor, wanted.image_size, options.on_bad_image, quiet=False
+    )
     groups = accuracy_groups(data.counts)
     width = max(5, *(len(name) for name in data.class_names))
     print(f"{'':>4} {'class':<{width}} {'images':>7}  third   shot")
@@ -45,11 +45,8 @@ def run(argv: Sequence[str]) -> None:
             label, many=groups.many_shot, medium=groups.medium_shot, few=groups.few_shot
         )
         print(f"{label:>4} {name:<{width}} {count:>7}  {third:<7} {shot}")
-    print(
-        f"{'':>4} {'total':<{width}} {sum(data.counts):>7}  (test images: {len(data.test_labels)})"
-    )
-    print(f"imbalance factor: {max(data.counts) / min(data.counts):.4g}")
-    print(f"split sha256: {data.split_sha256}")
+    print(f"{'':>4} {'total':<{width}} {sum(data.counts):>7}")
+    print(describe(data))
 
 
 def _group_of(label: int, **groups: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The sources of real images, all brought to one form: `LongTailedData`.
+"""The form of all real data: `LongTailedData`, loaded from a source or made from one's own objects.
 
 A source is loaded once per run. Its long-tailed training set is cut before any pixel is decoded,
 and every stage reads the same cut.
@@ -6,37 +6,30 @@ and every stage reads the same cut.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import os
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ltdd.config import OnBadImage
-from ltdd.data.archives import is_archive, unpacked
-from ltdd.data.image_files import (
-    FileList,
-    class_folders,
-    list_files,
-    read_headers,
-    read_images,
-    readable_files,
-)
+from ltdd.data.decoded import LARGEST_SIZE, SMALLEST_SIZE, decode
+from ltdd.data.duplicates import Duplicates
+from ltdd.data.examined import content_sha256
+from ltdd.data.images import Arrays, IntArray, Labelled, Parts
+from ltdd.data.items import Dataset, all_items, as_uint8
+from ltdd.data.layout import channels_first
 from ltdd.data.long_tail import long_tailed_indices, split_sha256
+from ltdd.data.sources import SOURCES, open_source
 from ltdd.errors import UserError
 
-SOURCES = ("digits", "imagefolder:PATH", "cifar10", "cifar100")
-SMALLEST_SIZE, LARGEST_SIZE = 8, 224
-FALLBACK_SIZE = 32
-
-_DIGITS_TEST_PER_CLASS = 50
-_HELD_OUT_SHARE = 5
-_HELD_OUT_SEED = 0
+__all__ = ["SOURCES", "LongTailedData", "from_datasets", "from_tensors", "load_data"]
 
 # Per-channel mean and standard deviation of the full training sets, as published.
 _NORMALIZATION = {
@@ -47,7 +40,10 @@ _NORMALIZATION = {
 
 @dataclass(frozen=True)
 class LongTailedData:
-    """A long-tailed training set and its balanced test set, in memory.
+    """A long-tailed training set and its test set.
+
+    Images are in memory, or mapped from files that may be larger than memory: index or split them,
+    never write to them or copy them whole.
 
     Attributes:
         train_images: uint8 (N, C, H, W).
@@ -59,6 +55,8 @@ class LongTailedData:
         split_sha256: Names the chosen training images.
         source: Where the data came from, as given to `load_data`.
         left_out: Files that could not be read, with the reason.
+        notes: Sentences that the user should read before the run starts.
+        duplicates: Images that occur twice.
     """
 
     train_images: Tensor
@@ -71,6 +69,8 @@ class LongTailedData:
     split_sha256: str
     source: str
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
     def num_classes(self) -> int:
@@ -95,11 +95,9 @@ class LongTailedData:
     @cached_property
     def content_sha256(self) -> str:
         """SHA-256 of all pixels and labels: changes when a file behind the same split changes."""
-        digest = hashlib.sha256()
-        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(repr((part.dtype, tuple(part.shape))).encode())
-            digest.update(part.contiguous().numpy().data)
-        return digest.hexdigest()
+        return content_sha256(
+            self.train_images, self.train_labels, self.test_images, self.test_labels
+        )
 
 
 def load_data(
@@ -107,6 +105,7 @@ def load_data(
     imbalance_factor: float | None = None,
     image_size: int | None = None,
     on_bad_image: OnBadImage = "fail",
+    quiet: bool = True,
 ) -> LongTailedData:
     """Load a source, cut its long-tailed training set and bring all images to one size.
 
@@ -115,21 +114,34 @@ def load_data(
         seed, are the test set.
 
         `imagefolder:PATH`: `PATH/train/<class>/` and `PATH/test/<class>/` (or `PATH/val/...`), or
-        `PATH/<class>/` alone. Of a single folder the same number of images of every class, a
-        fifth of the smallest class and at least one, drawn with a fixed seed, is the test set.
-        Classes are ordered by folder name. PATH may be a .zip or .tar archive of such a folder; it
-        is unpacked once, below the folder of the downloads.
+        `PATH/<class>/` alone. Classes are ordered by folder name. PATH may be a .zip or .tar
+        archive of such a folder; it is unpacked once, below the cache folder.
 
-        `cifar10`, `cifar100`: downloaded by torchvision into the folder named by the environment
-        variable LTDD_DATA, else `~/.cache/ltdd`.
+        `list:TRAIN[,TEST][@ROOT]`: lists of files, as CSV with a header (`path`, `label` and
+        perhaps `split`) or with a path and a label on every line, as ImageNet-LT has them. Paths
+        are relative to ROOT, by default to the folder of their list.
+
+        `npz:FILE`: arrays `train_images`, `train_labels`, `test_images` and `test_labels` in one
+        NumPy archive, as MedMNIST has them.
+
+        `torchvision:NAME`: a classification set of torchvision, downloaded into the cache folder.
+        `cifar10` and `cifar100` are two of them with the published normalization.
+
+        `hf:NAME_OR_PATH[@CONFIG][#LABEL]`: a data set of Hugging Face's `datasets`, of the hub or
+        in a local folder or parquet file.
+
+    A source without a test part gives the same number of images of every class, a fifth of the
+    smallest class and at least one, drawn with a fixed seed. The cache folder is named by the
+    environment variable LTDD_DATA, else `~/.cache/ltdd`; it also keeps decoded images.
 
     Args:
         source: One of the above.
         imbalance_factor: Cut the training set to the exponential profile; None keeps it.
         image_size: Side in pixels, 8..224. None keeps the common size of the files if all are
             squares of one size in this range, else 32.
-        on_bad_image: `skip` decodes every file of a folder first and leaves the unreadable ones out
-            before the training set is cut; `fail` refuses to go on.
+        on_bad_image: `skip` decodes every file first and leaves the unreadable ones out before the
+            training set is cut; `fail` refuses to go on.
+        quiet: No progress output while images are decoded.
 
     Returns:
         The data; grey if all chosen files are grey.
@@ -137,228 +149,164 @@ def load_data(
     Raises:
         UserError: the source or an argument is not usable; the sentence says what was expected.
     """
-    if image_size is not None and not SMALLEST_SIZE <= image_size <= LARGEST_SIZE:
-        raise UserError(
-            f"expected an image size between {SMALLEST_SIZE} and {LARGEST_SIZE}, got {image_size}"
-        )
-    kind, _, path = source.partition(":")
-    if kind == "imagefolder":
-        if not path:
-            raise UserError("expected a folder after imagefolder:, as in imagefolder:PATH")
-        root = Path(path).expanduser()
-        if is_archive(root):
-            root = unpacked(root, _cache() / "archives")
-        return _image_folder(source, root, imbalance_factor, image_size, on_bad_image)
-    if source == "digits":
-        return _from_arrays(source, _digits(), imbalance_factor, image_size)
-    if source in ("cifar10", "cifar100"):
-        return _from_arrays(source, _cifar(source), imbalance_factor, image_size)
-    raise UserError(f"expected data among {', '.join(SOURCES)}; got {source!r}")
+    _check_size(image_size)
+    parts = open_source(source, on_bad_image)
+    names, labels = parts.class_names, parts.train.labels
+    chosen = long_tailed_indices(labels, len(names), imbalance_factor)
+    sha256 = split_sha256(chosen, labels, names)
+    return _cut(source, parts, chosen, sha256, image_size, quiet)
 
 
-@dataclass(frozen=True)
-class _Arrays:
-    """Images (N, C, H, W) and labels of both parts, before they are frozen into the public form."""
-
-    train_images: npt.NDArray[np.uint8]
-    train_labels: npt.NDArray[np.int64]
-    test_images: npt.NDArray[np.uint8]
-    test_labels: npt.NDArray[np.int64]
-    class_names: tuple[str, ...]
-
-
-def _digits() -> _Arrays:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    # Intensities are 0..16; this is the nearest 8-bit value.
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels = digits.target.astype(np.int64)
-    train, test = _hold_out(labels, _DIGITS_TEST_PER_CLASS)
-    names = tuple(str(name) for name in digits.target_names)
-    return _Arrays(images[train], labels[train], images[test], labels[test], names)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd").expanduser()
-
-
-def _cifar(name: str) -> _Arrays:
-    from torchvision import datasets
-
-    root = _cache()
-    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        train = dataset(str(root), train=True, download=True)
-        test = dataset(str(root), train=False, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"expected {name} in {root} or a network to download it from, got: {error}"
-        ) from error
-    return _Arrays(
-        train.data.transpose(0, 3, 1, 2),
-        np.asarray(train.targets, dtype=np.int64),
-        test.data.transpose(0, 3, 1, 2),
-        np.asarray(test.targets, dtype=np.int64),
-        tuple(train.classes),
-    )
-
-
-def _from_arrays(
-    source: str, arrays: _Arrays, imbalance_factor: float | None, image_size: int | None
+def from_tensors(
+    train_images: Any,
+    train_labels: Any,
+    test_images: Any,
+    test_labels: Any,
+    class_names: Sequence[str] | None = None,
+    *,
+    imbalance_factor: float | None = None,
+    image_size: int | None = None,
 ) -> LongTailedData:
-    labels = arrays.train_labels
-    chosen = long_tailed_indices(labels, len(arrays.class_names), imbalance_factor)
-    size = image_size or arrays.train_images.shape[-1]
-    cut = _Arrays(
-        _resize(arrays.train_images[chosen], size),
-        labels[chosen],
-        _resize(arrays.test_images, size),
-        arrays.test_labels,
-        arrays.class_names,
-    )
-    return _finish(source, cut, split_sha256(chosen, labels, arrays.class_names))
+    """Make the data of a run from tensors or arrays.
+
+    Args:
+        train_images, test_images: uint8, or floating point in [0, 1]; (N, H, W), (N, C, H, W) or
+            (N, H, W, C) with C of 1 or 3. They are not copied if they are uint8 squares of the
+            wanted size with channels first, so they may be mapped from a file.
+        train_labels, test_labels: whole numbers (N,) from 0 to K - 1.
+        class_names: names in class order; numbers by default.
+        imbalance_factor, image_size: as in `load_data`.
+
+    Returns:
+        The data, for ``ltdd.distill(config, out, data=...)``.
+
+    Raises:
+        UserError: an argument is not usable.
+
+    Example:
+        >>> images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+        >>> labels = torch.arange(40) % 2
+        >>> from_tensors(images[:30], labels[:30], images[30:], labels[30:], ["cat", "dog"]).counts
+        (15, 15)
+    """
+    train = Labelled(_arrays(train_images, "train"), _labels(train_labels, "train_labels"))
+    test = Labelled(_arrays(test_images, "test"), _labels(test_labels, "test_labels"))
+    for part, labelled in (("train", train), ("test", test)):
+        images, labels = len(labelled.images), len(labelled.labels)
+        if images != labels:
+            raise UserError(
+                f"expected one label for each of the {images} {part}_images, got {labels}"
+            )
+    return _in_python("tensors", train, test, class_names, imbalance_factor, image_size)
 
 
-def _image_folder(
+def from_datasets(
+    train: Dataset,
+    test: Dataset,
+    class_names: Sequence[str] | None = None,
+    *,
+    imbalance_factor: float | None = None,
+    image_size: int | None = None,
+) -> LongTailedData:
+    """Make the data of a run from map-style data sets of (image, class); images go to memory.
+
+    Args:
+        train, test: any `torch.utils.data.Dataset` with a length, without random transforms. Images
+            are PIL images, arrays (H, W) or (H, W, C), or tensors (H, W) or (C, H, W), the latter
+            two uint8 or floating point in [0, 1]. Every item is asked for more than once.
+        class_names: names in class order; by default `train.classes` if there is one, else numbers.
+        imbalance_factor, image_size: as in `load_data`.
+
+    Raises:
+        UserError: an item is not usable.
+    """
+    if class_names is None:
+        class_names = getattr(train, "classes", None)
+    parts = all_items(train, "train"), all_items(test, "test")
+    return _in_python("datasets", *parts, class_names, imbalance_factor, image_size)
+
+
+def _in_python(
     source: str,
-    root: Path,
+    train: Labelled,
+    test: Labelled,
+    class_names: Sequence[str] | None,
     imbalance_factor: float | None,
     image_size: int | None,
-    on_bad_image: OnBadImage,
 ) -> LongTailedData:
-    available, test, left_out = _train_and_test_files(root, on_bad_image)
-    names = available.class_names
-    chosen = long_tailed_indices(available.labels, len(names), imbalance_factor)
-    train = available.take(chosen)
-    headers = read_headers(train.paths + test.paths)
-    sizes = {(header.width, header.height) for header in headers}
-    width, height = next(iter(sizes))
-    common = len(sizes) == 1 and width == height and SMALLEST_SIZE <= width <= LARGEST_SIZE
-    size = image_size or (width if common else FALLBACK_SIZE)
-    channels = 1 if all(header.grey for header in headers) else 3
-    cut = _Arrays(
-        read_images(train.paths, size, channels),
-        train.labels,
-        read_images(test.paths, size, channels),
-        test.labels,
-        names,
-    )
-    return _finish(source, cut, split_sha256(chosen, available.labels, names), left_out)
+    _check_size(image_size)
+    count = int(train.labels.max()) + 1
+    names = tuple(str(n) for n in (range(count) if class_names is None else class_names))
+    if len(set(names)) != len(names):
+        raise UserError(f"expected different class names, got {names}")
+    if test.labels.max() >= len(names):
+        raise UserError(f"expected test labels 0 to {len(names) - 1}, got {test.labels.max()}")
+    chosen = long_tailed_indices(train.labels, len(names), imbalance_factor)
+    data = _cut(source, Parts(train, test, names), chosen, "", image_size, quiet=True)
+    # Positions in an object in memory name nothing: the content does.
+    named = json.dumps(names) + data.content_sha256
+    sha256 = hashlib.sha256(named.encode()).hexdigest()
+    return dataclasses.replace(data, split_sha256=sha256)
 
 
-def _train_and_test_files(
-    root: Path, on_bad_image: OnBadImage
-) -> tuple[FileList, FileList, tuple[str, ...]]:
-    folders = {folder.name: folder for folder in class_folders(root)}
-    # A class may be called "train"; a split folder is one that holds folders itself.
-    parts = {
-        name: folders[name]
-        for name in ("train", "test", "val")
-        if name in folders and class_folders(folders[name])
-    }
-    if not parts:
-        files, bad = _list_files(root, on_bad_image)
-        smallest = int(np.bincount(files.labels).argmin())
-        count = int(np.bincount(files.labels)[smallest])
-        if count < 2:
-            raise UserError(
-                f"expected at least 2 images of every class to hold one out for testing, got 1 in "
-                f"{root / files.class_names[smallest]}; or give {root / 'train'} and "
-                f"{root / 'test'}"
-            )
-        train, test = _hold_out(files.labels, max(1, count // _HELD_OUT_SHARE))
-        return files.take(train), files.take(test), bad
-    held_out = parts.get("test") or parts.get("val")
-    if "train" not in parts or held_out is None:
-        present = next(iter(parts.values()))
-        missing = "test or val" if "train" in parts else "train"
-        raise UserError(
-            f"expected {root / missing} with class folders beside {present}, got none; "
-            f"to hold out a test part of one folder, give that folder"
-        )
-    _check_same_classes(parts["train"], held_out)
-    train_files, bad_train = _list_files(parts["train"], on_bad_image)
-    test_files, bad_test = _list_files(held_out, on_bad_image)
-    return train_files, test_files, bad_train + bad_test
-
-
-def _list_files(root: Path, on_bad_image: OnBadImage) -> tuple[FileList, tuple[str, ...]]:
-    """List the images of a folder, without the unreadable ones if asked to, and say which."""
-    files = list_files(root)
-    if on_bad_image == "fail":
-        return files, ()
-    good, bad = readable_files(files)
-    present = np.bincount(good.labels, minlength=len(files.class_names))
-    if present.min() == 0:
-        empty = root / files.class_names[int(present.argmin())]
-        raise UserError(f"expected a readable image in every class folder, got none in {empty}")
-    return good, bad
-
-
-def _check_same_classes(train: Path, test: Path) -> None:
-    names = {folder: {p.name for p in class_folders(folder)} for folder in (train, test)}
-    for here, there in ((test, train), (train, test)):
-        missing = sorted(names[here] - names[there])
-        if missing:
-            raise UserError(
-                f"expected the same classes in {train} and {test}, got {missing[0]!r} only in "
-                f"{here}"
-            )
-
-
-def _hold_out(
-    labels: npt.NDArray[np.int64], per_class: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Split positions into a rest and a balanced held-out part, both in order."""
-    held_out = np.zeros(len(labels), dtype=bool)
-    generator = np.random.default_rng(_HELD_OUT_SEED)
-    for class_id in range(int(labels.max()) + 1):
-        positions = np.flatnonzero(labels == class_id)
-        held_out[generator.permutation(positions)[:per_class]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def _resize(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    if images.shape[-1] == size:
-        return np.ascontiguousarray(images)
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(images), size=(size, size), mode="bilinear", antialias=True
-    )
-    return np.ascontiguousarray(resized.numpy())
-
-
-def _finish(
-    source: str, arrays: _Arrays, sha256: str, left_out: tuple[str, ...] = ()
+def _cut(
+    source: str,
+    parts: Parts,
+    chosen: IntArray,
+    sha256: str,
+    image_size: int | None,
+    quiet: bool,
 ) -> LongTailedData:
-    train_images = torch.from_numpy(arrays.train_images)
-    mean, std = _NORMALIZATION.get(source) or _channel_statistics(train_images)
-    return LongTailedData(
-        train_images=train_images,
-        train_labels=torch.from_numpy(arrays.train_labels),
-        test_images=torch.from_numpy(arrays.test_images),
-        test_labels=torch.from_numpy(arrays.test_labels),
-        class_names=arrays.class_names,
+    tested = np.bincount(parts.test.labels, minlength=len(parts.class_names))
+    if tested.min() == 0:
+        untested = parts.class_names[int(tested.argmin())]
+        raise UserError(f"expected test images of every class, got none of {untested!r}")
+    whole = np.array_equal(chosen, np.arange(len(parts.train.labels)))
+    train = parts.train if whole else parts.train.take(chosen)
+    decoded = decode(dataclasses.replace(parts, train=train), image_size, quiet)
+    examined = decoded.examined
+    mean, std = _NORMALIZATION.get(source) or (examined.mean, examined.std)
+    data = LongTailedData(
+        train_images=decoded.train_images,
+        train_labels=torch.from_numpy(train.labels),
+        test_images=decoded.test_images,
+        test_labels=torch.from_numpy(parts.test.labels),
+        class_names=parts.class_names,
         mean=mean,
         std=std,
         split_sha256=sha256,
         source=source,
-        left_out=left_out,
+        left_out=parts.left_out,
+        notes=parts.notes + decoded.notes,
+        duplicates=examined.duplicates,
     )
+    # Known already; a copy with other images computes its own.
+    vars(data)["content_sha256"] = examined.content_sha256
+    return data
 
 
-def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of all pixels of a channel, exactly, in [0, 1] units."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    means, deviations = [], []
-    for channel in images.unbind(1):
-        # A histogram of 8-bit values: exact, and no float copy of the data set.
-        weights = torch.bincount(channel.reshape(-1), minlength=256).double()
-        weights /= weights.sum()
-        mean = (weights * values).sum()
-        variance = (weights * (values - mean) ** 2).sum()
-        means.append(float(mean))
-        # A constant channel would be divided by zero; it carries nothing, so leave its scale.
-        deviations.append(float(variance.sqrt()) or 1.0)
-    return tuple(means), tuple(deviations)
+def _check_size(image_size: int | None) -> None:
+    if image_size is not None and not SMALLEST_SIZE <= image_size <= LARGEST_SIZE:
+        raise UserError(
+            f"expected an image size between {SMALLEST_SIZE} and {LARGEST_SIZE}, got {image_size}"
+        )
+
+
+def _arrays(images: Any, part: str) -> Arrays:
+    name = f"{part}_images"
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asanyarray(images)
+    try:
+        return Arrays(channels_first(name, as_uint8(array)), part)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"expected {name} as uint8 or floating point in [0, 1], got {error}"
+        ) from error
+
+
+def _labels(labels: Any, name: str) -> IntArray:
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
+        raise UserError(f"expected {name} as whole numbers (N,), 0 or more, got {labels!r:.80}")
+    return array.astype(np.int64)

@@ -55,12 +55,15 @@ class ExpertNetwork(nn.Module):
 
 
 class _Batches:
-    """Draws augmented, normalised batches from images that stay in memory as uint8."""
+    """Draws augmented, normalised batches from images that stay where they are as uint8."""
 
     def __init__(
         self, data: LongTailedData, config: ExpertsConfig, flip: bool, runtime: Runtime
     ) -> None:
-        self.images = data.train_images.to(runtime.device)
+        self.device = runtime.device
+        # On the device where there is room; a larger set is gathered batch by batch.
+        small = _fits(data.train_images, runtime.device)
+        self.images = data.train_images.to(runtime.device) if small else data.train_images
         self.labels = data.train_labels.to(runtime.device)
         self.mean = torch.tensor(data.mean, device=runtime.device)
         self.std = torch.tensor(data.std, device=runtime.device)
@@ -70,7 +73,8 @@ class _Batches:
         self.draw_weights = counts.pow(-config.resampling_power)[data.train_labels]
 
     def view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        picked = pad_crop_flip(self.images[indices], self.padding, self.flip, generator)
+        images = self.images[indices].to(self.device)
+        picked = pad_crop_flip(images, self.padding, self.flip, generator)
         return normalise(picked, self.mean, self.std)
 
     def one_hot(self, indices: Tensor) -> Tensor:
@@ -93,6 +97,11 @@ class _Batches:
         cutmix = paste(second, other_second, box)
         targets = (lam * y + (1 - lam) * other_y, box.kept * y + (1 - box.kept) * other_y)
         return torch.cat([mixup, cutmix]), targets
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Return whether images may be copied to a device: a quarter of its free memory holds them."""
+    return device.type == "cpu" or 4 * images.numel() < torch.cuda.mem_get_info(device)[0]
 
 
 def train_expert(

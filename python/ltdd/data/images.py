@@ -1,0 +1,313 @@
+"""Images before they are decoded, and the two labelled parts that every source comes down to."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ltdd.data.decoding import FORMATS, Header, UInt8Array, header_of, pixels_of, reason
+from ltdd.errors import UserError
+
+IntArray = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+
+BLOCK_BYTES = 16 << 20
+"""Decoded bytes in flight: what decoding needs in memory, whatever the size of the set."""
+
+_LISTED = 10  # images that one message names
+_MOST_IN_BLOCK = 1024  # images in flight
+_HELD_OUT_SHARE = 5
+_HELD_OUT_SEED = 0
+
+
+class Images(Protocol):
+    """Images of a source, addressed by position and not decoded yet."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, positions: IntArray) -> Images:
+        """Return the images at these positions, in their order."""
+
+    def headers(self) -> set[Header]:
+        """Return the sizes and colours that occur, without decoding."""
+
+    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+        """Decode all images in bounded memory: yield positions (n,) and pixels (n, C, S, S)."""
+
+    def identity(self) -> str | None:
+        """Return what names the content without reading it; None if nothing does."""
+
+    def name(self, position: int) -> str:
+        """Say which image this is, in the user's terms."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with the class of each, int64 (N,)."""
+
+    images: Images
+    labels: IntArray
+
+    def take(self, positions: IntArray) -> Labelled:
+        """Return the images at these positions with their labels."""
+        return Labelled(self.images.take(positions), self.labels[positions])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a source offers, before its training part is cut.
+
+    Attributes:
+        train, test: the two parts.
+        class_names: names in class order.
+        left_out: files that could not be read, with the reason.
+        notes: sentences that the user should read before the run starts.
+    """
+
+    train: Labelled
+    test: Labelled
+    class_names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Pictures(ABC):
+    """Images that are opened and decoded one by one, several at a time."""
+
+    threads: ClassVar[int] = min(8, os.cpu_count() or 1)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, positions: IntArray) -> Images:
+        """As `Images.take`."""
+
+    @abstractmethod
+    def opened(self, position: int) -> AbstractContextManager[Image.Image]:
+        """Open one picture; any exception is that picture's fault."""
+
+    @abstractmethod
+    def identity(self) -> str | None:
+        """As `Images.identity`."""
+
+    @abstractmethod
+    def name(self, position: int) -> str:
+        """As `Images.name`."""
+
+    def headers(self) -> set[Header]:
+        """Open every picture without decoding it.
+
+        Raises:
+            UserError: names the pictures that cannot be read.
+        """
+        return {header for block in self._blocks(header_of, _MOST_IN_BLOCK) for header in block}
+
+    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+        """Decode every picture, in order.
+
+        Raises:
+            UserError: names the pictures that cannot be read.
+        """
+        at_once = min(_MOST_IN_BLOCK, max(1, BLOCK_BYTES // (channels * size * size)))
+        start = 0
+        for block in self._blocks(lambda image: pixels_of(image, size, channels), at_once):
+            yield np.arange(start, start + len(block)), np.stack(block)
+            start += len(block)
+
+    def readable(self) -> tuple[IntArray, tuple[str, ...]]:
+        """Decode every picture once.
+
+        Returns:
+            Positions of those that can be read, and ``name (reason)`` of every other one.
+        """
+        good, bad = [], []
+        for position, outcome in enumerate(self._attempts(_decode_small, _MOST_IN_BLOCK)):
+            if isinstance(outcome, BaseException):
+                bad.append(f"{self.name(position)} ({reason(outcome)})")
+            else:
+                good.append(position)
+        return np.asarray(good, dtype=np.int64), tuple(bad)
+
+    def _blocks(
+        self, work: Callable[[Image.Image], Result], at_once: int
+    ) -> Iterator[list[Result]]:
+        """Yield results in lists of `at_once`; report all failures in one sentence at the end."""
+        block: list[Result] = []
+        failures: list[str] = []
+        for position, outcome in enumerate(self._attempts(work, at_once)):
+            if isinstance(outcome, BaseException):
+                failures.append(f"{self.name(position)} ({reason(outcome)})")
+            elif not failures:
+                block.append(outcome)
+                if len(block) == at_once:
+                    yield block
+                    block = []
+        if failures:
+            listed, more = "; ".join(failures[:_LISTED]), len(failures) - _LISTED
+            raise UserError(
+                f"expected readable {', '.join(FORMATS)} images, got {listed}"
+                + (f" and {more} more" if more > 0 else "")
+            )
+        if block:
+            yield block
+
+    def _attempts(
+        self, work: Callable[[Image.Image], Result], at_once: int
+    ) -> Iterator[Result | BaseException]:
+        """Yield the result or the exception of every picture, in order."""
+
+        def attempt(position: int) -> Result:
+            with self.opened(position) as image:
+                return work(image)
+
+        pool = ThreadPoolExecutor(max_workers=self.threads)
+        try:
+            for start in range(0, len(self), at_once):
+                stop = min(start + at_once, len(self))
+                for future in [pool.submit(attempt, n) for n in range(start, stop)]:
+                    error = future.exception()
+                    # Decoders fail in many ways on hostile files; each is the file's fault.
+                    yield future.result() if error is None else error
+        finally:  # an interrupted program does not wait for thousands of files
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode_small(image: Image.Image) -> None:
+    pixels_of(image, 8, 3)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images that are in memory already.
+
+    Attributes:
+        array: uint8 (N, C, H, W).
+        part: ``train`` or ``test``, for `name`.
+        positions: which of them, and in which order; None for all.
+    """
+
+    array: UInt8Array
+    part: str
+    positions: IntArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.array if self.positions is None else self.positions)
+
+    def take(self, positions: IntArray) -> Arrays:
+        """As `Images.take`."""
+        return replace(self, positions=self._indices(positions))
+
+    def headers(self) -> set[Header]:
+        """As `Images.headers`."""
+        _, channels, height, width = self.array.shape
+        return {Header(width, height, channels == 1)}
+
+    def ready(self, size: int, channels: int) -> UInt8Array | None:
+        """Return the array itself if it is what decoding would copy."""
+        as_wanted = self.array.shape[1:] == (channels, size, size)
+        return self.array if as_wanted and self.positions is None else None
+
+    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+        """As `Images.blocks`, in order."""
+        at_once = images_at_once(self.array.shape[1:], size, channels)
+        for start in range(0, len(self), at_once):
+            positions = np.arange(start, min(start + at_once, len(self)))
+            yield positions, fit(self.array[self._indices(positions)], size, channels)
+
+    def identity(self) -> str | None:
+        """Nothing names arrays in memory."""
+        return None
+
+    def name(self, position: int) -> str:
+        """As `Images.name`."""
+        return f"{self.part} image {self._indices(np.array([position]))[0]}"
+
+    def _indices(self, positions: IntArray) -> IntArray:
+        return positions if self.positions is None else self.positions[positions]
+
+
+def images_at_once(shape: Sequence[int], size: int, channels: int) -> int:
+    """Return how many images of this shape make a block."""
+    # Resizing works in float32.
+    largest = 4 * max(int(np.prod(shape)), channels * size * size)
+    return max(1, BLOCK_BYTES // largest)
+
+
+def fit(images: UInt8Array, size: int, channels: int) -> UInt8Array:
+    """Crop arrays to the central square, resize them with antialiasing, repeat a grey channel.
+
+    Args:
+        images: uint8 (n, C, H, W).
+        size: side S in pixels.
+        channels: C, or 3 where C is 1.
+
+    Returns:
+        uint8 (n, channels, S, S).
+    """
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = images[:, :, top : top + side, left : left + side]
+    if side != size:
+        import torch
+
+        resized = torch.nn.functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(square)),
+            size=(size, size),
+            mode="bilinear",
+            antialias=True,
+        )
+        square = resized.numpy()
+    return np.ascontiguousarray(
+        square.repeat(channels, axis=1) if square.shape[1] < channels else square
+    )
+
+
+def hold_out(
+    images: Labelled, class_names: Sequence[str], where: str, instead: str
+) -> tuple[Labelled, Labelled, str]:
+    """Split a balanced test part off: a fifth of the smallest class, at least one of every class.
+
+    Args:
+        images: all images.
+        class_names: names in class order.
+        where: the place of the images, for messages.
+        instead: what the user may give so that nothing is held out.
+
+    Returns:
+        The rest, the test part, and a note that says what was done.
+
+    Raises:
+        UserError: a class has one image only.
+    """
+    counts = np.bincount(images.labels, minlength=len(class_names))
+    smallest = int(counts.argmin())
+    if counts[smallest] < 2:
+        raise UserError(
+            f"expected at least 2 images of every class to hold one out for testing, got "
+            f"{counts[smallest]} in {where}/{class_names[smallest]}; or give {instead}"
+        )
+    per_class = max(1, int(counts[smallest]) // _HELD_OUT_SHARE)
+    train, test = held_out_positions(images.labels, per_class)
+    note = f"{where} has no test part: {per_class} of every class held out for it"
+    return images.take(train), images.take(test), note
+
+
+def held_out_positions(labels: IntArray, per_class: int) -> tuple[IntArray, IntArray]:
+    """Split positions into a rest and a balanced held-out part, both in order."""
+    held_out = np.zeros(len(labels), dtype=bool)
+    generator = np.random.default_rng(_HELD_OUT_SEED)
+    for class_id in range(int(labels.max()) + 1):
+        positions = np.flatnonzero(labels == class_id)
+        held_out[generator.permutation(positions)[:per_class]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
