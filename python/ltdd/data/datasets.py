@@ -239,8 +239,6 @@ def _in_python(
     names = tuple(str(n) for n in (range(count) if class_names is None else class_names))
     if len(set(names)) != len(names):
         raise UserError(f"expected different class names, got {names}")
-    if test.labels.max() >= len(names):
-        raise UserError(f"expected test labels 0 to {len(names) - 1}, got {test.labels.max()}")
     chosen = long_tailed_indices(train.labels, len(names), imbalance_factor)
     data = _cut(source, Parts(train, test, names), chosen, "", image_size, quiet=True)
     # Positions in an object in memory name nothing: the content does.
@@ -257,10 +255,7 @@ def _cut(
     image_size: int | None,
     quiet: bool,
 ) -> LongTailedData:
-    tested = np.bincount(parts.test.labels, minlength=len(parts.class_names))
-    if tested.min() == 0:
-        untested = parts.class_names[int(tested.argmin())]
-        raise UserError(f"expected test images of every class, got none of {untested!r}")
+    _check_parts(parts)
     whole = np.array_equal(chosen, np.arange(len(parts.train.labels)))
     train = parts.train if whole else parts.train.take(chosen)
     decoded = decode(dataclasses.replace(parts, train=train), image_size, quiet)
@@ -283,6 +278,18 @@ def _cut(
     # Known already; a copy with other images computes its own.
     vars(data)["content_sha256"] = examined.content_sha256
     return data
+
+
+def _check_parts(parts: Parts) -> None:
+    names, labels = parts.class_names, parts.test.labels
+    if len(names) < 2:
+        raise UserError(f"expected at least 2 classes, got {len(names)}")
+    if labels.max() >= len(names):
+        raise UserError(f"expected test labels 0 to {len(names) - 1}, got {labels.max()}")
+    tested = np.bincount(labels, minlength=len(names))
+    if tested.min() == 0:
+        untested = names[int(tested.argmin())]
+        raise UserError(f"expected test images of every class, got none of {untested!r}")
 
 
 def _check_size(image_size: int | None) -> None:
@@ -308,5 +315,7 @@ def _arrays(images: Any, part: str) -> Arrays:
 def _labels(labels: Any, name: str) -> IntArray:
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
-        raise UserError(f"expected {name} as whole numbers (N,), 0 or more, got {labels!r:.80}")
+        got = f"{array.dtype} {array.shape}"
+        got += f" from {array.min()}" if array.ndim == 1 and array.size else ""
+        raise UserError(f"expected {name} as whole numbers (N,), 0 or more, got {got}")
     return array.astype(np.int64)

@@ -159,7 +159,7 @@ def _read(folder: Path, cut: Parts) -> Decoded | None:
             labels = [torch.from_numpy(part.labels) for part in (cut.train, cut.test)]
             if content_sha256(train, labels[0], test, labels[1]) != examined.content_sha256:
                 return None
-    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (UserError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return Decoded(train, test, examined)
 
