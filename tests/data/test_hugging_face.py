@@ -14,6 +14,7 @@ from PIL import Image
 
 from ltdd.data.datasets import load_data
 from ltdd.data.sources import hugging_face
+from ltdd.errors import UserError
 
 hf = pytest.importorskip("datasets", reason="needs the extra [hf]")
 
@@ -73,9 +74,14 @@ def test_the_second_time_nothing_is_decoded(
     parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts.save_to_disk(str(tmp_path / "saved"))
-    first = load_data(f"hf:{tmp_path / 'saved'}")
+    split([0, 1, 2] * 5, 1).to_parquet(str(tmp_path / "all.parquet"))
+    specs = [f"hf:{tmp_path / name}" for name in ("saved", "all.parquet")]
+    before = [load_data(spec).content_sha256 for spec in specs]
     monkeypatch.setattr(hugging_face, "opened", None)
-    assert load_data(f"hf:{tmp_path / 'saved'}").content_sha256 == first.content_sha256
+    assert [load_data(spec).content_sha256 for spec in specs] == before
+    split([0, 1, 2] * 5, 2).to_parquet(str(tmp_path / "all.parquet"))
+    with pytest.raises(UserError, match="train row 0"):
+        load_data(specs[1])
 
 
 def test_a_folder_of_parquet_files(parts: Any, tmp_path: Path) -> None:

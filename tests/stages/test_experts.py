@@ -14,7 +14,7 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime
-from ltdd.stages.experts import ExpertNetwork, _Batches, _schedule, train_expert
+from ltdd.stages.experts import ExpertNetwork, _Batches, _fits, _schedule, train_expert
 
 FAST = ExpertsConfig(
     observer="convnet3_bn", epochs=6, batch_size=8, learning_rate=0.05, weight_decay=1e-3
@@ -153,6 +153,30 @@ def test_learning_rate_ends_near_zero(name: str) -> None:
 def test_crop_padding_scales_with_the_image(runtime: Runtime, data: LongTailedData) -> None:
     assert _Batches(data, FAST, False, runtime).padding == 1
     assert _Batches(coloured(64), FAST, False, runtime).padding == 8
+
+
+def test_images_go_to_a_device_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, gpu = torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.device("cuda")
+    assert _fits(images, torch.device("cpu"))
+    for free, fits in ((4 * images.numel() + 1, True), (4 * images.numel(), False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
+        assert _fits(images, gpu) is fits
+
+
+@pytest.mark.cuda
+def test_gathered_batches_are_those_of_images_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, data: LongTailedData
+) -> None:
+    runtime = Runtime(torch.device("cuda"))
+    inside = batches(runtime, data)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    outside = batches(runtime, data)
+    assert inside.images.is_cuda
+    assert not outside.images.is_cuda
+    indices = torch.tensor([3, 1, 30])
+    views = [b.view(indices, torch.Generator().manual_seed(0)) for b in (inside, outside)]
+    assert views[1].is_cuda
+    assert torch.equal(*views)
 
 
 def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> Tensor:

@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> None:
     """Run the command."""
     parser = Parser(prog="ltdd split", description=SUMMARY)
     parser.add_argument(
-        "--data", type=str, default="digits", help="As in ltdd distill: digits, imagefolder:PATH..."
+        "--data", type=str, default="digits", help="As in ltdd distill: imagefolder:PATH..."
     )
     parser.add_argument(
         "--imbalance-factor", type=float | None, default=None, help="n_max / n_min, 1 or more."

@@ -1,7 +1,9 @@
 """Decoding, once: pixels go to memory-mapped files in the cache and stay there for later runs.
 
 A set in the cache takes memory only for the pages in use, which the system takes back when it needs
-them. So sets larger than memory can be trained on, and the next run starts without decoding.
+them. So sets larger than memory can be trained on, and the next run starts without decoding. Making
+the cache keeps three blocks of `BLOCK_BYTES` of pixels in memory, the pictures that are being
+decoded (`Pictures.threads` at a time) and some 100 bytes an image for its name and hash.
 
 cache folder/decoded/KEY/train.npy, test.npy  uint8 (N, C, S, S)
                          content.json         what is known about them; written last
@@ -40,6 +42,7 @@ FALLBACK_SIZE = 32
 
 _PARTS = ("train", "test")
 _CONTENT = "content.json"
+_WORTH_A_WORD = 100 << 20  # bytes; less takes seconds
 
 
 def cache_folder() -> Path:
@@ -187,6 +190,9 @@ def _write(folder: Path, cut: Parts, image_size: int | None, quiet: bool) -> Non
             f"expected {needed / 2**20:,.0f} MiB free in {folder.parent} for the decoded images, "
             f"got {free / 2**20:,.0f} MiB; the environment variable LTDD_DATA names another folder"
         )
+    if needed >= _WORTH_A_WORD and not quiet:
+        megabytes = f"{needed / 2**20:,.0f} MiB"
+        print(f"decoding images, once: {megabytes} in {folder}", file=sys.stderr, flush=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process: the caller holds the lock
     try:
