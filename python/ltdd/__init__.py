@@ -1,21 +1,24 @@
 """Distil a long-tailed image set into a few images per class that a new network can learn from.
 
-``ltdd.distill(config)`` runs the whole method, ``ltdd.load(folder)`` reads its result.
+``ltdd.distill(config, out)`` runs the whole method, ``ltdd.load(folder)`` reads its result, and
+``ltdd.data`` makes data from one's own tensors or data sets.
 Importing the package is cheap: torch is only imported when one of these is used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ltdd import data
     from ltdd.config import DistillConfig
     from ltdd.distilled import load
     from ltdd.pipeline import distill
 
     __version__: str
 
-__all__ = ["DistillConfig", "__version__", "distill", "load"]
+__all__ = ["DistillConfig", "__version__", "data", "distill", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,6 +26,8 @@ def __getattr__(name: str) -> object:
         from ltdd.config import DistillConfig
 
         return DistillConfig
+    if name == "data":
+        return importlib.import_module("ltdd.data")
     if name == "load":
         from ltdd.distilled import load
 

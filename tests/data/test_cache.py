@@ -212,6 +212,9 @@ def test_without_a_cache_folder_images_stay_in_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = load(root)
+    with monkeypatch.context() as patch:  # what is there already needs no right to write
+        patch.setattr(decoded.filelock, "FileLock", None)
+        assert load(root).notes == ()
     (root / "file").write_text("")
     monkeypatch.setenv("LTDD_DATA", str(root / "file" / "below"))
     data = load(root)

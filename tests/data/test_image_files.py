@@ -16,13 +16,13 @@ GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
 
 
 def read_images(paths: list[Path], size: int, channels: int) -> np.ndarray:
-    blocks = list(Files(tuple(paths)).blocks(size, channels))
+    blocks = list(Files(tuple(map(str, paths))).blocks(size, channels))
     assert np.concatenate([positions for positions, _ in blocks]).tolist() == [*range(len(paths))]
     return np.concatenate([pixels for _, pixels in blocks])
 
 
 def read_header(path: Path) -> Header:
-    (header,) = Files((path,)).headers()
+    (header,) = Files((str(path),)).headers()
     return header
 
 
@@ -171,7 +171,7 @@ def test_files_of_a_class_are_listed_by_relative_path(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / name)
     files = list_files(tmp_path)
-    listed = [path.relative_to(tmp_path).as_posix() for path in files.paths]
+    listed = [Path(path).relative_to(tmp_path).as_posix() for path in files.paths]
     assert listed == ["a/x.png", "b/10.png", "b/2.png", "b/deep/1.png"]
     assert files.labels.tolist() == [0, 1, 1, 1]
     assert files.class_names == ("a", "b")

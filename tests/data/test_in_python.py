@@ -169,7 +169,7 @@ def test_bad_items(items: Any, message: str) -> None:
 
 def test_a_run_on_given_data_can_be_resumed_and_evaluated(tmp_path: Path) -> None:
     digits = load_data("digits", 100)
-    data = from_tensors(
+    data = ltdd.data.from_tensors(
         digits.train_images, digits.train_labels, digits.test_images, digits.test_labels
     )
     config = dataclasses.replace(

@@ -3,7 +3,7 @@
 A set in the cache takes memory only for the pages in use, which the system takes back when it needs
 them. So sets larger than memory can be trained on, and the next run starts without decoding. Making
 the cache keeps three blocks of `BLOCK_BYTES` of pixels in memory, the pictures that are being
-decoded (`Pictures.threads` at a time) and some 100 bytes an image for its name and hash.
+decoded (`Pictures.threads` at a time) and some 400 bytes an image for its path and hash.
 
 cache folder/decoded/KEY/train.npy, test.npy  uint8 (N, C, S, S)
                          content.json         what is known about them; written last
@@ -85,6 +85,9 @@ def decode(cut: Parts, image_size: int | None, quiet: bool) -> Decoded:
     ]
     key = fingerprint([FORMAT, identities, labels, image_size])[:32]
     parent = cache_folder() / "decoded"
+    found = _read(parent / key, cut)  # appears whole, so this needs no lock
+    if found is not None:
+        return found
     lock = filelock.FileLock(parent / f".{key}.lock")
     try:
         parent.mkdir(parents=True, exist_ok=True)

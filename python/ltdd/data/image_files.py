@@ -22,9 +22,13 @@ _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 @dataclass(frozen=True)
 class Files(Pictures):
-    """Images in files of their own."""
+    """Images in files of their own.
 
-    paths: tuple[Path, ...]
+    Attributes:
+        paths: as text, which takes less memory than `Path`.
+    """
+
+    paths: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,14 +39,14 @@ class Files(Pictures):
 
     def opened(self, position: int) -> AbstractContextManager[Image.Image]:
         """Open one file."""
-        return opened(self.paths[position])
+        return opened(Path(self.paths[position]))
 
     def identity(self) -> str:
         """Hash the path, size and time of change of every file."""
         digest = hashlib.sha256()
         for path in self.paths:
             try:
-                status = path.stat()
+                status = os.stat(path)
                 version = (status.st_size, status.st_mtime_ns)
             except OSError:
                 version = (-1, -1)  # a missing file is named when it is opened
@@ -51,7 +55,7 @@ class Files(Pictures):
 
     def name(self, position: int) -> str:
         """Return the path."""
-        return str(self.paths[position])
+        return self.paths[position]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class FileList:
         class_names: Folder names, sorted.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     labels: IntArray
     class_names: tuple[str, ...]
 
@@ -98,7 +102,7 @@ def list_files(root: Path) -> FileList:
         raise UserError(f"expected one folder per class in {root}, got no folder")
     if len(folders) == 1:
         raise UserError(f"expected at least 2 class folders in {root}, got only {folders[0].name}")
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in folder.name):
@@ -109,7 +113,7 @@ def list_files(root: Path) -> FileList:
         files = sorted(_files_below(folder), key=lambda p: p.relative_to(folder).as_posix())
         if not files:
             raise UserError(f"expected images in every class folder, got none in {folder}")
-        paths += files
+        paths += map(str, files)
         labels += [label] * len(files)
     return FileList(
         tuple(paths), np.asarray(labels, dtype=np.int64), tuple(f.name for f in folders)

@@ -190,7 +190,7 @@ def _labelled(
     numbers = all(_is_number(name) for name in names)
     ids = {name: number for number, name in enumerate(names)}
     labels = [int(e.label) if numbers else ids[e.label] for e in entries]
-    files = Files(tuple(entry.path for entry in entries))
+    files = Files(tuple(str(entry.path) for entry in entries))
     images = Labelled(files, np.asarray(labels, dtype=np.int64))
     if on_bad_image == "fail":
         for entry in entries:
