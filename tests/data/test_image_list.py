@@ -69,6 +69,9 @@ def test_a_path_may_hold_spaces_commas_and_at_signs(images: Path, tmp_path: Path
     rows = [f"images/a b, {n}@x.png {n % 2}" for n in range(4)]
     data = load_data(f"list:{lines(tmp_path / 'my, list@home.txt', *rows)}")
     assert sorted(values(data.train_images) + values(data.test_images)) == [0, 1, 2, 3]
+    one, other = (lines(tmp_path / f"{n}@home.txt", *rows[n::2], *rows) for n in (0, 1))
+    assert len(load_data(f"list:{one},{other}").test_labels) == 6
+    assert len(load_data(f"list:{one},{other}@{tmp_path}").test_labels) == 6
 
 
 def test_csv_with_names_and_splits(images: Path, tmp_path: Path) -> None:

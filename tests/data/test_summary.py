@@ -116,18 +116,21 @@ def test_two_classes_of_one_image_each() -> None:
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        for label in range(1000):
-            folder = tmp_path / part / f"n{label:04}"
-            folder.mkdir(parents=True)
-            pixels = np.full((8, 8), label % 256, np.uint8)
-            pixels[0, 0], pixels[0, 1] = label // 256, part == "test"
-            Image.fromarray(pixels).save(folder / "only.bmp")
-    data = load_data(f"imagefolder:{tmp_path}")
-    assert data.num_classes == 1000
-    assert data.class_names[:2] == ("n0000", "n0001")
-    assert "1,000 classes" in describe(data)
-    assert "head 333, medium 334, tail 333 classes" in describe(data)
+    labels = np.arange(1000)
+    images = np.zeros((2000, 8, 8), dtype=np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = np.arange(2000) % 256, np.arange(2000) // 256
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=images[:1000],
+        train_labels=labels,
+        test_images=images[1000:],
+        test_labels=labels[::-1],
+        class_names=[f"n{label:04}" for label in labels],
+    )
+    data = load_data(f"npz:{tmp_path / 'a.npz'}")
+    assert data.class_names[998:] == ("n0998", "n0999")
+    assert "1,000 classes, grey 8x8; 1,000 test images, 1 a class" in describe(data)
+    assert "head 333, medium 334, tail 333 classes; 1000 with 20" in describe(data)
     assert data.duplicates.leaked == data.duplicates.contradictory == 0
 
 

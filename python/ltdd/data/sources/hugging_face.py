@@ -93,8 +93,9 @@ def hugging_face(place: str, on_bad_image: OnBadImage) -> Parts:
     names = _class_names(datasets, splits["train"], label_column)
     validation = next((name for name in _VALIDATION if name in splits), None)
     held_out = "test" if "test" in splits else validation
-    if validation and set(_values(splits[held_out or validation], label_column)) <= {-1, None}:
-        held_out = validation  # the test part was published without labels
+    unlabelled = held_out == "test" and set(_values(splits["test"], label_column)) <= {-1, None}
+    if unlabelled and validation:
+        held_out = validation
     columns = (image_column, label_column)
     train, bad = _labelled(datasets, splits["train"], "train", columns, names, on_bad_image)
     if held_out is None:

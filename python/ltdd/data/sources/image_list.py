@@ -73,11 +73,13 @@ def image_list(place: str, on_bad_image: OnBadImage) -> Parts:
 
 
 def _lists(place: str) -> tuple[list[Path], Path | None]:
-    """Split ``TRAIN[,TEST][@ROOT]``; the name of one existing list may hold any character."""
+    """Split ``TRAIN[,TEST][@ROOT]``; names of existing lists may hold commas and at signs."""
     whole = Path(place).expanduser()
     if whole.is_file():
         return [whole], None
-    names, _, root = place.partition("@")
+    names, root = place, ""
+    if "@" in place and not all(Path(n).expanduser().is_file() for n in place.split(",")):
+        names, _, root = place.rpartition("@")
     lists = [Path(name).expanduser() for name in names.split(",")]
     if len(lists) > 2:
         raise UserError(f"expected list:TRAIN[,TEST][@ROOT], got {len(lists)} lists in {place!r}")
