@@ -12,7 +12,7 @@ import pytest
 import torch
 from data.refusal import refused
 
-from ltdd.data import images as images_module
+from ltdd.data import arrays as arrays_module
 from ltdd.data.datasets import load_data
 from ltdd.errors import UserError
 
@@ -79,7 +79,7 @@ def test_a_cut_is_read_in_a_stream_of_blocks(
     }
     path = tmp_path / "a.npz"
     np.savez_compressed(path, **given)
-    monkeypatch.setattr(images_module, "BLOCK_BYTES", 7 * 4 * 8 * 8 * 3)  # seven images
+    monkeypatch.setattr(arrays_module, "BLOCK_BYTES", 7 * 4 * 8 * 8 * 3)  # seven images
     data = load_data(f"npz:{path}", 10)
     assert data.counts == (100, 10)
     # Positions of the published rule, class by class, in drawn order.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -25,8 +25,6 @@ BLOCK_BYTES = 16 << 20
 
 _LISTED = 10  # images that one message names
 _MOST_IN_BLOCK = 1024  # images in flight
-_HELD_OUT_SHARE = 5
-_HELD_OUT_SEED = 0
 
 
 class Images(Protocol):
@@ -184,130 +182,3 @@ class Pictures(ABC):
 
 def _decode_small(image: Image.Image) -> None:
     pixels_of(image, 8, 3)
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Images that are in memory already.
-
-    Attributes:
-        array: uint8 (N, C, H, W).
-        part: ``train`` or ``test``, for `name`.
-        positions: which of them, and in which order; None for all.
-    """
-
-    array: UInt8Array
-    part: str
-    positions: IntArray | None = None
-
-    def __len__(self) -> int:
-        return len(self.array if self.positions is None else self.positions)
-
-    def take(self, positions: IntArray) -> Arrays:
-        """As `Images.take`."""
-        return replace(self, positions=self._indices(positions))
-
-    def headers(self) -> set[Header]:
-        """As `Images.headers`."""
-        _, channels, height, width = self.array.shape
-        return {Header(width, height, channels == 1)}
-
-    def ready(self, size: int, channels: int) -> UInt8Array | None:
-        """Return the array itself if it is what decoding would copy."""
-        as_wanted = self.array.shape[1:] == (channels, size, size)
-        return self.array if as_wanted and self.positions is None else None
-
-    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
-        """As `Images.blocks`, in order."""
-        at_once = images_at_once(self.array.shape[1:], size, channels)
-        for start in range(0, len(self), at_once):
-            positions = np.arange(start, min(start + at_once, len(self)))
-            yield positions, fit(self.array[self._indices(positions)], size, channels)
-
-    def identity(self) -> str | None:
-        """Nothing names arrays in memory."""
-        return None
-
-    def name(self, position: int) -> str:
-        """As `Images.name`."""
-        return f"{self.part} image {self._indices(np.array([position]))[0]}"
-
-    def _indices(self, positions: IntArray) -> IntArray:
-        return positions if self.positions is None else self.positions[positions]
-
-
-def images_at_once(shape: Sequence[int], size: int, channels: int) -> int:
-    """Return how many images of this shape make a block."""
-    # Resizing works in float32.
-    largest = 4 * max(int(np.prod(shape)), channels * size * size)
-    return max(1, BLOCK_BYTES // largest)
-
-
-def fit(images: UInt8Array, size: int, channels: int) -> UInt8Array:
-    """Crop arrays to the central square, resize them with antialiasing, repeat a grey channel.
-
-    Args:
-        images: uint8 (n, C, H, W).
-        size: side S in pixels.
-        channels: C, or 3 where C is 1.
-
-    Returns:
-        uint8 (n, channels, S, S).
-    """
-    height, width = images.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = images[:, :, top : top + side, left : left + side]
-    if side != size:
-        import torch
-
-        resized = torch.nn.functional.interpolate(
-            torch.from_numpy(np.ascontiguousarray(square)),
-            size=(size, size),
-            mode="bilinear",
-            antialias=True,
-        )
-        square = resized.numpy()
-    return np.ascontiguousarray(
-        square.repeat(channels, axis=1) if square.shape[1] < channels else square
-    )
-
-
-def hold_out(
-    images: Labelled, class_names: Sequence[str], where: str, instead: str
-) -> tuple[Labelled, Labelled, str]:
-    """Split a balanced test part off: a fifth of the smallest class, at least one of every class.
-
-    Args:
-        images: all images.
-        class_names: names in class order.
-        where: the place of the images, for messages.
-        instead: what the user may give so that nothing is held out.
-
-    Returns:
-        The rest, the test part, and a note that says what was done.
-
-    Raises:
-        UserError: a class has one image only.
-    """
-    counts = np.bincount(images.labels, minlength=len(class_names))
-    smallest = int(counts.argmin())
-    if counts[smallest] < 2:
-        raise UserError(
-            f"expected at least 2 images of every class to hold one out for testing, got "
-            f"{counts[smallest]} in {where}/{class_names[smallest]}; or give {instead}"
-        )
-    per_class = max(1, int(counts[smallest]) // _HELD_OUT_SHARE)
-    train, test = held_out_positions(images.labels, per_class)
-    note = f"{where} has no test part: {per_class} of every class held out for it"
-    return images.take(train), images.take(test), note
-
-
-def held_out_positions(labels: IntArray, per_class: int) -> tuple[IntArray, IntArray]:
-    """Split positions into a rest and a balanced held-out part, both in order."""
-    held_out = np.zeros(len(labels), dtype=bool)
-    generator = np.random.default_rng(_HELD_OUT_SEED)
-    for class_id in range(int(labels.max()) + 1):
-        positions = np.flatnonzero(labels == class_id)
-        held_out[generator.permutation(positions)[:per_class]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

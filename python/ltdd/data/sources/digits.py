@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltdd.data.images import Arrays, Labelled, Parts, held_out_positions
+from ltdd.data.arrays import Arrays
+from ltdd.data.held_out import held_out_positions
+from ltdd.data.images import Labelled, Parts
 
 _TEST_PER_CLASS = 50
 

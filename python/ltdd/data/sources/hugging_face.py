@@ -20,7 +20,8 @@ from PIL import Image
 from ltdd.config import OnBadImage
 from ltdd.data.decoded import cache_folder
 from ltdd.data.decoding import opened
-from ltdd.data.images import IntArray, Labelled, Parts, Pictures, hold_out
+from ltdd.data.held_out import hold_out
+from ltdd.data.images import IntArray, Labelled, Parts, Pictures
 from ltdd.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "class")

@@ -9,8 +9,9 @@ import numpy as np
 from ltdd.config import OnBadImage
 from ltdd.data.archives import is_archive, unpacked
 from ltdd.data.decoded import cache_folder
+from ltdd.data.held_out import hold_out
 from ltdd.data.image_files import Files, class_folders, list_files
-from ltdd.data.images import Labelled, Parts, hold_out
+from ltdd.data.images import Labelled, Parts
 from ltdd.errors import UserError
 
 
