@@ -6,7 +6,14 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from ltdd.metrics import GROUPS, accuracy_report, confusion_matrix, summarize
+from ltdd.metrics import (
+    GROUPS,
+    accuracy_report,
+    augmentation_robust_score,
+    confusion_matrix,
+    label_robust_score,
+    summarize,
+)
 
 COUNTS = [500, 300, 150, 90, 50, 21, 20, 9, 3, 1]
 
@@ -81,6 +88,30 @@ def test_summary_is_mean_and_sample_deviation() -> None:
 def test_one_network_has_no_spread() -> None:
     summary = summarize([accuracy_report(*draw(0), COUNTS)])
     assert (summary["accuracy"]["std"], summary["accuracy"]["n"]) == (0.0, 1)
+
+
+def test_robust_scores_run_from_0_to_1() -> None:
+    best = label_robust_score([0.0], [1.0], [1.0], [0.0])
+    worst = label_robust_score([1.0], [0.0], [0.0], [1.0])
+    assert (best["lrs"]["mean"], worst["lrs"]["mean"]) == (pytest.approx(1), pytest.approx(0))
+    best = augmentation_robust_score([1.0], [0.0], [1.0], [0.0])
+    worst = augmentation_robust_score([0.0], [1.0], [0.0], [1.0])
+    assert (best["ars"]["mean"], worst["ars"]["mean"]) == (pytest.approx(1), pytest.approx(0))
+
+
+def test_robust_scores_by_hand() -> None:
+    # a = 0.5 * 0.2 - 0.5 * 0.5 = -0.15 and b = 0.3 * 0.2 + 0.7 * 0.1 = 0.13
+    scores = label_robust_score([0.9, 0.9], [0.4, 0.4], [0.6, 0.6], [0.4, 0.4])
+    assert scores["lrs"]["mean"] == pytest.approx((np.e**-0.15 - 1 / np.e) / (np.e - 1 / np.e))
+    assert scores["lrs"]["n"] == 2
+    assert scores["hlr"]["mean"] == pytest.approx(0.5)
+    assert scores["ior"]["mean"] == pytest.approx(0.2)
+    scores = augmentation_robust_score([0.6], [0.4], [0.5], [0.4], weight=0.3)
+    assert scores["ars"]["mean"] == pytest.approx((np.e**0.13 - 1 / np.e) / (np.e - 1 / np.e))
+    with pytest.raises(ValueError, match="at least one round"):
+        label_robust_score([], [], [], [])
+    with pytest.raises(ValueError, match="longer"):
+        label_robust_score([0.5], [0.5, 0.4], [0.5, 0.4], [0.5, 0.4])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ltdd import pipeline
 from ltdd.artifacts import read_events, read_json, read_stage
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.errors import UserError
+from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
 
 TINY = DistillConfig(
     data="digits",
@@ -154,6 +155,70 @@ def test_other_initializations_and_an_own_teacher(tmp_path: Path, method: str) -
     results = pipeline.distill(config, tmp_path / method, quiet=True)
     assert results["teacher"]["arch"] == "convnet3"
     assert results["observer"]["arch"] == "convnet3_bn"
+
+
+def test_runs_share_results_through_a_pool_and_stay_complete(run: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(run / "stages", pool)
+    before = {path.name: path.stat().st_mtime_ns for path in pool.iterdir()}
+    settings = dataclasses.replace(
+        TINY,
+        relabeling=dataclasses.replace(TINY.relabeling, calibration="adsa"),
+        evaluation=dataclasses.replace(TINY.evaluation, baselines=("random_real",)),
+    )
+    results = pipeline.distill(settings, tmp_path / "out", quiet=True, pool=pool)
+    events = read_events(tmp_path / "out/events.jsonl")
+    computed = [e["stage"] for e in events if e["event"] == "stage_end" and not e["reused"]]
+    assert computed == ["relabeling", "evaluation", "evaluation"]  # tau, and students of its labels
+    assert {path.name for path in (tmp_path / "out/stages").iterdir()} == set(results["files"])
+    new = {path.name for path in pool.iterdir()} - set(before)
+    assert len(new) == 3
+    assert new < set(results["files"])
+    assert {name: (pool / name).stat().st_mtime_ns for name in before} == before
+    assert results["baselines"] == {
+        "random_real": read_json(run / "results.json")["baselines"]["random_real"]
+    }
+    shutil.rmtree(pool)
+    pipeline.evaluate(tmp_path / "out", "convnet3", 1, "fkd", quiet=True)
+
+
+def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plain = ltdd.load(run)
+    settings = dataclasses.replace(
+        TINY,
+        relabeling=dataclasses.replace(TINY.relabeling, calibration="adsa"),
+        evaluation=dataclasses.replace(TINY.evaluation, seeds=1, baselines=()),
+    )
+    results = pipeline.distill(settings, out, quiet=True, pool=run / "stages")
+    tau = results["calibration"]["tau"]
+    assert 0 < tau <= 2  # two epochs do not unlearn an imbalance of 50
+    calibrated = ltdd.load(out)
+    assert calibrated.manifest["student_recipe"]["calibration_tau"] == tau
+    assert torch.equal(calibrated.images, plain.images)
+    prior = torch.tensor(results["counts"]).double()
+    shift = tau * (prior / prior.sum()).log()
+    torch.testing.assert_close(calibrated.logits, plain.logits - shift.float())
+    online = pipeline.evaluate(out, "convnet3", 1, "online", quiet=True)
+    assert online["student"]["accuracy"] == results["student"]["accuracy"]  # of `fkd` labels
+
+
+def test_robust_scores_come_from_their_baselines(run: Path) -> None:
+    results = pipeline.evaluate(
+        run, "convnet3", 2, "fkd", quiet=True, baselines=[*LRS_BASELINES, *ARS_BASELINES]
+    )
+    ours = results["student"]["accuracy"]["mean"]
+    means = {name: row["accuracy"]["mean"] for name, row in results["baselines"].items()}
+    lrs, ars = results["robustness"]["lrs"], results["robustness"]["ars"]
+    assert lrs["hlr"]["mean"] == pytest.approx(means["full_long_tailed"] - means["distilled_hard"])
+    assert lrs["ior"]["mean"] == pytest.approx(ours - means["random_real_soft"])
+    assert ars["augmented"]["mean"] == pytest.approx(lrs["ior"]["mean"])
+    assert ars["unaugmented"]["mean"] == pytest.approx(
+        means["distilled_unaugmented"] - means["random_real_unaugmented"]
+    )
+    assert 0 < lrs["lrs"]["mean"] < 1
+    assert 0 < ars["ars"]["mean"] < 1
+    assert read_json(run / "results.json")["robustness"] == {}
 
 
 def test_an_observer_without_batch_norm_fails_before_any_work(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from ltdd.files import (
     read_sealed_tensors,
     read_tensors,
     remove_leftovers,
+    write_bytes,
     write_json,
     write_sealed_tensors,
     write_tensors,
@@ -67,6 +68,8 @@ class StageStore:
 
     Args:
         root: the run folder; files go to ``root/stages/<stage>-<start of key>.safetensors``.
+        pool: folder of results that several runs share. What a run computes is linked into it, and
+            what it needs is linked from it, so every run folder stays complete by itself.
 
     Example:
         >>> import tempfile, torch
@@ -78,8 +81,8 @@ class StageStore:
         'resnet18'
     """
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "stages"
+    def __init__(self, root: Path, pool: Path | None = None) -> None:
+        self.folder, self.pool = root / "stages", pool
 
     def path(self, stage: str, key: str) -> Path:
         """Return the file of a stage's result, present or not."""
@@ -91,18 +94,39 @@ class StageStore:
         Raises:
             UserError: the file is there and damaged.
         """
-        path = self.path(stage, key)
+        own = self.path(stage, key)
+        shared = own if self.pool is None else self.pool / own.name
+        path = own if own.exists() else shared
         if not path.exists():
             return None
         stored = read_stage(path)
-        return (stored.tensors, stored.meta) if stored.key == key else None
+        if stored.key != key:
+            return None
+        _link(path, own)
+        return stored.tensors, stored.meta
 
     def put(
         self, stage: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
     ) -> None:
         """Store a finished stage; ``meta`` is JSON-like."""
         metadata = {"key": key, "meta": canonical_json(dict(meta))}
-        write_sealed_tensors(self.path(stage, key), tensors, metadata)
+        path = self.path(stage, key)
+        write_sealed_tensors(path, tensors, metadata)
+        if self.pool is not None:
+            _link(path, self.pool / path.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make a file appear in a second folder; it is only ever replaced, so both stay right."""
+    if target.exists():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, target)
+    except FileExistsError:
+        pass  # another run was quicker with the same result
+    except OSError:  # another disk, or one without links
+        write_bytes(target, source.read_bytes())
 
 
 @dataclass(frozen=True)

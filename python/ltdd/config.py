@@ -119,9 +119,12 @@ class RecoveryConfig:
 class RelabelingConfig:
     """Soft labels from the teacher."""
 
-    labels: Literal["static", "fkd", "online"] = "fkd"
+    labels: Labels = "fkd"
     """`static`: one logit vector per image; `fkd`: logits of every augmented view, replayed from
-    seeds; `online`: the teacher labels each view while the student trains."""
+    seeds; `online`: the teacher labels each view while the student trains; `hard`: classes only."""
+    calibration: Literal["none", "adsa"] = "none"
+    """`adsa` takes the class prior out of all soft labels, as far as makes the teacher equally sure
+    of every class of the distilled images (arXiv:2511.17914)."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ class EvaluationConfig:
     full_epochs: int | None = None
     """Epochs of the `full_long_tailed` baseline over the long-tailed images; None: as experts."""
     baselines: tuple[str, ...] = ("random_real", "full_long_tailed")
-    """Baselines trained beside the student: `random_real`, `full_long_tailed`."""
+    """Baselines trained beside the student: `random_real` and `full_long_tailed`; for LRS also
+    `distilled_hard` and `random_real_soft`, for ARS the latter, `distilled_unaugmented` and
+    `random_real_unaugmented`."""
 
 
 STAGES: Mapping[str, type] = {
@@ -262,7 +267,14 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "evaluation.crop_min_scale": (1e-3, 1),
     "evaluation.ema_decay": (0, 1 - 1e-9),
 }
-BASELINES = ("random_real", "full_long_tailed")
+BASELINES = (
+    "random_real",
+    "full_long_tailed",
+    "random_real_soft",
+    "distilled_hard",
+    "distilled_unaugmented",
+    "random_real_unaugmented",
+)
 
 
 def check(config: DistillConfig) -> None:

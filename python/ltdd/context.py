@@ -51,6 +51,7 @@ class Context:
         quiet: bool,
         stored: frozenset[str] = frozenset(),
         checkpoint_seconds: float = DEFAULT_SECONDS,
+        pool: Path | None = None,
     ) -> Context:
         """Prepare a run.
 
@@ -61,6 +62,7 @@ class Context:
             quiet: no progress output.
             stored: names of stages that must be found in the folder, never computed.
             checkpoint_seconds: time between two saves of an unfinished stage.
+            pool: folder of stage results shared with other runs.
         """
         log = EventLog(out / "events.jsonl")
         runtime = Runtime.from_config(config, log, quiet)
@@ -76,7 +78,7 @@ class Context:
             "precision": runtime.precision,
             "device": runtime.device.type,
         }
-        stages = StageRunner(out, common, runtime, log, stored, checkpoint_seconds)
+        stages = StageRunner(out, common, runtime, log, stored, checkpoint_seconds, pool)
         return cls(config, data, out, log, runtime, stages)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,91 @@ def summarize(reports: Sequence[Mapping[str, Any]]) -> Report:
     per_class = torch.tensor([report["per_class"] for report in reports], dtype=torch.float64)
     summary["per_class"] = per_class.mean(dim=0).tolist()
     return summary
+
+
+def label_robust_score(
+    real_hard: Sequence[float],
+    distilled_hard: Sequence[float],
+    distilled: Sequence[float],
+    random: Sequence[float],
+    weight: float = 0.5,
+) -> Report:
+    """Return the label-robust score LRS of DD-Ranking (arXiv:2505.13300).
+
+    ::
+
+        HLR = real_hard - distilled_hard        hard-label recovery, the smaller the better
+        IOR = distilled - random                improvement over random images
+        LRS = (e^a - e^-1) / (e - e^-1),  a = weight * IOR - (1 - weight) * HLR
+
+    It asks how much of an accuracy comes from the images and not from the teacher's labels.
+
+    Args:
+        real_hard: Accuracies, fractions of 1, of networks trained on all real images with class
+            labels; one per round, as all that follow.
+        distilled_hard: Trained on the distilled images with class labels.
+        distilled: Trained on the distilled images as the method wants it.
+        random: Trained in the same way on as many random real images, labelled likewise.
+        weight: Share of IOR, 0..1.
+
+    Returns:
+        `lrs` between 0 and 1, `hlr` and `ior`, each `{"mean", "std", "n"}` over the rounds.
+
+    Raises:
+        ValueError: the numbers of rounds differ, or there is none.
+    """
+    rounds = list(zip(real_hard, distilled_hard, distilled, random, strict=True))
+    hlr = [real - hard for real, hard, _, _ in rounds]
+    ior = [ours - theirs for _, _, ours, theirs in rounds]
+    lrs = [_unit(weight * i - (1 - weight) * h) for h, i in zip(hlr, ior, strict=True)]
+    return _summaries("label_robust_score", lrs=lrs, hlr=hlr, ior=ior)
+
+
+def augmentation_robust_score(
+    distilled: Sequence[float],
+    random: Sequence[float],
+    distilled_unaugmented: Sequence[float],
+    random_unaugmented: Sequence[float],
+    weight: float = 0.5,
+) -> Report:
+    """Return the augmentation-robust score ARS of DD-Ranking (arXiv:2505.13300).
+
+    ::
+
+        ARS = (e^b - e^-1) / (e - e^-1)
+        b = weight * (distilled - random) + (1 - weight) * (the same without augmentation)
+
+    Args:
+        distilled: Accuracies, fractions of 1, of networks trained on the distilled images, one per
+            round, as all that follow.
+        random: Trained in the same way on as many random real images.
+        distilled_unaugmented: As `distilled`, without augmentation.
+        random_unaugmented: As `random`, without augmentation.
+        weight: Share of the augmented difference, 0..1.
+
+    Returns:
+        `ars` between 0 and 1, and the differences `augmented` and `unaugmented`, each
+        `{"mean", "std", "n"}` over the rounds.
+
+    Raises:
+        ValueError: the numbers of rounds differ, or there is none.
+    """
+    augmented = [ours - theirs for ours, theirs in zip(distilled, random, strict=True)]
+    bare = [a - b for a, b in zip(distilled_unaugmented, random_unaugmented, strict=True)]
+    pairs = zip(augmented, bare, strict=True)
+    ars = [_unit(weight * with_ + (1 - weight) * without) for with_, without in pairs]
+    return _summaries("augmentation_robust_score", ars=ars, augmented=augmented, unaugmented=bare)
+
+
+def _unit(advantage: float) -> float:
+    """Map -1..1 to 0..1, steeper towards the top."""
+    return (math.exp(advantage) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def _summaries(what: str, **values: Sequence[float]) -> Report:
+    if not all(values.values()):
+        raise ValueError(f"{what}: expected at least one round, got none")
+    return {name: _mean_and_std(rounds) for name, rounds in values.items()}
 
 
 def _mean_and_std(values: Sequence[float]) -> dict[str, float | int]:

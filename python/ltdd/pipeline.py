@@ -11,6 +11,7 @@ one stopped.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from torch import Tensor, nn
 
 from ltdd import provenance
 from ltdd.artifacts import fingerprint, load, open_run, record_files, save_distilled, write_json
+from ltdd.calibration import calibration_strength, label_shift
 from ltdd.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, Labels, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
 from ltdd.observation import batch_norm_layers
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.runtime import Runtime, resolve_device
-from ltdd.scoring import Distillation, score, to_uint8
+from ltdd.scoring import Distillation, score, static_logits, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.statistics import calibrate_statistics
@@ -48,6 +49,7 @@ def distill(
     quiet: bool = False,
     checkpoint_seconds: float = DEFAULT_SECONDS,
     on_bad_image: OnBadImage = "fail",
+    pool: Path | None = None,
 ) -> dict[str, Any]:
     """Distill a long-tailed image set into ``config.ipc`` images a class, and evaluate them.
 
@@ -60,6 +62,7 @@ def distill(
         quiet: no progress output.
         checkpoint_seconds: time between two saves of an unfinished stage; 0 saves after every step.
         on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
+        pool: folder of stage results shared with other runs; the run folder holds what it needs.
 
     Returns:
         The content of ``results.json``; accuracies are fractions of 1.
@@ -80,7 +83,7 @@ def distill(
             print(describe(data), flush=True)
         origin = provenance.collect(preset)
         context = Context.create(
-            config, data, out, quiet=quiet, checkpoint_seconds=checkpoint_seconds
+            config, data, out, quiet=quiet, checkpoint_seconds=checkpoint_seconds, pool=pool
         )
         for left_out in data.left_out:
             context.log.write("bad_image", file=left_out)
@@ -105,28 +108,50 @@ def evaluate(
     quiet: bool = False,
     on_bad_image: OnBadImage = "fail",
     data: LongTailedData | None = None,
+    baselines: Sequence[str] = (),
 ) -> dict[str, Any]:
+    """Do `evaluate_all` for one architecture and return its results."""
+    every = evaluate_all(out, [student], seeds, labels, quiet, on_bad_image, data, baselines)
+    return every[student]
+
+
+def evaluate_all(
+    out: Path,
+    students: Sequence[str],
+    seeds: int,
+    labels: Labels,
+    quiet: bool = False,
+    on_bad_image: OnBadImage = "fail",
+    data: LongTailedData | None = None,
+    baselines: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
     """Train other students on a finished run and write ``evaluations/<student>-<labels>.json``.
 
     Args:
         out: folder of a finished run.
-        student: architecture.
-        seeds: number of students.
+        students: architectures.
+        seeds: number of students of each.
         labels: ``static``, ``fkd``, ``online`` or ``hard``.
         quiet: no progress output.
         on_bad_image: as the run was made with.
         data: those the run was made from, where they were given to `distill`.
+        baselines: what each architecture is compared with, as in ``evaluation.baselines``.
 
     Returns:
-        The same structure as ``results.json``, without baselines.
+        For each architecture the same structure as ``results.json``.
 
     Raises:
         UserError: the folder holds no finished run, or its data are no longer the same.
     """
     stored = load(out).manifest
     config = DistillConfig.from_dict(stored["config"])
-    evaluation = dataclasses.replace(config.evaluation, student=student, seeds=seeds, baselines=())
-    asked = dataclasses.replace(config, evaluation=evaluation)
+    settings = [
+        dataclasses.replace(
+            config.evaluation, student=student, seeds=seeds, baselines=tuple(baselines)
+        )
+        for student in students
+    ]
+    asked = [dataclasses.replace(config, evaluation=evaluation) for evaluation in settings]
     if data is None:
         data = load_source(config, on_bad_image, quiet)
     if data.split_sha256 != stored["split_sha256"]:
@@ -134,14 +159,19 @@ def evaluate(
             f"evaluate: expected the data of split {stored['split_sha256'][:12]}, "
             f"got split {data.split_sha256[:12]} from {config.data}"
         )
-    check_networks(asked, data)
+    for wanted in asked:
+        check_networks(wanted, data)
+    found = {}
     with open_run(out, config.to_dict(), data.split_sha256):
         origin = provenance.collect(None)
-        context = Context.create(asked, data, out, quiet=quiet, stored=BUILDING_STAGES)
-        results = score(context, build(context), student, labels)
-        results["provenance"] = origin
-        write_json(out / "evaluations" / f"{student}-{labels}.json", results)
-    return results
+        for wanted in asked:
+            student = wanted.evaluation.student
+            context = Context.create(wanted, data, out, quiet=quiet, stored=BUILDING_STAGES)
+            results = score(context, build(context), student, labels)
+            results["provenance"] = origin
+            write_json(out / "evaluations" / f"{student}-{labels}.json", results)
+            found[student] = results
+    return found
 
 
 def load_source(config: DistillConfig, on_bad_image: OnBadImage, quiet: bool) -> LongTailedData:
@@ -198,12 +228,39 @@ def build(context: Context) -> Distillation:
     )
     images = to_uint8(recovered["images"])
     images_key = fingerprint([recovered_key, teacher_key])
+    logits_key = stages.key("relabeling", {"labels": "static"}, [images_key])
     logits = stages.run(
         "relabeling",
-        stages.key("relabeling", {"labels": "static"}, [images_key]),
+        logits_key,
         lambda runtime: {"logits": static_logits(context, teacher, images, runtime)},
     )["logits"]
-    return Distillation(observer, teacher, images, images_key, initial["labels"], logits)
+    tau = calibrate_labels(context, logits, initial["labels"], logits_key)
+    shift = label_shift(tau, context.data.counts)
+    return Distillation(
+        observer,
+        teacher,
+        teacher_key,
+        images,
+        images_key,
+        initial["labels"],
+        logits - shift,
+        tau,
+        shift,
+    )
+
+
+def calibrate_labels(context: Context, logits: Tensor, labels: Tensor, logits_key: str) -> float:
+    """Return the strength of the label calibration, 0 if none is wanted."""
+    method, counts = context.config.relabeling.calibration, context.data.counts
+    if method == "none":
+        return 0.0
+    key = context.stages.key("relabeling", {"calibration": method}, [logits_key])
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        tau = calibration_strength(logits, labels, counts)
+        return {"tau": torch.tensor(tau, dtype=torch.float64)}
+
+    return float(context.stages.run("relabeling", key, compute)["tau"])
 
 
 def fair_statistics(
@@ -248,15 +305,6 @@ def initial_images(
     return context.stages.run("initialization", key, compute), key
 
 
-def static_logits(context: Context, teacher: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:
-    """Return one logit vector an image; it travels with the set, so in full precision.
-
-    It is stored like every result: another number of threads would round it differently.
-    """
-    exact = dataclasses.replace(runtime, precision="fp32")
-    return predict_logits(teacher, images, context.mean, context.std, exact)
-
-
 def publish(context: Context, made: Distillation) -> None:
     """Write the distilled set and its manifest."""
     config, data = context.config, context.data
@@ -271,7 +319,12 @@ def publish(context: Context, made: Distillation) -> None:
         normalization=(data.mean, data.std),
         config=config.to_dict(),
         student_recipe=dataclasses.asdict(config.evaluation)
-        | {"labels": config.relabeling.labels, "horizontal_flip": config.horizontal_flip},
+        | {
+            "labels": config.relabeling.labels,
+            "calibration": config.relabeling.calibration,
+            "calibration_tau": made.tau,
+            "horizontal_flip": config.horizontal_flip,
+        },
     )
 
 

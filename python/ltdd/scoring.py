@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from ltdd.config import EvaluationConfig, ExpertsConfig, InitializationConfig
 from ltdd.context import Context
 from ltdd.data.long_tail import accuracy_groups
-from ltdd.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.data.views import ViewSchedule
+from ltdd.inference import predict_logits
+from ltdd.metrics import (
+    accuracy_report,
+    augmentation_robust_score,
+    confusion_matrix,
+    label_robust_score,
+    summarize,
+)
 from ltdd.runtime import Runtime
 from ltdd.stages.evaluation import (
     LabelSource,
@@ -32,18 +41,51 @@ class Distillation:
     Attributes:
         observer: network whose statistics were matched.
         teacher: network that gives soft labels.
+        teacher_key: hash of everything that decided the teacher.
         images: uint8 (M, C, H, W).
         images_key: hash of everything that decided images and teacher.
         labels: int64 (M,).
-        logits: float32 (M, K), the teacher's, of the un-augmented images.
+        logits: float32 (M, K), the teacher's, of the un-augmented images, calibrated.
+        tau: strength of the label calibration, 0 without.
+        shift: float32 (K,), what calibration subtracts from the teacher's logits.
     """
 
     observer: nn.Module
     teacher: nn.Module
+    teacher_key: str
     images: Tensor
     images_key: str
     labels: Tensor
     logits: Tensor
+    tau: float
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What students of a kind learn from.
+
+    Attributes:
+        real: random real images instead of the distilled ones.
+        hard: class labels instead of the kind of labels that was asked for.
+        augmented: views of the recipe instead of the bare images.
+    """
+
+    real: bool = False
+    hard: bool = False
+    augmented: bool = True
+
+
+COMPARISONS: Mapping[str, Comparison] = {
+    "student": Comparison(),
+    "random_real": Comparison(real=True, hard=True),
+    "random_real_soft": Comparison(real=True),
+    "distilled_hard": Comparison(hard=True),
+    "distilled_unaugmented": Comparison(augmented=False),
+    "random_real_unaugmented": Comparison(real=True, augmented=False),
+}
+LRS_BASELINES = ("full_long_tailed", "distilled_hard", "random_real_soft")
+ARS_BASELINES = ("random_real_soft", "distilled_unaugmented", "random_real_unaugmented")
 
 
 def score(context: Context, made: Distillation, student: str, labels: str) -> dict[str, Any]:
@@ -56,34 +98,37 @@ def score(context: Context, made: Distillation, student: str, labels: str) -> di
         labels: what they learn from.
     """
     config, data = context.config, context.data
-    source = label_source(context, made, labels)
     label_bytes = made.logits.numel() * made.logits.element_size()
     if labels == "fkd":
         label_bytes += fkd_bytes(config.evaluation.epochs, *made.logits.shape)
     predictions = {
-        "student": students(context, made, "student", made.images, source, labels),
+        "student": students(context, made, "student", labels),
         "teacher": context.predict(made.teacher)[None],
         "observer": context.predict(made.observer)[None],
     }
-    if "random_real" in config.evaluation.baselines:
-        settings = InitializationConfig(method="random_real")
-        real = initialize_images(made.teacher, data, config.ipc, settings, context.runtime)
-        images = to_uint8(real.images)
-        predictions["random_real"] = students(context, made, "random_real", images, None, "hard")
-    if "full_long_tailed" in config.evaluation.baselines:
-        model, _ = context.expert("full_long_tailed", student, plain_training(context))
-        predictions["full_long_tailed"] = context.predict(model)[None]
-    scores = {
-        who: summarize([accuracy_report(p, data.test_labels, data.counts) for p in rows])
+    for name in config.evaluation.baselines:
+        if name == "full_long_tailed":
+            model, _ = context.expert(name, student, plain_training(context))
+            predictions[name] = context.predict(model)[None]
+        else:
+            predictions[name] = students(context, made, name, labels)
+    reports = {
+        who: [accuracy_report(p, data.test_labels, data.counts) for p in rows]
         for who, rows in predictions.items()
     }
+    scores = {who: summarize(rows) for who, rows in reports.items()}
     return {
         "student": scores["student"]
         | {"arch": student, "labels": labels, "epochs": config.evaluation.epochs},
         "teacher": scores["teacher"] | {"arch": config.experts.teacher_name},
         "observer": scores["observer"] | {"arch": config.experts.observer},
         "baselines": {name: scores[name] for name in config.evaluation.baselines},
+        "robustness": robustness(
+            {who: [report["accuracy"] for report in rows] for who, rows in reports.items()}
+        ),
+        "calibration": {"method": config.relabeling.calibration, "tau": made.tau},
         "stages": context.stages.costs,
+        "files": context.stages.files,
         "bytes": {"images": made.images.numel(), "labels": label_bytes},
         "ipc": config.ipc,
         "groups": dataclasses.asdict(accuracy_groups(data.counts)),
@@ -98,26 +143,30 @@ def score(context: Context, made: Distillation, student: str, labels: str) -> di
     }
 
 
-def label_source(context: Context, made: Distillation, labels: str) -> LabelSource | None:
-    """Stage 5: return the teacher's labels of the given kind; ``hard`` has none."""
-    if labels == "hard":
-        return None
-    if labels == "static":
-        return static_labels(made.logits)
-    if labels == "online":
-        return online_labels(made.teacher, context.runtime)
-    schedule = context.views()
-    key = context.stages.key("relabeling", view_settings(schedule.config), [made.images_key])
-    table = context.stages.run(
-        "relabeling",
-        key,
-        lambda runtime: {
-            "logits": label_views(
-                made.images, made.teacher, schedule, context.mean, context.std, runtime
-            )
-        },
-    )["logits"]
-    return fkd_labels(table)
+def robustness(accuracies: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return LRS and ARS as far as the baselines that they compare with were trained.
+
+    Deviation from DD-Ranking: "real" is the long-tailed training set the images were distilled
+    from; class labels come with the recipe's augmentation; all networks share the recipe's learning
+    rate and are measured after the last epoch instead of at their best.
+    """
+    known, student = accuracies, accuracies["student"]
+    found: dict[str, Any] = {}
+    if all(name in known for name in LRS_BASELINES):
+        found["lrs"] = label_robust_score(
+            known["full_long_tailed"] * len(student),
+            known["distilled_hard"],
+            student,
+            known["random_real_soft"],
+        )
+    if all(name in known for name in ARS_BASELINES):
+        found["ars"] = augmentation_robust_score(
+            student,
+            known["random_real_soft"],
+            known["distilled_unaugmented"],
+            known["random_real_unaugmented"],
+        )
+    return found
 
 
 def plain_training(context: Context) -> ExpertsConfig:
@@ -126,19 +175,27 @@ def plain_training(context: Context) -> ExpertsConfig:
     return dataclasses.replace(experts, loss="ce", epochs=epochs or experts.epochs)
 
 
-def students(
-    context: Context,
-    made: Distillation,
-    who: str,
-    images: Tensor,
-    source: LabelSource | None,
-    labels: str,
-) -> Tensor:
-    """Return the test predictions (seeds, N) of students trained on the images."""
-    schedule, config = context.views(), context.config
-    settings = dataclasses.asdict(config.evaluation)
+def students(context: Context, made: Distillation, who: str, labels: str) -> Tensor:
+    """Return the test predictions (seeds, N) of students.
+
+    Args:
+        context: of the run.
+        made: the distilled set and its experts.
+        who: one of `COMPARISONS`.
+        labels: the kind that the run's students learn from.
+    """
+    config, compared = context.config, COMPARISONS[who]
+    schedule = context.views() if compared.augmented else bare_views(context)
+    images = random_real_images(context, made) if compared.real else made.images
+    if compared.hard:
+        labels = "hard"
+    elif not compared.augmented and labels != "hard":
+        labels = "static"  # the labels of bare images, whoever gives them and when
+    source, upstream = label_source(context, made, compared, images, schedule, labels)
+    settings = dataclasses.asdict(schedule.config)
     recipe = {k: v for k, v in settings.items() if k not in ("seeds", "baselines", "full_epochs")}
-    upstream = [made.images_key] if who == "student" else []
+    if labels != "hard" and config.relabeling.calibration != "none":
+        recipe["calibration"] = config.relabeling.calibration
     rows = []
     for number in range(config.evaluation.seeds):
         given = {"who": who, "number": number, "labels": labels, "ipc": config.ipc}
@@ -161,6 +218,89 @@ def students(
 
         rows.append(context.stages.run("evaluation", key, compute)["predictions"])
     return torch.stack(rows)
+
+
+def label_source(
+    context: Context,
+    made: Distillation,
+    compared: Comparison,
+    images: Tensor,
+    schedule: ViewSchedule,
+    labels: str,
+) -> tuple[LabelSource | None, list[str]]:
+    """Stage 5: return labels of the given kind for some images, and what decided both.
+
+    ``hard`` has no source. Stored labels are the teacher's own; calibration is applied when they
+    are read, so that it needs no second table.
+    """
+    stages = context.stages
+    if labels == "hard":
+        return None, [] if compared.real else [made.images_key]
+    upstream: list[str] = [made.images_key]
+    whose: dict[str, Any] = {}
+    if compared.real:
+        upstream, whose = [made.teacher_key], {"who": "random_real", "ipc": context.config.ipc}
+    # The strength of the calibration comes from the distilled images, whatever it is applied to.
+    calibrated = context.config.relabeling.calibration != "none"
+    decided_by = [*upstream, made.images_key] if compared.real and calibrated else upstream
+    if labels == "online":
+        return shifted(online_labels(made.teacher, context.runtime), made.shift), decided_by
+    if labels == "static":
+        logits = made.logits
+        if compared.real:
+            logits = stages.run(
+                "relabeling",
+                stages.key("relabeling", {"labels": "static"} | whose, upstream),
+                lambda runtime: {"logits": static_logits(context, made.teacher, images, runtime)},
+            )["logits"]
+            logits = logits - made.shift
+        return static_labels(logits), decided_by
+    table = stages.run(
+        "relabeling",
+        stages.key("relabeling", view_settings(schedule.config) | whose, upstream),
+        lambda runtime: {
+            "logits": label_views(
+                images, made.teacher, schedule, context.mean, context.std, runtime
+            )
+        },
+    )["logits"]
+    return shifted(fkd_labels(table), made.shift), decided_by
+
+
+def shifted(source: LabelSource, shift: Tensor) -> LabelSource:
+    """Subtract a shift (K,) from all logits of a source."""
+
+    def labels(epoch: int, start: int, view: Any, batch: Tensor) -> Tensor:
+        logits = source(epoch, start, view, batch)
+        return logits - shift.to(logits.device)
+
+    return labels
+
+
+def static_logits(context: Context, teacher: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:
+    """Return one logit vector an image; it travels with the set, so in full precision.
+
+    It is stored like every result: another number of threads would round it differently.
+    """
+    exact = dataclasses.replace(runtime, precision="fp32")
+    return predict_logits(teacher, images, context.mean, context.std, exact)
+
+
+def random_real_images(context: Context, made: Distillation) -> Tensor:
+    """Return as many real images as were distilled, uint8, drawn at random within each class."""
+    settings = InitializationConfig(method="random_real")
+    start = initialize_images(
+        made.teacher, context.data, context.config.ipc, settings, context.runtime
+    )
+    return to_uint8(start.images)
+
+
+def bare_views(context: Context) -> ViewSchedule:
+    """Return views that are the images themselves, in batches of changing order."""
+    plain = dataclasses.replace(
+        context.config.evaluation, crop_min_scale=1.0, cutmix=False, randaugment=False
+    )
+    return dataclasses.replace(context.views(), flip=False, config=plain)
 
 
 def view_settings(config: EvaluationConfig) -> dict[str, Any]:

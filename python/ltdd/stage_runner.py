@@ -29,9 +29,11 @@ class StageRunner:
         log: receives the start and the end of every stage.
         stored: names of stages that must be found in the folder, never computed.
         checkpoint_seconds: time between two saves of an unfinished stage.
+        pool: folder of results shared with other runs, see `StageStore`.
 
     Attributes:
         costs: stage -> ``seconds`` and ``peak_bytes``, those of the process that computed it.
+        files: name of every stored result that was used -> seconds it took to compute.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class StageRunner:
         log: EventLog,
         stored: frozenset[str],
         checkpoint_seconds: float,
+        pool: Path | None = None,
     ) -> None:
         self.costs: dict[str, dict[str, float]] = {}
-        self._store, self._runtime, self._log = StageStore(out), runtime, log
+        self.files: dict[str, float] = {}
+        self._store, self._runtime, self._log = StageStore(out, pool), runtime, log
         self._common = {"format": FORMAT, **common}
         self._stored, self._checkpoint_seconds = stored, checkpoint_seconds
 
@@ -84,6 +88,7 @@ class StageRunner:
         checkpoint.remove()
         interruption.stop_if_requested()
         self._log.write("stage_end", stage=name, reused=found is not None, **cost)
+        self.files[self._store.path(name, key).name] = cost["seconds"]
         total = self.costs.setdefault(name, {"seconds": 0.0, "peak_bytes": 0})
         total["seconds"] += cost["seconds"]
         total["peak_bytes"] = max(total["peak_bytes"], cost["peak_bytes"])

@@ -1,0 +1,83 @@
+"""Tables in Markdown, padded so that they are as readable in a terminal as on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+GROUP_COLUMNS = {
+    "accuracy": "overall",
+    "head": "head",
+    "medium": "medium",
+    "tail": "tail",
+    "many_shot": "many",
+    "medium_shot": "med. shot",
+    "few_shot": "few",
+}
+"""Field of an accuracy report -> title of its column."""
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; the first column is flush left, all others flush right.
+
+    Args:
+        header: titles of the columns.
+        rows: cells as text, as many in each row as there are titles.
+    """
+    lines = [header, *rows]
+    widths = [max(3, *(len(line[c]) for line in lines)) for c in range(len(header))]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def text(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join([text(header), text(rule), *(text(row) for row in rows)])
+
+
+def percent(score: Mapping[str, Any] | None) -> str:
+    """Return ``61.2 ± 0.4`` for a mean over several networks, ``61.2`` for one, - for none."""
+    if score is None:
+        return "-"
+    spread = f" ± {100 * score['std']:.1f}" if score["n"] > 1 else ""
+    return f"{100 * score['mean']:.1f}{spread}"
+
+
+def architecture_tables(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what students of several architectures reach: by groups, and class by class.
+
+    Args:
+        results: architecture -> content of ``results.json``.
+    """
+    first = next(iter(results.values()))
+    header = ["accuracy in %", *GROUP_COLUMNS.values()]
+    rows = [
+        [name, *(percent(row["student"].get(group)) for group in GROUP_COLUMNS)]
+        for name, row in results.items()
+    ]
+    rows.append(["teacher", *(percent(first["teacher"].get(group)) for group in GROUP_COLUMNS)])
+    classes = [
+        [name, str(count), *(f"{100 * r['student']['per_class'][c]:.1f}" for r in results.values())]
+        for c, (name, count) in enumerate(zip(first["class_names"], first["counts"], strict=True))
+    ]
+    parts = [markdown_table(header, rows)]
+    scores = _robust_scores(results)
+    if scores:
+        parts.append(markdown_table(["0 to 100", *scores[0]], [list(s.values()) for s in scores]))
+    parts.append(markdown_table(["class", "images", *results], classes))
+    return "\n\n".join(parts)
+
+
+def _robust_scores(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    rows = []
+    for name, row in results.items():
+        lrs, ars = (row["robustness"].get(kind) for kind in ("lrs", "ars"))
+        cells = {"student": name}
+        if lrs:
+            cells |= {"LRS": percent(lrs["lrs"]), "HLR": percent(lrs["hlr"])}
+            cells |= {"IOR": percent(lrs["ior"])}
+        if ars:
+            cells |= {"ARS": percent(ars["ars"])}
+        rows.append(cells)
+    return rows
