@@ -43,6 +43,7 @@ LAYERS = (
         "ablate",
         "published",
         "reproduce",
+        "switches",
         "tables",
         "options",
         "presets",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ltdd import completion, interruption
 from ltdd.errors import UserError
 
-COMMANDS = ("distill", "evaluate", "report", "split", "verify", "doctor")
+COMMANDS = ("distill", "evaluate", "reproduce", "ablate", "report", "split", "verify", "doctor")
 """Modules of `ltdd.commands`, in the order of the overview."""
 
 
@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0; 2 for bad input and for failures of disk or memory, 3 for a folder in
-        use (one sentence on stderr); what a shell reports for a process that a signal ended (130
-        for SIGINT, 143 for SIGTERM).
+        The exit status: 0; 1 if a command's answer is no; 2 for bad input and for failures of disk
+        or memory, 3 for a folder in use (one sentence on stderr); what a shell reports for a
+        process that a signal ended (130 for SIGINT, 143 for SIGTERM).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if completion.requested():
@@ -66,8 +66,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}; allowed: {', '.join(COMMANDS)}")
-    importlib.import_module(f"ltdd.commands.{words[0]}").run(words[1:])
-    return 0
+    status: int | None = importlib.import_module(f"ltdd.commands.{words[0]}").run(words[1:])
+    return status or 0
 
 
 def _overview() -> str:

@@ -74,6 +74,21 @@ class Parser(jsonargparse.ArgumentParser):
         return _kinds().get(name, "of another type")
 
 
+class OwnOptions(argparse.ArgumentParser):
+    """The options a command has beside those of ``ltdd distill``, which it hands on.
+
+    ``parse_known_args`` returns the own ones and the words that are left over.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        others = "All other options are those of ltdd distill; see ltdd distill --help."
+        super().__init__(allow_abbrev=False, epilog=others, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise UserError(message)
+
+
 def _option(name: str) -> str:
     """Spell a field as its option: dashes at the top level, underscores inside a stage."""
     return "--" + (name if "." in name else name.replace("_", "-"))

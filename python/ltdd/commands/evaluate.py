@@ -19,7 +19,10 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(prog="ltdd evaluate", description=SUMMARY)
     parser.add_argument("folder", type=str, help="Folder of a finished run.")
     parser.add_argument(
-        "--arch", type=str | None, default=None, help="Architecture of the students; as the run's."
+        "--arch",
+        type=str | None,
+        default=None,
+        help="Architecture of the students, or several separated by commas; as the run's.",
     )
     parser.add_argument(
         "--seeds", type=int | None, default=None, help="Number of students; as the run's."
@@ -29,6 +32,17 @@ def run(argv: Sequence[str]) -> None:
         type=str | None,
         default=None,
         help=f"Labels they learn from: {', '.join(_LABELS)}; as the run's.",
+    )
+    parser.add_argument(
+        "--lrs",
+        action="store_true",
+        help="Also the label-robust score of DD-Ranking: three times as many students, and one "
+        "network on all images.",
+    )
+    parser.add_argument(
+        "--ars",
+        action="store_true",
+        help="Also its augmentation-robust score: four times as many students.",
     )
     parser.add_argument("--quiet", action="store_true", help="No progress output.")
     add_on_bad_image(parser)
@@ -41,16 +55,22 @@ def run(argv: Sequence[str]) -> None:
 
     folder = Path(options.folder)
     recipe = read_manifest(folder)["student_recipe"]
-    from ltdd.pipeline import evaluate
+    architectures = list(dict.fromkeys((options.arch or recipe["student"]).split(",")))
+    from ltdd.pipeline import evaluate_all
     from ltdd.report import write_report
+    from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
     from ltdd.summary import accuracy_table
+    from ltdd.tables import architecture_tables
 
-    results = evaluate(
+    wanted = (LRS_BASELINES if options.lrs else ()) + (ARS_BASELINES if options.ars else ())
+    results = evaluate_all(
         folder,
-        options.arch or recipe["student"],
+        architectures,
         options.seeds or recipe["seeds"],
         cast(Labels, options.labels or recipe["labels"]),
         options.quiet,
         options.on_bad_image,
+        list(dict.fromkeys(wanted)),
     )
-    print(f"\n{accuracy_table(results)}\n\nreport: {write_report(folder)}")
+    table = accuracy_table(results[architectures[0]]) if len(architectures) == 1 else ""
+    print(f"\n{table}\n\n{architecture_tables(results)}\n\nreport: {write_report(folder)}")

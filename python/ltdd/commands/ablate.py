@@ -1,0 +1,53 @@
+"""``ltdd ablate``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltdd.errors import UserError
+from ltdd.options import OwnOptions, parse_distill
+from ltdd.switches import SWITCHES, chosen_values, plan
+
+SUMMARY = "Exchange parts of the method one at a time and compare the accuracies."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command."""
+    own = OwnOptions(
+        prog="ltdd ablate",
+        usage="ltdd ablate --data SPEC --out DIR [--switch NAME ...] [options]",
+        description=f"{SUMMARY} The same command again goes on where a stopped one was.",
+    )
+    own.add_argument("--list", action="store_true", help="Show the switches and their values.")
+    own.add_argument(
+        "--switch",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="Switches, or NAME=VALUE,VALUE for some values of one; all if left out.",
+    )
+    own.add_argument(
+        "--grid", action="store_true", help="Every combination of the switches that are named."
+    )
+    own.add_argument(
+        "--pool", help="Folder of stage results shared with other runs; else DIR/stages."
+    )
+    options, rest = own.parse_known_args(argv)
+    if options.list:
+        for name, switch in SWITCHES.items():
+            print(f"{name:<15}{', '.join(switch.values):<36}{switch.summary}")
+        return
+    if options.grid and not options.switch:
+        raise UserError("expected --switch with the switches to combine beside --grid, got none")
+    request = parse_distill(rest)
+    evaluation = dataclasses.replace(request.config.evaluation, baselines=())
+    base = dataclasses.replace(request.config, evaluation=evaluation)
+    chosen = chosen_values(options.switch or list(SWITCHES))
+    variants = plan(base, chosen, options.grid)
+    from ltdd.ablate import ablate, table
+
+    pool = Path(options.pool) if options.pool else request.out / "stages"
+    outcomes = ablate(variants, request, pool)
+    print(f"\n{table(outcomes)}\n\nablation: {request.out / 'ablation.md'}")

@@ -1,0 +1,139 @@
+"""Run one row of the published tables, and say whether its figure came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltdd.artifacts import write_text
+from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.errors import UserError
+from ltdd.options import Request
+from ltdd.pipeline import distill
+from ltdd.published import Row
+from ltdd.tables import percent
+
+COLUMNS = (
+    "row", "ours", "published", "teacher", "random real", "head", "medium", "tail", "seconds",
+    "machine", "torch", "commit", "date", "command",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row.
+
+    Attributes:
+        row: the row.
+        results: content of ``results.json``.
+    """
+
+    row: Row
+    results: Mapping[str, Any]
+
+    @property
+    def difference(self) -> float:
+        """Our accuracy minus the published one, in points."""
+        return 100 * float(self.results["student"]["accuracy"]["mean"]) - self.row.published
+
+    @property
+    def inside(self) -> bool:
+        """Whether the figure is reached, up to the row's tolerance; more is inside too."""
+        return self.difference >= -self.row.tolerance
+
+    def __str__(self) -> str:
+        accuracy = self.results["student"]["accuracy"]
+        verdict = "inside" if self.inside else "outside"
+        return (
+            f"{self.row.name}: {percent(accuracy)} (n = {accuracy['n']}), published "
+            f"{self.row.published:.1f}, difference {self.difference:+.1f}: {verdict} "
+            f"(at most {self.row.tolerance:.1f} below)"
+        )
+
+
+def reproduce(row: Row, request: Request, pool: Path) -> Outcome:
+    """Run a row.
+
+    Args:
+        row: the row.
+        request: its configuration, and where the run goes.
+        pool: folder of stage results that rows share: those of one data set have the same experts.
+
+    Raises:
+        UserError: the data are not those of the row, or as `distill`.
+    """
+    config = request.config
+    data = load_data(config.data, config.imbalance_factor, config.image_size, request.on_bad_image)
+    check_split(row, data)
+    results = distill(
+        config,
+        request.out,
+        preset=request.preset,
+        quiet=request.quiet,
+        checkpoint_seconds=request.checkpoint_seconds,
+        on_bad_image=request.on_bad_image,
+        pool=pool,
+    )
+    return Outcome(row, results)
+
+
+def check_split(row: Row, data: LongTailedData) -> None:
+    """Refuse data that cannot be those of the row.
+
+    Raises:
+        UserError: another number of classes or of training images.
+    """
+    if data.num_classes != row.data.classes:
+        raise UserError(
+            f"reproduce: expected the {row.data.classes} classes of {row.data.title}, got "
+            f"{data.num_classes} in {data.source}"
+        )
+    expected, found = row.data.images.get(row.imbalance_factor), len(data.train_labels)
+    if expected is not None and found != expected:
+        raise UserError(
+            f"reproduce: expected the {expected} training images of {row.data.title} at imbalance "
+            f"factor {row.imbalance_factor}, got {found} in {data.source}"
+        )
+
+
+def record(path: Path, outcome: Outcome, command: str) -> None:
+    """Append a finished row to the table that a Markdown file ends with.
+
+    Args:
+        path: the file; made if it is missing.
+        outcome: of `reproduce`.
+        command: what anybody can type to get the row.
+
+    Raises:
+        UserError: the file does not end with a table of `COLUMNS`.
+    """
+    header = f"| {' | '.join(COLUMNS)} |"
+    start = f"# Accuracy\n\n{header}\n|{' --- |' * len(COLUMNS)}\n"
+    text = path.read_text(encoding="utf-8") if path.exists() else start
+    table = text.rstrip().rpartition("\n\n")[2]
+    if not table.startswith(header):
+        raise UserError(f"expected {path} to end with a table of the columns {header}")
+    line = f"| {' | '.join(_cells(outcome, command))} |"
+    write_text(path, f"{text.rstrip()}\n{line}\n")
+
+
+def _cells(outcome: Outcome, command: str) -> list[str]:
+    results, origin = outcome.results, outcome.results["provenance"]
+    student, accuracy = results["student"], results["student"]["accuracy"]
+    random_real = results["baselines"].get("random_real")
+    return [
+        outcome.row.name,
+        f"{percent(accuracy)} ({accuracy['n']})",
+        f"{outcome.row.published:.1f}",
+        percent(results["teacher"]["accuracy"]),
+        percent(random_real and random_real["accuracy"]),
+        *(percent(student[group]) for group in ("head", "medium", "tail")),
+        f"{origin['seconds']:.0f}",
+        f"{origin['machine']}, {origin['threads']} threads".replace("|", "/"),
+        origin["torch"],
+        origin["commit"] or "-",
+        origin["date"][:10],
+        f"`{command}`",
+    ]

@@ -1,0 +1,170 @@
+"""The parts of the method that `ltdd ablate` can take away or exchange, and the runs that follow.
+
+A value of a switch is a set of configuration fields. The base configuration is a value of every
+switch by itself, so values that change nothing about it are left out of a plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ltdd.config import DistillConfig
+from ltdd.errors import UserError
+
+Change = Any | Callable[[Any], Any]
+"""A field's new value, or a function of its old one."""
+
+_DOMINANCE = 1e4  # class-wise alone: the global part keeps a ten-thousandth of its weight
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A part of the method with what it can be exchanged for.
+
+    Attributes:
+        summary: one line about it.
+        values: name of a value -> changes of configuration fields, by dotted name.
+    """
+
+    summary: str
+    values: Mapping[str, Mapping[str, Change]]
+
+
+def _choices(field: str, *names: str) -> dict[str, Mapping[str, Change]]:
+    return {name: {field: name} for name in names}
+
+
+def _nearly_nothing(weight: float) -> float:
+    return weight / _DOMINANCE
+
+
+SWITCHES: Mapping[str, Switch] = {
+    "debias": Switch(
+        "experts without resampling and class weights, or trained plainly, without mixing too",
+        {
+            "off": {"experts.debias_power": 0.0, "experts.resampling_power": 0.0},
+            "plain": {"experts.loss": "ce"},
+        },
+    ),
+    "statistics": Switch(
+        "variance that whole batches are aligned with",
+        _choices("statistics.global_target", "mixture", "paper", "edc", "running"),
+    ),
+    "class-target": Switch(
+        "variance that the images of a class are aligned with",
+        _choices("statistics.class_target", "finite", "full", "edc"),
+    ),
+    "initialization": Switch(
+        "where the images start",
+        _choices("initialization.method", "scored_crops", "random_real", "noise"),
+    ),
+    "recovery": Switch("no optimisation of the images", {"off": {"recovery.iterations": 0}}),
+    "alignment": Switch(
+        "statistics of whole batches, of classes, or both",
+        {
+            "global": {"recovery.class_alignment_weight": 0.0},
+            "class-wise": {
+                "recovery.alignment_weight": _nearly_nothing,
+                "recovery.class_alignment_weight": _DOMINANCE,
+            },
+            "both": {"recovery.class_alignment_weight": 1.0},
+        },
+    ),
+    "labels": Switch(
+        "what students learn from", _choices("relabeling.labels", "static", "fkd", "online", "hard")
+    ),
+    "calibration": Switch(
+        "post-hoc calibration of the labels", _choices("relabeling.calibration", "none", "adsa")
+    ),
+    "backend": Switch(
+        "compiled operators or their reference", _choices("backend", "compiled", "reference")
+    ),
+}
+"""Name -> switch."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of an ablation.
+
+    Attributes:
+        settings: switch -> value; empty for the base.
+        config: the configuration.
+    """
+
+    settings: Mapping[str, str]
+    config: DistillConfig
+
+    @property
+    def name(self) -> str:
+        """Settings in words, ``base`` for none."""
+        return ", ".join(f"{k}={v}" for k, v in self.settings.items()) or "base"
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder."""
+        return "+".join(f"{k}-{v}" for k, v in self.settings.items()) or "base"
+
+
+def chosen_values(words: Sequence[str]) -> dict[str, list[str]]:
+    """Read what a command line asks for: ``labels``, or ``labels=static,hard`` for some values.
+
+    Returns:
+        Switch -> values.
+
+    Raises:
+        UserError: an unknown switch or value.
+    """
+    chosen: dict[str, list[str]] = {}
+    for word in words:
+        name, _, listed = word.partition("=")
+        if name not in SWITCHES:
+            raise UserError(f"expected a switch among {', '.join(SWITCHES)}; got {name!r}")
+        known = list(SWITCHES[name].values)
+        values = listed.split(",") if listed else known
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise UserError(
+                f"expected values of {name} among {', '.join(known)}; got {unknown[0]!r}"
+            )
+        chosen[name] = values
+    return chosen
+
+
+def plan(base: DistillConfig, chosen: Mapping[str, Sequence[str]], grid: bool) -> list[Variant]:
+    """Return the runs of an ablation, the base first and no configuration twice.
+
+    Args:
+        base: what is varied.
+        chosen: switch -> values.
+        grid: every combination instead of one switch at a time.
+    """
+    if grid:
+        options = [[None, *values] for values in chosen.values()]
+        combinations = [
+            {switch: value for switch, value in zip(chosen, row, strict=True) if value is not None}
+            for row in itertools.product(*options)
+        ]
+    else:
+        single = [{switch: value} for switch, values in chosen.items() for value in values]
+        combinations = [{}, *single]
+    variants: dict[DistillConfig, Variant] = {}
+    for settings in combinations:
+        config = base
+        for switch, value in settings.items():
+            config = changed(config, SWITCHES[switch].values[value])
+        variants.setdefault(config, Variant(settings, config))
+    return list(variants.values())
+
+
+def changed(config: DistillConfig, changes: Mapping[str, Change]) -> DistillConfig:
+    """Return a configuration with other values of some fields, given by dotted name."""
+    values = config.to_dict()
+    for dotted, change in changes.items():
+        *stages, field = dotted.split(".")
+        scope = values[stages[0]] if stages else values
+        scope[field] = change(scope[field]) if callable(change) else change
+    return DistillConfig.from_dict(values)
