@@ -12,6 +12,7 @@ import torch
 import ltdd
 from ltdd import pipeline
 from ltdd.artifacts import read_events, read_json, read_stage
+from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.errors import UserError
 from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
@@ -203,10 +204,39 @@ def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path:
     assert online["student"]["accuracy"] == results["student"]["accuracy"]  # of `fkd` labels
 
 
-def test_robust_scores_come_from_their_baselines(run: Path) -> None:
-    results = pipeline.evaluate(
-        run, "convnet3", 2, "fkd", quiet=True, baselines=[*LRS_BASELINES, *ARS_BASELINES]
-    )
+def test_several_architectures_are_evaluated_in_one_table(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--arch", "convnet3,alexnet", "--labels", "static", "--seeds", "1", "--quiet"]
+    assert main(["evaluate", str(run), *words]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.strip("| ").split("|") for line in shown.splitlines() if line.startswith("|")]
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    assert table["accuracy in %"] == [
+        "overall", "head", "medium", "tail", "many", "med. shot", "few",
+    ]  # fmt: skip
+    for name in ("convnet3", "alexnet"):
+        student = read_json(run / f"evaluations/{name}-static.json")["student"]
+        wanted = [student["accuracy"], student["head"], student["medium"], student["tail"]]
+        assert table[name][:4] == [f"{100 * score['mean']:.1f}" for score in wanted]
+    assert table["class"] == ["images", "convnet3", "alexnet"]
+    assert table["9"][2] == f"{100 * student['per_class'][9]:.1f}"
+    before = {path: path.read_bytes() for path in (run / "evaluations").iterdir()}
+    assert main(["evaluate", str(run), "--arch", "convnet3,vgg"]) == 2
+    assert "got 'vgg'" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (run / "evaluations").iterdir()} == before
+
+
+def test_robust_scores_come_from_their_baselines(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--lrs", "--ars", "--quiet"]) == 0
+    results = read_json(run / "evaluations/convnet3-fkd.json")
+    shown = capsys.readouterr().out
+    assert set(results["baselines"]) == {*LRS_BASELINES, *ARS_BASELINES}
+    for kind in ("lrs", "ars"):
+        score = results["robustness"][kind][kind]
+        assert f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f}" in shown
     ours = results["student"]["accuracy"]["mean"]
     means = {name: row["accuracy"]["mean"] for name, row in results["baselines"].items()}
     lrs, ars = results["robustness"]["lrs"], results["robustness"]["ars"]
@@ -232,8 +262,6 @@ def test_an_observer_without_batch_norm_fails_before_any_work(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_demo_beats_its_baselines(tmp_path: Path) -> None:
-    from ltdd.cli import main
-
     main(["distill", "--preset", "demo", "--imbalance-factor", "50", "--out", str(tmp_path / "d")])
     results = read_json(tmp_path / "d" / "results.json")
     baselines = results["baselines"]

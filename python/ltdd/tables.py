@@ -61,23 +61,26 @@ def architecture_tables(results: Mapping[str, Mapping[str, Any]]) -> str:
         [name, str(count), *(f"{100 * r['student']['per_class'][c]:.1f}" for r in results.values())]
         for c, (name, count) in enumerate(zip(first["class_names"], first["counts"], strict=True))
     ]
-    parts = [markdown_table(header, rows)]
-    scores = _robust_scores(results)
-    if scores:
-        parts.append(markdown_table(["0 to 100", *scores[0]], [list(s.values()) for s in scores]))
-    parts.append(markdown_table(["class", "images", *results], classes))
-    return "\n\n".join(parts)
+    by_class = markdown_table(["class", "images", *results], classes)
+    return "\n\n".join([markdown_table(header, rows), *_robust_scores(results), by_class])
 
 
-def _robust_scores(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+_ROBUST_SCORES = {
+    "LRS": ("lrs", "lrs"),
+    "HLR": ("lrs", "hlr"),
+    "IOR": ("lrs", "ior"),
+    "ARS": ("ars", "ars"),
+}
+
+
+def _robust_scores(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a table of the scores that were computed, as a list of no or one element."""
+    first = next(iter(results.values()))["robustness"]
+    columns = [title for title, (kind, _) in _ROBUST_SCORES.items() if kind in first]
+    if not columns:
+        return []
     rows = []
-    for name, row in results.items():
-        lrs, ars = (row["robustness"].get(kind) for kind in ("lrs", "ars"))
-        cells = {"student": name}
-        if lrs:
-            cells |= {"LRS": percent(lrs["lrs"]), "HLR": percent(lrs["hlr"])}
-            cells |= {"IOR": percent(lrs["ior"])}
-        if ars:
-            cells |= {"ARS": percent(ars["ars"])}
-        rows.append(cells)
-    return rows
+    for name, result in results.items():
+        places = [_ROBUST_SCORES[column] for column in columns]
+        rows.append([name, *(percent(result["robustness"][kind][s]) for kind, s in places)])
+    return [markdown_table(["times 100", *columns], rows)]
