@@ -163,8 +163,8 @@ class EvaluationConfig:
     """Epochs of the `full_long_tailed` baseline over the long-tailed images; None: as experts."""
     baselines: tuple[str, ...] = ("random_real", "full_long_tailed")
     """Baselines trained beside the student: `random_real` and `full_long_tailed`; for LRS also
-    `distilled_hard` and `random_real_soft`, for ARS the latter, `distilled_unaugmented` and
-    `random_real_unaugmented`."""
+    `distilled_hard` and `random_real_soft`; for ARS the latter, and `distilled_bare` and
+    `random_real_bare`, which see no augmentation."""
 
 
 STAGES: Mapping[str, type] = {
@@ -272,8 +272,8 @@ BASELINES = (
     "full_long_tailed",
     "random_real_soft",
     "distilled_hard",
-    "distilled_unaugmented",
-    "random_real_unaugmented",
+    "distilled_bare",
+    "random_real_bare",
 )
 
 

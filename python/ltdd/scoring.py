@@ -81,11 +81,11 @@ COMPARISONS: Mapping[str, Comparison] = {
     "random_real": Comparison(real=True, hard=True),
     "random_real_soft": Comparison(real=True),
     "distilled_hard": Comparison(hard=True),
-    "distilled_unaugmented": Comparison(augmented=False),
-    "random_real_unaugmented": Comparison(real=True, augmented=False),
+    "distilled_bare": Comparison(augmented=False),
+    "random_real_bare": Comparison(real=True, augmented=False),
 }
 LRS_BASELINES = ("full_long_tailed", "distilled_hard", "random_real_soft")
-ARS_BASELINES = ("random_real_soft", "distilled_unaugmented", "random_real_unaugmented")
+ARS_BASELINES = ("random_real_soft", "distilled_bare", "random_real_bare")
 
 
 def score(context: Context, made: Distillation, student: str, labels: str) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def robustness(accuracies: Mapping[str, list[float]]) -> dict[str, Any]:
         found["ars"] = augmentation_robust_score(
             student,
             known["random_real_soft"],
-            known["distilled_unaugmented"],
-            known["random_real_unaugmented"],
+            known["distilled_bare"],
+            known["random_real_bare"],
         )
     return found
 

@@ -50,4 +50,5 @@ def run(argv: Sequence[str]) -> None:
 
     pool = Path(options.pool) if options.pool else request.out / "stages"
     outcomes = ablate(variants, request, pool)
-    print(f"\n{table(outcomes)}\n\nablation: {request.out / 'ablation.md'}")
+    page = request.out / "ablation.md"
+    print(page if request.quiet else f"\n{table(outcomes)}\n\nablation: {page}")

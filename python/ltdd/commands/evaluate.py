@@ -72,5 +72,9 @@ def run(argv: Sequence[str]) -> None:
         options.on_bad_image,
         list(dict.fromkeys(wanted)),
     )
-    table = accuracy_table(results[architectures[0]]) if len(architectures) == 1 else ""
-    print(f"\n{table}\n\n{architecture_tables(results)}\n\nreport: {write_report(folder)}")
+    report = write_report(folder)
+    if options.quiet:
+        print(report)
+        return
+    tables = [accuracy_table(results[architectures[0]])] if len(architectures) == 1 else []
+    print("", *tables, architecture_tables(results), f"report: {report}", sep="\n\n")

@@ -49,7 +49,9 @@ def run(argv: Sequence[str]) -> int:
 
     outcome = reproduce(row, request, out / "stages")
     report = write_report(request.out)
-    print(f"\n{accuracy_table(outcome.results)}\n\nreport: {report}\n{outcome}")
+    if not request.quiet:
+        print(f"\n{accuracy_table(outcome.results)}\n\nreport: {report}")
+    print(outcome)
     if options.record:
         overrides = [word for word in rest if word != "--quiet"]
         words = ["ltdd", "reproduce", row.name, "--preset", options.preset, *overrides]
