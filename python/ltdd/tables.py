@@ -24,7 +24,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         header: titles of the columns.
         rows: cells as text, as many in each row as there are titles.
     """
-    lines = [header, *rows]
+    lines = [[cell.replace("|", "/") for cell in line] for line in (header, *rows)]
     widths = [max(3, *(len(line[c]) for line in lines)) for c in range(len(header))]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
 
@@ -33,7 +33,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
         return f"| {' | '.join(padded)} |"
 
-    return "\n".join([text(header), text(rule), *(text(row) for row in rows)])
+    return "\n".join(text(line) for line in (lines[0], rule, *lines[1:]))
 
 
 def percent(score: Mapping[str, Any] | None) -> str:
