@@ -17,6 +17,7 @@ from torch import Tensor
 LARGEST_TAU = 2.0
 GRID_STEP = 0.05
 TOLERANCE = 1e-6
+CHUNK = 1000  # images handled at once; bounds memory, does not change a result
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -32,12 +33,16 @@ def confidence_spread(logits: Tensor, labels: Tensor, prior: Tensor, tau: float)
     ``std_i q_i`` with ``q_i = mean over images x of class i of softmax(f(x) - tau log pi)_i``.
 
     Args:
-        logits: float64 (M, K), f(x).
+        logits: (M, K), f(x).
         labels: int64 (M,); every class occurs.
         prior: float64 (K,), log pi.
         tau: strength.
     """
-    own = (logits - tau * prior).softmax(1).gather(1, labels[:, None])[:, 0]
+    parts = [
+        (some.double() - tau * prior).softmax(1).gather(1, classes[:, None])[:, 0]
+        for some, classes in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True)
+    ]
+    own = torch.cat(parts)
     total = torch.zeros_like(prior).index_add_(0, labels, own)
     return float((total / torch.bincount(labels, minlength=len(prior))).std(correction=0))
 
@@ -57,11 +62,11 @@ def calibration_strength(logits: Tensor, labels: Tensor, counts: Sequence[int]) 
         tau*, to about 1e-6. The smallest one where several are equally good, so 0 if nothing is
         gained.
     """
-    exact, prior = logits.double(), log_prior(counts)
+    prior = log_prior(counts)
 
     def spread(tau: float) -> float:
         # Rounding errors must not decide between values that are equally good.
-        return round(confidence_spread(exact, labels, prior, tau), 12)
+        return round(confidence_spread(logits, labels, prior, tau), 12)
 
     steps = round(LARGEST_TAU / GRID_STEP)
     best = min((step * GRID_STEP for step in range(steps + 1)), key=spread)
