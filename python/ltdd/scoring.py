@@ -191,11 +191,14 @@ def students(context: Context, made: Distillation, who: str, labels: str) -> Ten
         labels = "hard"
     elif not compared.augmented and labels != "hard":
         labels = "static"  # the labels of bare images, whoever gives them and when
-    source, upstream = label_source(context, made, compared, images, schedule, labels)
+    upstream = [made.images_key]
+    if compared.real:  # the data alone decide the images, and the teacher only soft labels
+        upstream = [made.teacher_key] if labels != "hard" else []
+    source = label_source(context, made, compared, images, schedule, labels, upstream)
     settings = dataclasses.asdict(schedule.config)
     recipe = {k: v for k, v in settings.items() if k not in ("seeds", "baselines", "full_epochs")}
-    if labels != "hard" and config.relabeling.calibration != "none":
-        recipe["calibration"] = config.relabeling.calibration
+    if labels != "hard" and made.tau:
+        recipe["tau"] = made.tau
     rows = []
     for number in range(config.evaluation.seeds):
         given = {"who": who, "number": number, "labels": labels, "ipc": config.ipc}
@@ -227,44 +230,46 @@ def label_source(
     images: Tensor,
     schedule: ViewSchedule,
     labels: str,
-) -> tuple[LabelSource | None, list[str]]:
-    """Stage 5: return labels of the given kind for some images, and what decided both.
+    upstream: list[str],
+) -> LabelSource | None:
+    """Stage 5: return the teacher's labels of the given kind; ``hard`` has none.
 
-    ``hard`` has no source. Stored labels are the teacher's own; calibration is applied when they
-    are read, so that it needs no second table.
+    Stored labels are the teacher's own; calibration is applied when they are read, so that it needs
+    no second table.
+
+    Args:
+        context: of the run.
+        made: the distilled set and its experts.
+        compared: says whose images they are.
+        images: uint8 (M, C, H, W).
+        schedule: the views of the students' training.
+        labels: kind of labels.
+        upstream: hashes of what decided images and teacher.
     """
-    stages = context.stages
-    if labels == "hard":
-        return None, [] if compared.real else [made.images_key]
-    upstream: list[str] = [made.images_key]
-    whose: dict[str, Any] = {}
-    if compared.real:
-        upstream, whose = [made.teacher_key], {"who": "random_real", "ipc": context.config.ipc}
-    # The strength of the calibration comes from the distilled images, whatever it is applied to.
-    calibrated = context.config.relabeling.calibration != "none"
-    decided_by = [*upstream, made.images_key] if compared.real and calibrated else upstream
-    if labels == "online":
-        return shifted(online_labels(made.teacher, context.runtime), made.shift), decided_by
-    if labels == "static":
-        logits = made.logits
-        if compared.real:
+    stages, teacher = context.stages, made.teacher
+    whose = {"who": "random_real", "ipc": context.config.ipc} if compared.real else {}
+    match labels:
+        case "hard":
+            return None
+        case "online":
+            return shifted(online_labels(teacher, context.runtime), made.shift)
+        case "static" if not compared.real:
+            return static_labels(made.logits)
+        case "static":
             logits = stages.run(
                 "relabeling",
                 stages.key("relabeling", {"labels": "static"} | whose, upstream),
-                lambda runtime: {"logits": static_logits(context, made.teacher, images, runtime)},
+                lambda runtime: {"logits": static_logits(context, teacher, images, runtime)},
             )["logits"]
-            logits = logits - made.shift
-        return static_labels(logits), decided_by
+            return static_labels(logits - made.shift)
     table = stages.run(
         "relabeling",
         stages.key("relabeling", view_settings(schedule.config) | whose, upstream),
         lambda runtime: {
-            "logits": label_views(
-                images, made.teacher, schedule, context.mean, context.std, runtime
-            )
+            "logits": label_views(images, teacher, schedule, context.mean, context.std, runtime)
         },
     )["logits"]
-    return shifted(fkd_labels(table), made.shift), decided_by
+    return shifted(fkd_labels(table), made.shift)
 
 
 def shifted(source: LabelSource, shift: Tensor) -> LabelSource:
