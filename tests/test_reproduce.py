@@ -90,7 +90,7 @@ def test_ablated_rows_differ_from_theirs_in_what_is_taken_away() -> None:
         ("", "expected a row, as ltdd reproduce --list names them, got none"),
         (
             "cifar10-if100-ipc10-vgg",
-            "'cifar10-if100-ipc10-vgg'; did you mean cifar10-if100-ipc10-vgg11?",
+            "'cifar10-if100-ipc10-vgg', did you mean cifar10-if100-ipc10-vgg11?",
         ),
         ("cifar10-if100-ipc10", "expected --out DIR, a folder for the results, got none"),
         ("tiny-imagenet-if10-ipc10 --out x", "where the images of Tiny-ImageNet-LT are"),
@@ -101,6 +101,7 @@ def test_ablated_rows_differ_from_theirs_in_what_is_taken_away() -> None:
         ),
         ("cifar10-if100-ipc10 --out x --preset huge", "got 'huge'"),
         ("--list --filter imagenett", "got 'imagenett'"),
+        ("nothing", "unknown row 'nothing'; ltdd reproduce --list shows all 41"),
         (
             "cifar100-if50-ipc10 --out x --data digits",
             "expected the 100 classes of CIFAR-100-LT, got 10",
@@ -189,7 +190,20 @@ def test_a_record_goes_behind_the_table_and_keeps_the_page(tmp_path: Path) -> No
     added = page.read_text()[len(before) :]
     assert added.startswith("| digits-if50-ipc2 | 9.0 ± 0.4 (2) | 9.0 | 9.0 ± 0.4 | - |")
     assert added.count(" | ") == len(COLUMNS) - 1
+
+
+def test_a_page_without_the_table_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
     page.write_text("No table here.\n")
+    words = ["cifar10-if100-ipc10", "--out", str(tmp_path / "rows"), "--record", str(page)]
+    assert main(["reproduce", *words]) == 2
+    assert "to end with a table of the columns | row | ours |" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [page]
     with pytest.raises(UserError, match="to end with a table"):
         record(page, outcome(9.0), "ltdd reproduce y")
     assert page.read_text() == "No table here.\n"
+    page.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot read"):
+        record(page, outcome(9.0), "ltdd reproduce y")

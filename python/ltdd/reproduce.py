@@ -98,6 +98,24 @@ def check_split(row: Row, data: LongTailedData) -> None:
         )
 
 
+def page_text(path: Path) -> str:
+    """Return a Markdown file that ends with a table of `COLUMNS`, or the start of a new one.
+
+    Raises:
+        UserError: the file ends with something else, or cannot be read.
+    """
+    header = f"| {' | '.join(COLUMNS)} |"
+    if not path.exists():
+        return f"# Accuracy\n\n{header}\n|{' --- |' * len(COLUMNS)}\n"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not text.rstrip().rpartition("\n\n")[2].startswith(header):
+        raise UserError(f"expected {path} to end with a table of the columns {header}")
+    return text
+
+
 def record(path: Path, outcome: Outcome, command: str) -> None:
     """Append a finished row to the table that a Markdown file ends with.
 
@@ -107,16 +125,10 @@ def record(path: Path, outcome: Outcome, command: str) -> None:
         command: what anybody can type to get the row.
 
     Raises:
-        UserError: the file does not end with a table of `COLUMNS`.
+        UserError: as `page_text`.
     """
-    header = f"| {' | '.join(COLUMNS)} |"
-    start = f"# Accuracy\n\n{header}\n|{' --- |' * len(COLUMNS)}\n"
-    text = path.read_text(encoding="utf-8") if path.exists() else start
-    table = text.rstrip().rpartition("\n\n")[2]
-    if not table.startswith(header):
-        raise UserError(f"expected {path} to end with a table of the columns {header}")
     line = f"| {' | '.join(_cells(outcome, command))} |"
-    write_text(path, f"{text.rstrip()}\n{line}\n")
+    write_text(path, f"{page_text(path).rstrip()}\n{line}\n")
 
 
 def _cells(outcome: Outcome, command: str) -> list[str]:

@@ -44,17 +44,21 @@ def run(argv: Sequence[str]) -> int:
     out = Path(options.out)
     request = request_of(row, options.preset, options.data, out / row.name, rest)
     from ltdd.report import write_report
-    from ltdd.reproduce import record, reproduce
+    from ltdd.reproduce import page_text, record, reproduce
     from ltdd.summary import accuracy_table
 
+    if options.record:
+        page_text(Path(options.record))  # a wrong file must not be found out after hours
     outcome = reproduce(row, request, out / "stages")
     report = write_report(request.out)
     if not request.quiet:
         print(f"\n{accuracy_table(outcome.results)}\n\nreport: {report}")
     print(outcome)
     if options.record:
-        overrides = [word for word in rest if word != "--quiet"]
-        words = ["ltdd", "reproduce", row.name, "--preset", options.preset, *overrides]
+        words = ["ltdd", "reproduce", row.name, "--preset", options.preset]
+        if row.data.source is None:
+            words += ["--data", options.data.partition(":")[0] + ":PATH"]
+        words += [word for word in rest if word != "--quiet"]
         record(Path(options.record), outcome, shlex.join(words))
     return 0 if outcome.inside else 1
 
@@ -93,7 +97,7 @@ def find_row(name: str) -> Row:
     if name in ROWS:
         return ROWS[name]
     close = difflib.get_close_matches(name, ROWS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f", did you mean {close[0]}?" if close else ";"
     raise UserError(f"unknown row {name!r}{hint} ltdd reproduce --list shows all {len(ROWS)}")
 
 
