@@ -76,6 +76,13 @@ def test_a_preset_is_that_of_the_data_set_wherever_its_images_lie() -> None:
     assert ten.config.recovery != local.recovery
 
 
+def test_data_that_come_long_tailed_are_not_cut_again() -> None:
+    row = dataclasses.replace(DIGITS, data=dataclasses.replace(DIGITS.data, cut=False))
+    assert request_of(row, "paper", None, Path("out"), []).config.imbalance_factor is None
+    with pytest.raises(UserError, match="expected imbalance_factor None in the row"):
+        request_of(row, "paper", None, Path("out"), ["--imbalance-factor", "50"])
+
+
 def test_ablated_rows_differ_from_theirs_in_what_is_taken_away() -> None:
     base = request_of(ROWS["cifar100-if50-ipc10"], "paper", None, Path("out"), []).config
     row = ROWS["cifar100-if50-ipc10-no-debiasing"]

@@ -28,6 +28,7 @@ class DataSet:
         image_size: side in pixels.
         student: architecture of the tables' students.
         images: imbalance factor -> training images of the field's split, where that is fixed.
+        cut: whether the exponential profile is cut here; else the data come long-tailed.
     """
 
     title: str
@@ -37,6 +38,7 @@ class DataSet:
     image_size: int
     student: str
     images: Mapping[int, int] = field(default_factory=dict)
+    cut: bool = True
 
 
 CIFAR10 = DataSet(

@@ -121,13 +121,14 @@ def request_of(row: Row, preset: str, data: str | None, out: Path, words: Sequen
             "imagefolder:PATH, got none"
         )
     fixed = {
-        "imbalance_factor": row.imbalance_factor,
+        "imbalance_factor": row.imbalance_factor if row.data.cut else None,
         "image_size": row.data.image_size,
         "ipc": row.ipc,
         "evaluation.student": row.student,
     } | dict(row.settings)
     given = ["--preset", preset, "--data", row.data.source or row.data.prefix, "--out", str(out)]
-    given += [word for field, value in fixed.items() for word in (f"--{field}", str(value))]
+    for field, value in fixed.items():
+        given += [] if value is None else [f"--{field}", str(value)]
     request = parse_distill([*given, *words])
     values = request.config.to_dict()
     for field, value in fixed.items():
