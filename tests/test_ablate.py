@@ -135,6 +135,13 @@ def test_variants_share_their_stages_and_the_table_says_so(
     now = {path.name: path.stat().st_mtime_ns for path in (out / "stages").iterdir()}
     assert now.items() > stages.items()
 
+    other = tmp_path / "other"
+    pool = ["--pool", str(out / "stages"), "--quiet"]
+    assert main(["ablate", *FAST, "--out", str(other), "--switch", "labels=static", *pool]) == 0
+    for folder in ("base", "labels-static"):
+        events = read_events(other / folder / "events.jsonl")
+        assert all(e["reused"] for e in events if e["event"] == "stage_end")
+
     assert main([*words, "--ipc", "3"]) == 2
     assert "holds a different run, with ipc = 2 (now 3)" in capsys.readouterr().err
     assert main(["ablate", *FAST, "--out", str(out / "base")]) == 2
