@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.artifacts import write_text
-from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.options import Request
-from ltdd.pipeline import distill
+from ltdd.pipeline import distill, load_source
 from ltdd.published import Row
 from ltdd.tables import percent
 
@@ -65,7 +65,7 @@ def reproduce(row: Row, request: Request, pool: Path) -> Outcome:
         UserError: the data are not those of the row, or as `distill`.
     """
     config = request.config
-    data = load_data(config.data, config.imbalance_factor, config.image_size, request.on_bad_image)
+    data = load_source(config, request.on_bad_image, request.quiet)
     check_split(row, data)
     results = distill(
         config,

@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
         cast(Labels, options.labels or recipe["labels"]),
         options.quiet,
         options.on_bad_image,
-        list(dict.fromkeys(wanted)),
+        baselines=list(dict.fromkeys(wanted)),
     )
     report = write_report(folder)
     if options.quiet:
