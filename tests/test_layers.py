@@ -18,7 +18,7 @@ LTDD_EXT = ROOT / "ltdd_ext"
 
 # Lowest first. A module imports from its own layer or a lower one, and never in a circle.
 LAYERS = (
-    ("errors", "config", "interruption", "runtime"),
+    ("errors", "config", "interruption", "runtime", "progress", "units"),
     (
         "data",
         "models",
@@ -27,9 +27,12 @@ LAYERS = (
         "files",
         "checkpoint",
         "distilled",
+        "events",
+        "tensorboard",
         "artifacts",
         "observation",
         "targets",
+        "drift",
         "inference",
     ),
     ("stages",),

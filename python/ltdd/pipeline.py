@@ -11,6 +11,7 @@ one stopped.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,17 @@ from ltdd.config import DistillConfig, Labels, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
+from ltdd.drift import layer_drift
 from ltdd.errors import UserError
+from ltdd.events import Sink
 from ltdd.inference import predict_logits
-from ltdd.observation import batch_norm_layers
+from ltdd.observation import batch_norm_layers, batch_norm_names
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.runtime import Runtime, resolve_device
 from ltdd.scoring import Distillation, score, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.statistics import calibrate_statistics, class_statistics
 from ltdd.targets import LayerStatistics
 
 REAL_EXAMPLES = 5  # real images a class kept for the report
@@ -48,6 +51,7 @@ def distill(
     quiet: bool = False,
     checkpoint_seconds: float = DEFAULT_SECONDS,
     on_bad_image: OnBadImage = "fail",
+    sinks: Sequence[Sink] = (),
 ) -> dict[str, Any]:
     """Distill a long-tailed image set into ``config.ipc`` images a class, and evaluate them.
 
@@ -60,6 +64,7 @@ def distill(
         quiet: no progress output.
         checkpoint_seconds: time between two saves of an unfinished stage; 0 saves after every step.
         on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
+        sinks: receive every event beside ``events.jsonl`` and ``metrics.csv``.
 
     Returns:
         The content of ``results.json``; accuracies are fractions of 1.
@@ -80,14 +85,16 @@ def distill(
             print(describe(data), flush=True)
         origin = provenance.collect(preset)
         context = Context.create(
-            config, data, out, quiet=quiet, checkpoint_seconds=checkpoint_seconds
+            config, data, out, quiet=quiet, checkpoint_seconds=checkpoint_seconds, sinks=sinks
         )
         for left_out in data.left_out:
             context.log.write("bad_image", file=left_out)
         context.log.write("data", **facts(data))
         made = build(context)
         publish(context, made)
+        drift = statistics_drift(context, made)
         results = score(context, made, config.evaluation.student, config.relabeling.labels)
+        results["drift"] = drift
         results["provenance"] = origin | {
             "seconds": sum(stage["seconds"] for stage in results["stages"].values())
         }
@@ -203,7 +210,16 @@ def build(context: Context) -> Distillation:
         stages.key("relabeling", {"labels": "static"}, [images_key]),
         lambda runtime: {"logits": static_logits(context, teacher, images, runtime)},
     )["logits"]
-    return Distillation(observer, teacher, images, images_key, initial["labels"], logits)
+    return Distillation(
+        observer,
+        teacher,
+        statistics,
+        initial["images"],
+        images,
+        images_key,
+        initial["labels"],
+        logits,
+    )
 
 
 def fair_statistics(
@@ -225,6 +241,41 @@ def fair_statistics(
     tensors = context.stages.run("statistics", key, compute)
     layers = range(len(batch_norm_layers(observer)))
     return [LayerStatistics.from_tensors(str(n), tensors) for n in layers], key
+
+
+def statistics_drift(context: Context, made: Distillation) -> list[dict[str, Any]]:
+    """Measure how far other statistics of every layer are from the fair ones, for the report.
+
+    The synthetic images are measured as they start and as they are published.
+    """
+    config, layers = context.config.statistics, range(len(made.statistics))
+    sets = {"start": made.initial, "distilled": made.images}
+    key = context.stages.key(
+        "statistics", {"of": list(sets), "batch_size": config.batch_size}, [made.images_key]
+    )
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, images in sets.items():
+            statistics = class_statistics(
+                made.observer,
+                images,
+                made.labels,
+                context.data.num_classes,
+                context.mean,
+                context.std,
+                config,
+                runtime,
+            )
+            for number, layer in enumerate(statistics):
+                found |= layer.tensors(f"{name}.{number}")
+        return found
+
+    tensors = context.stages.run("statistics", key, compute)
+    start, distilled = (
+        [LayerStatistics.from_tensors(f"{name}.{n}", tensors) for n in layers] for name in sets
+    )
+    return layer_drift(batch_norm_names(made.observer), made.statistics, start, distilled)
 
 
 def initial_images(

@@ -30,7 +30,9 @@ def run(argv: Sequence[str]) -> None:
         default=None,
         help=f"Labels they learn from: {', '.join(_LABELS)}; as the run's.",
     )
-    parser.add_argument("--quiet", action="store_true", help="No progress output.")
+    parser.add_argument(
+        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
+    )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
     if options.labels not in (None, *_LABELS):
@@ -53,4 +55,5 @@ def run(argv: Sequence[str]) -> None:
         options.quiet,
         options.on_bad_image,
     )
-    print(f"\n{accuracy_table(results)}\n\nreport: {write_report(folder)}")
+    report = write_report(folder)
+    print(report if options.quiet else f"\n{accuracy_table(results)}\n\nreport: {report}")

@@ -8,7 +8,7 @@ not matter, because the dynamic momentum of Eq. 8 is applied as an exact merge o
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltdd.config import StatisticsConfig
 from ltdd.data.augment import normalise
@@ -33,24 +33,48 @@ def calibrate_statistics(
     Returns:
         One `LayerStatistics` a layer, in order of registration.
     """
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    images, labels = data.train_images, data.train_labels
+    return class_statistics(observer, images, labels, data.num_classes, mean, std, config, runtime)
+
+
+@torch.no_grad()
+def class_statistics(
+    observer: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    mean: Tensor,
+    std: Tensor,
+    config: StatisticsConfig,
+    runtime: Runtime,
+) -> list[LayerStatistics]:
+    """Return the per-class statistics of the observer's batch-norm layers on any images.
+
+    Args:
+        observer: trained network with BatchNorm2d layers.
+        images: (N, C, H, W), uint8 or float in [0, 1].
+        labels: int64 (N,), 0..K-1.
+        num_classes: K.
+        mean, std: (C,), in units of [0, 1].
+        config: batch size of the pass.
+        runtime: device, precision and backend.
+    """
     recorder = Observer(observer, runtime.ops)
-    mean = torch.tensor(data.mean, device=runtime.device)
-    std = torch.tensor(data.std, device=runtime.device)
-    states = [
-        _empty_state(data.num_classes, layer.num_features, runtime) for layer in recorder.layers
-    ]
-    batches = torch.arange(len(data.train_labels)).split(config.batch_size)
+    mean, std = mean.to(runtime.device), std.to(runtime.device)
+    states = [_empty_state(num_classes, layer.num_features, runtime) for layer in recorder.layers]
+    batches = torch.arange(len(labels)).split(config.batch_size)
     with runtime.progress(len(batches), "statistics") as progress:
         for indices in batches:
-            images = normalise(data.train_images[indices].to(runtime.device), mean, std)
-            labels = data.train_labels[indices].to(runtime.device)
+            batch = normalise(images[indices].to(runtime.device), mean, std)
+            batch_labels = labels[indices].to(runtime.device)
             with runtime.autocast():
-                _, moments = recorder(images)
+                _, moments = recorder(batch)
             for state, rows in zip(states, moments, strict=True):
                 runtime.ops.class_moments_update_(
-                    *state, rows.mean, rows.m2, rows.spatial_size, labels
+                    *state, rows.mean, rows.m2, rows.spatial_size, batch_labels
                 )
-            progress.step()
+            progress.step(images=len(indices))
     layers = []
     for state, running in zip(states, running_statistics(recorder.layers), strict=True):
         class_mean, within, between, _ = runtime.ops.class_moments_finish(*state)
@@ -60,7 +84,7 @@ def calibrate_statistics(
     return layers
 
 
-def _empty_state(num_classes: int, channels: int, runtime: Runtime) -> tuple[torch.Tensor, ...]:
+def _empty_state(num_classes: int, channels: int, runtime: Runtime) -> tuple[Tensor, ...]:
     count = torch.zeros(num_classes, dtype=torch.int64, device=runtime.device)
     zeros = [
         torch.zeros(num_classes, channels, dtype=torch.float64, device=runtime.device)
