@@ -47,13 +47,18 @@ LAYERS = (
         "summary",
         "doctor",
         "report",
+        "comparison",
+        "pages",
+        "accuracies",
         "charts",
+        "curves",
+        "drawing",
         "pictures",
         "verify",
     ),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
-REPORT_USERS = {"commands", "pipeline", "report"}
+REPORT_USERS = {"commands", "pipeline", "report", "comparison"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -11,7 +11,7 @@ For channel c with fair mean m_c and variance v_c, and other mean a_c and varian
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,37 +27,34 @@ _MIXTURE = StatisticsConfig(global_target="mixture")
 def layer_drift(
     names: Sequence[str],
     real: Sequence[LayerStatistics],
-    start: Sequence[LayerStatistics],
-    distilled: Sequence[LayerStatistics],
+    synthetic: Mapping[str, Sequence[LayerStatistics]],
 ) -> list[dict[str, Any]]:
-    """Compare four kinds of statistics with the fair ones of every layer.
+    """Compare every kind of statistics with the fair ones of every layer.
 
     Args:
         names: of the layers.
         real: of the long-tailed training images.
-        start: of the synthetic images before recovery.
-        distilled: of the synthetic images after it.
+        synthetic: kind -> of synthetic images.
 
     Returns:
         One mapping a layer: ``layer``, ``channels``, and for each of ``running`` (the network's
-        own), ``pooled`` (over all training images, so that large classes weigh more), ``start`` and
-        ``distilled`` the distances ``mean`` and ``spread``; the last two with ``classes``.
+        own), ``pooled`` (over all training images, so that large classes weigh more) and the kinds
+        of synthetic images the distances ``mean`` and ``spread``; the latter with ``classes``.
     """
     rows = []
-    for name, layer, before, after in zip(names, real, start, distilled, strict=True):
+    for number, (name, layer) in enumerate(zip(names, real, strict=True)):
         fair = _whole(layer, torch.ones_like(layer.count))
-        synthetic = {
-            kind: _distance(_whole(found, found.count), fair)
-            | {"classes": _class_distance(found, layer, fair[1])}
-            for kind, found in (("start", before), ("distilled", after))
-        }
         rows.append(
             {
                 "layer": name,
                 "channels": len(fair[0]),
                 "running": _distance((layer.running_mean, layer.running_var), fair),
                 "pooled": _distance(_whole(layer, layer.count), fair),
-                **synthetic,
+            }
+            | {
+                kind: _distance(_whole(layers[number], layers[number].count), fair)
+                | {"classes": _class_distance(layers[number], layer, fair[1])}
+                for kind, layers in synthetic.items()
             }
         )
     return rows

@@ -35,7 +35,7 @@ from ltdd.runtime import Runtime, resolve_device
 from ltdd.scoring import Distillation, score, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.statistics import calibrate_statistics, class_statistics
+from ltdd.stages.statistics import calibrate_statistics, synthetic_statistics
 from ltdd.targets import LayerStatistics
 
 REAL_EXAMPLES = 5  # real images a class kept for the report
@@ -246,24 +246,30 @@ def fair_statistics(
 def statistics_drift(context: Context, made: Distillation) -> list[dict[str, Any]]:
     """Measure how far other statistics of every layer are from the fair ones, for the report.
 
-    The synthetic images are measured as they start and as they are published.
+    The synthetic images are measured in crops as recovery sees them, before and after it, and
+    whole as they are published.
     """
     config, layers = context.config.statistics, range(len(made.statistics))
-    sets = {"start": made.initial, "distilled": made.images}
+    crops = (context.config.recovery.crop_min_scale, context.config.horizontal_flip)
+    sets = {
+        "start": (made.initial, crops),
+        "distilled": (made.images, crops),
+        "published": (made.images, None),
+    }
     key = context.stages.key(
         "statistics", {"of": list(sets), "batch_size": config.batch_size}, [made.images_key]
     )
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, images in sets.items():
-            statistics = class_statistics(
+        for name, (images, crops) in sets.items():
+            statistics = synthetic_statistics(
                 made.observer,
                 images,
                 made.labels,
-                context.data.num_classes,
                 context.mean,
                 context.std,
+                crops,
                 config,
                 runtime,
             )
@@ -272,10 +278,11 @@ def statistics_drift(context: Context, made: Distillation) -> list[dict[str, Any
         return found
 
     tensors = context.stages.run("statistics", key, compute)
-    start, distilled = (
-        [LayerStatistics.from_tensors(f"{name}.{n}", tensors) for n in layers] for name in sets
-    )
-    return layer_drift(batch_norm_names(made.observer), made.statistics, start, distilled)
+    synthetic = {
+        name: [LayerStatistics.from_tensors(f"{name}.{n}", tensors) for n in layers]
+        for name in sets
+    }
+    return layer_drift(batch_norm_names(made.observer), made.statistics, synthetic)
 
 
 def initial_images(

@@ -1,0 +1,24 @@
+"""``ltdd compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltdd.options import Parser
+
+SUMMARY = "Write one page about several finished runs, side by side."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command."""
+    parser = Parser(
+        prog="ltdd compare", usage="ltdd compare DIR DIR... --to FILE.html", description=SUMMARY
+    )
+    parser.add_argument("folders", type=str, nargs="+", help="Folders of finished runs.")
+    parser.add_argument("--to", type=str, required=True, help="The HTML file to write.")
+    options = parser.parse_args(argv)
+    from ltdd.comparison import write_comparison
+
+    page = write_comparison([Path(folder) for folder in options.folders], Path(options.to))
+    print(f"comparison: {page}")
