@@ -14,7 +14,7 @@ from ltdd.charts import STYLES
 from ltdd.curves import drift_summary
 from ltdd.errors import UserError
 from ltdd.pages import render
-from ltdd.pictures import SHOWN, ImagesOfClass, class_cards
+from ltdd.pictures import ImagesOfClass, gallery
 from ltdd.report import class_order, load_finished
 from ltdd.summary import total_cost
 
@@ -124,8 +124,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
             "classes": class_chart(students, names, order, groups),
         },
         "settings": _differences(runs),
-        "cards": class_cards({run.name: run.images() for run in runs}, order, names, notes),
-        "shown": SHOWN,
+        "gallery": gallery({run.name: run.images() for run in runs}, order, names, notes),
         "drift": {
             run.name: drift_summary(run.results["drift"])
             for run in runs

@@ -26,8 +26,8 @@ ImagesOfClass = Callable[[int], Tensor]
 
 # A page stays below 5 MB: pictures take at most this many raw bytes before they are compressed.
 _PICTURE_BYTES = 2_500_000
-SHOWN = 10  # images of a class
-_SIDE = 64  # larger images are shrunk to this side
+# Images of a class, and the side to which larger ones are shrunk; the second if there is no room.
+_SCALES = ((10, 64), (5, 48))
 _NUMBERED_CLASSES = 20  # larger tables are drawn without numbers
 _MATRIX_SIDE = 250  # of a drawn table; more classes are averaged in blocks
 
@@ -63,12 +63,27 @@ class Card:
     strips: list[Strip]
 
 
-def class_cards(
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of as many classes as a page has room for.
+
+    Attributes:
+        cards: from the largest to the smallest class.
+        shown: largest number of images in a strip.
+        side: larger images are shrunk to it.
+    """
+
+    cards: list[Card]
+    shown: int
+    side: int
+
+
+def gallery(
     kinds: Mapping[str, ImagesOfClass],
     order: Sequence[int],
     names: Sequence[str],
     notes: Sequence[str],
-) -> list[Card]:
+) -> Gallery:
     """Draw images of as many classes as a page has room for.
 
     Args:
@@ -78,33 +93,36 @@ def class_cards(
         notes: what else is said about each class.
 
     Returns:
-        The cards; with too many classes those evenly from the largest to the smallest.
+        The pictures; with too many classes, those evenly from the largest to the smallest.
     """
-    first = {kind: images(order[0])[:SHOWN] for kind, images in kinds.items()}
-    pixels = sum(
-        len(i) * i.shape[1] * min(_SIDE, i.shape[2]) * min(_SIDE, i.shape[3])
-        for i in first.values()
-    )
-    room = max(2, _PICTURE_BYTES // max(1, pixels))
+    first = [images(order[0]) for images in kinds.values()]
+    for shown, side in _SCALES:
+        values = sum(
+            min(shown, len(i)) * i.shape[1] * min(side, i.shape[2]) * min(side, i.shape[3])
+            for i in first
+        )
+        room = max(2, _PICTURE_BYTES // values)
+        if room >= len(order):
+            break
     chosen = list(order)
     if room < len(order):  # both ends included
         chosen = [order[round(i * (len(order) - 1) / (room - 1))] for i in range(room)]
     cards = []
     for label in chosen:
-        images = {kind: of_class(label)[:SHOWN] for kind, of_class in kinds.items()}
+        images = {kind: of_class(label)[:shown] for kind, of_class in kinds.items()}
         # One scale for all strips of a card; few images are not blown up to the full width.
         slots = max(5, *map(len, images.values()))
         strips = [
             Strip(
                 kind,
                 f"{kind} images of class {names[label]}, {len(found)} in a row",
-                _row(found),
+                _row(found, side),
                 100 * len(found) / slots,
             )
             for kind, found in images.items()
         ]
         cards.append(Card(names[label], notes[label], strips))
-    return cards
+    return Gallery(cards, shown, side)
 
 
 def run_images(out: Path, distilled: DistilledSet) -> dict[str, ImagesOfClass]:
@@ -132,9 +150,9 @@ def _initial_images(out: Path, distilled: DistilledSet) -> tuple[Tensor | None, 
     return None, None
 
 
-def _row(images: Tensor) -> Image.Image:
+def _row(images: Tensor, side: int) -> Image.Image:
     """Return uint8 images (N, C, H, W) in one row, with transparent gaps."""
-    side = min(_SIDE, images.shape[-1])
+    side = min(side, images.shape[-1])
     cell = side * max(1, 32 // side)  # whole steps, so that pixels stay squares
     gap = max(1, cell // 16)
     row = Image.new("RGBA", ((cell + gap) * len(images) - gap, cell))

@@ -17,9 +17,8 @@ from ltdd.events import EVENTS
 from ltdd.files import write_bytes
 from ltdd.pages import chart_style, render
 from ltdd.pictures import (
-    SHOWN,
-    class_cards,
     confusion,
+    gallery,
     grids,
     heat_map,
     mean_soft_labels,
@@ -60,7 +59,7 @@ def write_report(out: Path) -> Path:
     ]
     for chart in (chart for group in drawn for chart in group.values()):
         write_text(out / FIGURES / f"{chart.name}.svg", chart.document(style))
-    for kind, picture in grids(content["cards"]).items():
+    for kind, picture in grids(content["gallery"].cards).items():
         write_bytes(out / FIGURES / f"images_{kind}.png", picture)
     return out / REPORT
 
@@ -120,10 +119,7 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
             if who in results["confusion"]
         },
         "confusion_titles": _CONFUSIONS,
-        "cards": class_cards(
-            run_images(out, distilled), order, names, _class_notes(counts, groups)
-        ),
-        "shown": SHOWN,
+        "gallery": gallery(run_images(out, distilled), order, names, _class_notes(counts, groups)),
         "losses": loss_charts(events),
         "layers": len(drift or ()),
         "drift": drift_summary(drift) if drift else None,
