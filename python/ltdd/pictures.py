@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -236,7 +237,18 @@ def heat_map(
     # square root: most cells of a large table are small
     shade = 255 * (1 - np.sqrt(_blocks(matrix, _MATRIX_SIDE).clip(0, 1)))
     picture = _data_uri(Image.fromarray(shade.round().astype(np.uint8)))
-    return charts.matrix(name, label, sorted_names, None, picture, titles)
+    drawn = charts.matrix(name, label, sorted_names, None, picture, titles)
+    rows = [
+        [
+            sorted_names[i],
+            f"{100 * matrix[i, i]:.1f} %",
+            sorted_names[int(others.argmax())],
+            f"{100 * others.max():.1f} %",
+        ]
+        for i, others in enumerate(off)
+    ]
+    columns = [titles[0], "itself", "largest other", "share"]
+    return dataclasses.replace(drawn, columns=columns, rows=rows)
 
 
 def _blocks(matrix: Matrix, most: int) -> Matrix:
