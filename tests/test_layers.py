@@ -18,7 +18,7 @@ LTDD_EXT = ROOT / "ltdd_ext"
 
 # Lowest first. A module imports from its own layer or a lower one, and never in a circle.
 LAYERS = (
-    ("errors", "config", "interruption", "runtime"),
+    ("errors", "config", "interruption", "runtime", "progress", "units"),
     (
         "data",
         "models",
@@ -27,10 +27,13 @@ LAYERS = (
         "files",
         "checkpoint",
         "distilled",
+        "events",
+        "tensorboard",
         "artifacts",
         "calibration",
         "observation",
         "targets",
+        "drift",
         "inference",
     ),
     ("stages",),
@@ -50,13 +53,18 @@ LAYERS = (
         "summary",
         "doctor",
         "report",
+        "comparison",
+        "pages",
+        "accuracies",
         "charts",
+        "curves",
+        "drawing",
         "pictures",
         "verify",
     ),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
-REPORT_USERS = {"commands", "pipeline", "report"}
+REPORT_USERS = {"commands", "pipeline", "report", "comparison"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

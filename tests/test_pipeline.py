@@ -79,6 +79,17 @@ def test_recovery_moves_images_and_lowers_the_alignment_loss(run: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_drift_is_measured_on_every_layer_of_the_observer(run: Path) -> None:
+    drift = read_json(run / "results.json")["drift"]
+    assert [layer["layer"] for layer in drift] == ["body.0.1", "body.1.1", "body.2.1"]
+    for layer in drift:
+        for kind in ("running", "pooled", "start", "distilled", "published"):
+            assert layer[kind]["mean"] > 0
+            assert layer[kind]["spread"] > 1
+    # recovery brings every class closer to its own statistics
+    assert all(layer["distilled"]["classes"] < layer["start"]["classes"] for layer in drift)
+
+
 def test_the_same_command_reuses_every_stage(run: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in (run / "stages").iterdir()}
     old = read_json(run / "results.json")

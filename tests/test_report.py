@@ -4,161 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from pages import Page, finished_run
+from PIL import Image
 
-from ltdd.artifacts import (
-    EventLog,
-    StageStore,
-    fingerprint,
-    record_files,
-    save_distilled,
-    write_json,
-)
-from ltdd.charts import Point, loss_lines, ticks
+from ltdd.artifacts import read_json, save_distilled, write_json
+from ltdd.charts import Point, step_lines
 from ltdd.config import DistillConfig
 from ltdd.data.long_tail import accuracy_groups
+from ltdd.drawing import ticks
 from ltdd.errors import UserError
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.report import write_report
-
-IPC = 10
-COUNTS = (126, 81, 53, 34, 22, 14, 9, 6, 4, 2)
-
-
-def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789")) -> Path:
-    """Write what a run on long-tailed digits leaves, with simple classifiers for the networks."""
-    digits = load_digits()
-    images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
-    labels = torch.from_numpy(digits.target)
-    members = [torch.nonzero(labels == c).flatten() for c in range(10)]
-    train = torch.cat([rows[:n] for rows, n in zip(members, COUNTS, strict=True)])
-    test = torch.cat([rows[-40:] for rows in members])
-    chosen = torch.cat(
-        [rows[torch.arange(IPC) % n] for rows, n in zip(members, COUNTS, strict=True)]
-    )
-    flat = digits.data / 16
-
-    def score(model: Any, rows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model.fit(flat[rows], labels[rows].numpy()).predict(flat[test]))
-
-    predictions = {
-        "student": [score(LogisticRegression(C=c), chosen) for c in (0.1, 1, 10)],
-        "random_real": [score(KNeighborsClassifier(n), chosen) for n in (5, 6, 7)],
-        "full_long_tailed": [score(KNeighborsClassifier(9), train)],
-        "teacher": [score(LogisticRegression(C=100), train)],
-    }
-    scores = {
-        who: summarize([accuracy_report(p, labels[test], COUNTS) for p in rows])
-        for who, rows in predictions.items()
-    }
-    noise = torch.Generator().manual_seed(0)
-    distilled = (images[chosen] + 40 * torch.randn(images[chosen].shape, generator=noise)).clamp(
-        0, 255
-    )
-    config = DistillConfig(ipc=IPC, imbalance_factor=50)
-    save_distilled(
-        out,
-        distilled.to(torch.uint8),
-        labels[chosen],
-        torch.from_numpy(
-            LogisticRegression().fit(flat[train], labels[train]).decision_function(flat[chosen])
-        ).float(),
-        class_names=names,
-        counts=COUNTS,
-        split_sha256="5f" * 32,
-        normalization=([0.3], [0.37]),
-        config=config.to_dict(),
-        student_recipe={"student": "convnet3", "seeds": 3, "labels": "fkd"},
-    )
-    StageStore(out).put(
-        "initialization",
-        fingerprint("initialization"),
-        {
-            "images": images[chosen].float() / 255,
-            "labels": labels[chosen],
-            "real_examples": torch.stack([images[rows[-5:]] for rows in members]),
-        },
-        {},
-    )
-    log = EventLog(out / "events.jsonl")
-    for epoch in range(60):
-        log.write("train", stage="experts", role="observer", epoch=epoch, loss=2.3 * 0.95**epoch)
-    for i in range(500):
-        alignment = 30 / (1 + i / 40)
-        parts = {"alignment": alignment, "cross_entropy": 1 / (1 + i)}
-        log.write("recover", iteration=i, batch=0, loss=0.05 * alignment + 1 / (1 + i), **parts)
-    for who in ("student", "random_real"):
-        for seed in range(3):
-            for epoch in range(100):
-                log.write("student", who=who, seed=seed, epoch=epoch, loss=3 / (1 + epoch + seed))
-    write_json(
-        out / "results.json",
-        {
-            "student": scores["student"] | {"arch": "convnet3", "labels": "fkd", "epochs": 100},
-            "teacher": scores["teacher"],
-            "observer": scores["teacher"],
-            "baselines": {k: scores[k] for k in ("random_real", "full_long_tailed")},
-            "stages": {
-                "experts": {"seconds": 71.3, "peak_bytes": 410_000_000},
-                "statistics": {"seconds": 0.4, "peak_bytes": 410_000_000},
-                "recovery": {"seconds": 9.2, "peak_bytes": 520_000_000},
-                "evaluation": {"seconds": 33.0, "peak_bytes": 530_000_000},
-            },
-            "bytes": {"images": distilled.numel(), "labels": 4 * 1000},
-            "groups": {k: list(v) for k, v in vars(accuracy_groups(COUNTS)).items()},
-            "counts": list(COUNTS),
-            "class_names": list(names),
-            "confusion": {
-                "student": confusion_matrix(
-                    torch.cat(predictions["student"]), labels[test].repeat(3), 10
-                ).tolist()
-            },
-            "provenance": {
-                "command": "ltdd distill --data digits --imbalance-factor 50 --out runs/demo",
-                "preset": "demo",
-                "commit": "0123456789ab",
-                "python": "3.11.7",
-                "machine": "some processor, 2 cores",
-            },
-        },
-    )
-    record_files(out, ["results.json"])
-    return out
-
-
-class Page(HTMLParser):
-    """Collects tags with their attributes, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words = ""
-        self.feed(text)
-        self.words = " ".join(self.words.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += f" {data} "
 
 
 def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
@@ -170,14 +32,20 @@ def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     assert len(text) < 5_000_000
     # self-contained: pictures are inline, no script, style sheet, font or frame is fetched
     assert not re.search(r"https?://|@import|url\(", text)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object"})
+    links = [attrs["href"] for tag, attrs in page.tags if tag in ("link", "a")]
+    assert all(link and link.startswith(("data:,", "#")) for link in links)
+    targets = {attrs.get("id") for _, attrs in page.tags}
+    assert {link[1:] for link in links if link and link.startswith("#")} <= targets
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
     assert len(pictures) == 30
     assert all((a["src"] or "").startswith("data:image/png;base64,") for a in pictures)
     assert all(a["alt"] for a in pictures)
     drawings = [a for tag, a in page.tags if tag == "svg" and "aria-hidden" not in a]
-    assert len(drawings) == 6
+    # counts, two accuracies, labels, four confusions, two drifts, three losses
+    assert len(drawings) == 13
     assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
+    assert page.words.count("The numbers of:") == 13
     for words in (
         "351 images distilled into 100",
         "trained on overall head medium tail distilled images",
@@ -201,9 +69,38 @@ def test_accuracies_are_those_of_results(tmp_path: Path) -> None:
     student = json.loads((tmp_path / "results.json").read_text())["student"]
     page = Page(write_report(tmp_path).read_text())
     row = page.words.split("overall head medium tail ")[1]
-    for group in ("accuracy", "head", "medium", "tail"):
-        cell = f"{100 * student[group]['mean']:.1f} ± {100 * student[group]['std']:.1f}"
-        assert cell in row
+    cells = [
+        f"{100 * student[group]['mean']:.1f} ± {100 * student[group]['std']:.1f}"
+        for group in ("accuracy", "head", "medium", "tail")
+    ]
+    assert row.startswith(f"distilled images {' '.join(cells)} random real images")
+
+
+def test_drift_is_that_of_results(tmp_path: Path) -> None:
+    drift = read_json(finished_run(tmp_path) / "results.json")["drift"]
+    words = Page(write_report(tmp_path).read_text()).words
+    running = sum(layer["running"]["mean"] for layer in drift) / len(drift)
+    assert f"running means are {running:.2g} standard deviations away" in words
+    percent = [100 * (layer["distilled"]["spread"] - 1) for layer in drift]
+    for layer, value in zip(drift, percent, strict=True):
+        assert f"{layer['layer']} {value:.4g} " in words
+
+
+def test_every_figure_is_a_file_too(tmp_path: Path) -> None:
+    write_report(finished_run(tmp_path))
+    drawings = sorted(path.stem for path in (tmp_path / "report").glob("*.svg"))
+    assert drawings == [
+        "class_accuracy", "class_counts", "confusion_full_long_tailed", "confusion_random_real",
+        "confusion_student", "confusion_teacher", "drift_means", "drift_variances",
+        "expert_losses", "group_accuracy", "recovery_losses", "soft_labels", "student_losses",
+    ]  # fmt: skip
+    for path in (tmp_path / "report").glob("*.svg"):
+        root = ET.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "url(" not in path.read_text()
+    for kind in ("start", "distilled", "real"):
+        with Image.open(tmp_path / "report" / f"images_{kind}.png") as picture:
+            assert picture.height > 10 * 32
 
 
 def test_class_names_cannot_add_markup(tmp_path: Path) -> None:
@@ -211,6 +108,8 @@ def test_class_names_cannot_add_markup(tmp_path: Path) -> None:
     text = write_report(finished_run(tmp_path, names)).read_text()
     page = Page(text)
     assert page.open == []
+    for path in (tmp_path / "report").glob("*.svg"):
+        assert not list(ET.parse(path).iter("{http://www.w3.org/2000/svg}script"))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "x" not in {attrs.get("src") for _, attrs in page.tags}
     assert "&lt;script&gt;alert(1)" in text
@@ -236,48 +135,62 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_many_classes_of_large_images_stay_below_five_megabytes(tmp_path: Path) -> None:
-    classes, side = 120, 96
+def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
+    """Write a run of noise, which no compression shrinks, without stages."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        0, 256, (classes * 2, 3, side, side), generator=generator, dtype=torch.uint8
-    )
-    labels = torch.arange(classes).repeat_interleave(2)
-    logits = torch.randn(classes * 2, classes, generator=generator)
-    counts = [int(500 * 0.97**c) for c in range(classes)]
+    count = classes * ipc
+    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    logits = torch.randn(count, classes, generator=generator)
+    counts = [int(500 * 0.01 ** (c / classes)) for c in range(classes)]
     save_distilled(
-        tmp_path,
+        out,
         images,
-        labels,
+        torch.arange(classes).repeat_interleave(ipc),
         logits,
         class_names=[f"class {c}" for c in range(classes)],
         counts=counts,
         split_sha256="0" * 64,
         normalization=([0.5] * 3, [0.25] * 3),
-        config=DistillConfig(ipc=2).to_dict(),
+        config=DistillConfig(ipc=ipc).to_dict(),
         student_recipe={},
     )
     truth = torch.arange(classes).repeat(5)
     guesses = torch.randint(0, classes, (len(truth),), generator=generator)
     report = summarize([accuracy_report(guesses, truth, counts)])
+    matrix = confusion_matrix(guesses, truth, classes).tolist()
     write_json(
-        tmp_path / "results.json",
+        out / "results.json",
         {
             "student": report | {"arch": "convnet3", "labels": "static", "epochs": 1},
             "teacher": report,
-            "baselines": {},
+            "baselines": {"random_real": report, "full_long_tailed": report},
             "stages": {},
             "bytes": {"images": images.numel(), "labels": logits.numel() * 4},
             "groups": {k: list(v) for k, v in vars(accuracy_groups(counts)).items()},
-            "confusion": {"student": confusion_matrix(guesses, truth, classes).tolist()},
+            "confusion": dict.fromkeys(
+                ("student", "random_real", "full_long_tailed", "teacher"), matrix
+            ),
         },
     )
-    path = write_report(tmp_path)
+    return out
+
+
+@pytest.mark.parametrize(("classes", "ipc", "side"), [(100, 50, 64), (300, 2, 96)])
+def test_many_classes_of_large_images_stay_below_five_megabytes(
+    tmp_path: Path, classes: int, ipc: int, side: int
+) -> None:
+    path = write_report(large_run(tmp_path, classes, ipc, side))
     assert path.stat().st_size < 5_000_000
     page = Page(path.read_text())
-    assert "of 120 classes, evenly from the largest to the smallest" in page.words
-    assert "class 0" in page.words
-    assert "class 119" in page.words
+    assert f"of {classes} classes, evenly from the largest to the smallest" in page.words
+    assert ("The first 5 of 50 images of a class are shown" in page.words) == (ipc == 50)
+    assert f"{side}-pixel images are shrunk to 48 pixels here" in page.words
+    # too many classes for a table of numbers: the largest confusion of each instead
+    results = read_json(tmp_path / "results.json")
+    largest = max(results["confusion"]["student"][7][:7] + results["confusion"]["student"][7][8:])
+    assert re.search(rf"class 7 \d+\.0 % class \d+ {20 * largest}\.0 %", page.words)
+    pictures = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert f"of class class {classes - 1}," in (pictures[-1] or "")
 
 
 def test_ticks_are_round_and_inside() -> None:
@@ -287,9 +200,11 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(1, 1) == [1]
 
 
-def test_loss_lines_skip_what_is_not_finite() -> None:
+def test_lines_skip_what_is_not_finite() -> None:
     points = [Point(0, 1.0), Point(1, float("nan")), Point(2, 3.0)]
-    drawn = loss_lines({"loss": points}, "epoch", "losses")
-    assert "nan" not in drawn
-    assert len(re.findall(r'points="([^"]+)"', drawn)[0].split()) == 2
-    assert loss_lines({"loss": []}, "epoch", "losses") == ""
+    drawn = step_lines("losses", "losses", {"loss": points}, "epoch", "loss")
+    assert drawn is not None
+    assert "nan" not in drawn.inline
+    assert len(re.findall(r'points="([^"]+)"', drawn.inline)[0].split()) == 2
+    assert drawn.rows == [["0", "1"], ["2", "3"]]
+    assert step_lines("losses", "losses", {"loss": []}, "epoch", "loss") is None

@@ -2,7 +2,7 @@
 
 run.json                         configuration and split of the run, with their fingerprint
 stages/<stage>-<key>.safetensors results of finished stages, keyed by a hash of their inputs
-events.jsonl                     one line for every loss worth plotting
+events.jsonl, metrics.csv        one line for every loss worth plotting
 data.safetensors, manifest.json  the distilled set and what is needed to use it
 results.json, report.html        how well students learn from it
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ltdd.distilled import DistilledSet, Normalization, load, record_files, save_distilled
 from ltdd.errors import FolderInUse, UserError
+from ltdd.events import EventLog, read_events
 from ltdd.files import (
     canonical_json,
     fingerprint,
@@ -161,41 +162,6 @@ def read_stage(path: Path) -> StoredStage:
     except (UserError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = error if isinstance(error, UserError) else "not the result of a stage"
         raise UserError(f"{path}: {reason}; delete the file to compute it again") from error
-
-
-class EventLog:
-    """An append-only JSON-lines file of what happened when; stages write their losses to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A killed process may leave half a line; ending it keeps the next line whole.
-        content = path.read_bytes() if path.exists() else b""
-        if content and not content.endswith(b"\n"):
-            self._append("\n")
-
-    def write(self, event: str, **fields: Any) -> None:
-        """Append one line: time (UTC, ISO 8601), the event's name and its fields."""
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        self._append(json.dumps({"time": now, "event": event, **fields}) + "\n")
-
-    def _append(self, text: str) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read an event log; a line that a killed process left unfinished is skipped."""
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict):
-                events.append(event)
-    return events
 
 
 class RunLock:

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from ltdd import completion, interruption
 from ltdd.errors import UserError
 
-COMMANDS = ("distill", "evaluate", "reproduce", "ablate", "report", "split", "verify", "doctor")
+COMMANDS = (
+    "distill",
+    "evaluate",
+    "reproduce",
+    "ablate",
+    "report",
+    "compare",
+    "split",
+    "verify",
+    "doctor",
+)
 """Modules of `ltdd.commands`, in the order of the overview."""
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ltdd.artifacts import EventLog
 from ltdd.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, ExpertsConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import ViewSchedule
+from ltdd.events import EVENTS, EventLog, Sink
 from ltdd.inference import predict_logits
 from ltdd.models import build_model
 from ltdd.runtime import Runtime, keep_freed_memory
@@ -52,6 +53,7 @@ class Context:
         stored: frozenset[str] = frozenset(),
         checkpoint_seconds: float = DEFAULT_SECONDS,
         pool: Path | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> Context:
         """Prepare a run.
 
@@ -63,8 +65,9 @@ class Context:
             stored: names of stages that must be found in the folder, never computed.
             checkpoint_seconds: time between two saves of an unfinished stage.
             pool: folder of stage results shared with other runs.
+            sinks: receive every event beside the log.
         """
-        log = EventLog(out / "events.jsonl")
+        log = EventLog(out / EVENTS, sinks)
         runtime = Runtime.from_config(config, log, quiet)
         if runtime.device.type == "cpu":
             keep_freed_memory()

@@ -26,6 +26,11 @@ def batch_norm_layers(model: nn.Module, name: str = "observer") -> list[nn.Batch
     return layers
 
 
+def batch_norm_names(model: nn.Module) -> list[str]:
+    """Return the names of the layers of `batch_norm_layers`, in the same order."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 class Observer:
     """A frozen network that returns its logits together with the moments of its BN inputs.
 

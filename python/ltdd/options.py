@@ -24,7 +24,9 @@ from ltdd.config import STAGES, DistillConfig, OnBadImage
 from ltdd.errors import UserError
 from ltdd.presets import PRESETS, preset
 
-_RUN_OPTIONS = ("preset", "out", "quiet", "checkpoint_seconds", "on_bad_image")
+_RUN_OPTIONS = (
+    "preset", "out", "quiet", "checkpoint_seconds", "on_bad_image", "verbose", "tensorboard",
+)  # fmt: skip
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -142,6 +144,7 @@ def _kinds() -> dict[str, str]:
     """Describe the type of every field in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     kinds = {"quiet": words[bool], "preset": words[str], "out": words[str]}
+    kinds |= {"verbose": words[bool], "tensorboard": words[bool]}
     kinds |= {"checkpoint_seconds": words[float], "on_bad_image": "one of fail, skip"}
     for name, hint, _, _ in fields():
         args = [a for a in getattr(hint, "__args__", ()) if a is not type(None)]
@@ -180,7 +183,15 @@ def distill_parser() -> Parser:
     names = ", ".join(PRESETS)
     parser.add_argument("--preset", type=str | None, default=None, help=f"Named settings: {names}.")
     parser.add_argument("--out", type=str | None, default=None, help="Folder for the results.")
-    parser.add_argument("--quiet", action="store_true", help="No progress output.")
+    parser.add_argument(
+        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
+    )
+    parser.add_argument("--verbose", action="store_true", help="Show every event on stderr too.")
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="Write DIR/tensorboard too, with every loss; needs the package tensorboard.",
+    )
     parser.add_argument(
         "--checkpoint-seconds",
         type=float,
@@ -211,6 +222,8 @@ class Request:
     quiet: bool
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     on_bad_image: OnBadImage = "fail"
+    verbose: bool = False
+    tensorboard: bool = False
 
 
 def parse_distill(argv: Sequence[str]) -> Request:
@@ -251,6 +264,8 @@ def parse_distill(argv: Sequence[str]) -> Request:
         raise UserError(
             f"expected --checkpoint-seconds 0 or more, got {request.checkpoint_seconds:g}"
         )
+    if request.quiet and request.verbose:
+        raise UserError("expected --quiet or --verbose, got both")
     return request
 
 

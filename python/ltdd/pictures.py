@@ -1,10 +1,12 @@
-"""Pictures of the report: images of every class, and tables of classes against classes."""
+"""Pictures of the pages: images of every class, and tables of classes against classes."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ltdd import charts
 from ltdd.artifacts import DistilledSet, read_tensors
+from ltdd.charts import Chart
 
 Matrix = npt.NDArray[np.float64]
+ImagesOfClass = Callable[[int], Tensor]
+"""Label -> uint8 images (N, C, H, W) of the class."""
 
-# The page stays below 5 MB: pictures take at most this many raw bytes before they are compressed.
+# A page stays below 5 MB: pictures take at most this many raw bytes before they are compressed.
 _PICTURE_BYTES = 2_500_000
-_SHOWN = 10  # images of a class
-_SIDE = 64  # larger images are shrunk to this side
-_GROUPS = ("head", "medium", "tail")
+# Images of a class, and the side to which larger ones are shrunk; the second if there is no room.
+_SCALES = ((10, 64), (5, 48))
+_NUMBERED_CLASSES = 20  # larger tables are drawn without numbers
+_MATRIX_SIDE = 250  # of a drawn table; more classes are averaged in blocks
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some images of a class in a row.
+
+    Attributes:
+        kind: what they are, in a word.
+        alt: text alternative.
+        picture: the row.
+        share: of the card's width, in percent.
+    """
+
+    kind: str
+    alt: str
+    picture: Image.Image
+    share: float
+
+    @property
+    def uri(self) -> str:
+        """The picture for an ``src`` attribute."""
+        return _data_uri(self.picture)
 
 
 @dataclass(frozen=True)
@@ -31,54 +60,84 @@ class Card:
     """The pictures of one class."""
 
     name: str
-    count: int
-    group: str
-    rows: list[tuple[str, str, str, float]]  # caption, alternative text, data URI, width in %
+    note: str
+    strips: list[Strip]
 
 
-def class_cards(
-    out: Path,
-    distilled: DistilledSet,
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of as many classes as a page has room for.
+
+    Attributes:
+        cards: from the largest to the smallest class.
+        shown: largest number of images in a strip.
+        side: larger images are shrunk to it.
+    """
+
+    cards: list[Card]
+    shown: int
+    side: int
+
+
+def gallery(
+    kinds: Mapping[str, ImagesOfClass],
     order: Sequence[int],
-    groups: Mapping[str, Sequence[int]],
-) -> tuple[list[Card], int]:
-    """Draw initial, distilled and real images of as many classes as the page has room for.
+    names: Sequence[str],
+    notes: Sequence[str],
+) -> Gallery:
+    """Draw images of as many classes as a page has room for.
+
+    Args:
+        kinds: caption -> images, one strip each.
+        order: labels from the largest to the smallest class.
+        names: of the classes, in label order.
+        notes: what else is said about each class.
 
     Returns:
-        The cards from the largest to the smallest class, and how many classes were left out.
+        The pictures; with too many classes, those evenly from the largest to the smallest.
     """
-    initial, real = _initial_images(out, distilled)
-    side = min(_SIDE, distilled.images.shape[-1])
-    ipc = max(1, len(distilled) // len(distilled.class_names))
-    pictures = min(ipc, _SHOWN) * (2 if initial is not None else 1) + 5
-    room = max(2, _PICTURE_BYTES // (pictures * side * side * distilled.images.shape[1]))
+    first = [images(order[0]) for images in kinds.values()]
+    for shown, side in _SCALES:
+        values = sum(
+            min(shown, len(i)) * i.shape[1] * min(side, i.shape[2]) * min(side, i.shape[3])
+            for i in first
+        )
+        room = max(2, _PICTURE_BYTES // values)
+        if room >= len(order):
+            break
     chosen = list(order)
-    if room < len(order):  # evenly from head to tail, both ends included
+    if room < len(order):  # both ends included
         chosen = [order[round(i * (len(order) - 1) / (room - 1))] for i in range(room)]
     cards = []
     for label in chosen:
-        name = distilled.class_names[label]
-        members = torch.nonzero(distilled.labels == label).flatten()[:_SHOWN]
-        strips = [("start", initial[members])] if initial is not None else []
-        strips.append(("distilled", distilled.images[members]))
-        if real is not None:
-            # a smaller class repeats its images to fill the row
-            strips.append(("real", real[label][: distilled.manifest["counts"][label]]))
+        images = {kind: of_class(label)[:shown] for kind, of_class in kinds.items()}
         # One scale for all strips of a card; few images are not blown up to the full width.
-        slots = max(5, *(len(images) for _, images in strips))
-        rows = [
-            (
+        slots = max(5, *map(len, images.values()))
+        strips = [
+            Strip(
                 kind,
-                f"{kind} images of class {name}, {len(images)} in a row",
-                _strip(images, side),
-                100 * len(images) / slots,
+                f"{kind} images of class {names[label]}, {len(found)} in a row",
+                _row(found, side),
+                100 * len(found) / slots,
             )
-            for kind, images in strips
+            for kind, found in images.items()
         ]
-        group = next(g for g in _GROUPS if label in groups[g])
-        count = distilled.manifest["counts"][label]
-        cards.append(Card(name, count, group, rows))
-    return cards, len(order) - len(cards)
+        cards.append(Card(names[label], notes[label], strips))
+    return Gallery(cards, shown, side)
+
+
+def run_images(out: Path, distilled: DistilledSet) -> dict[str, ImagesOfClass]:
+    """Return initial, distilled and real images of a run, as far as their files are there."""
+    labels, counts = distilled.labels, distilled.manifest["counts"]
+    initial, real = _initial_images(out, distilled)
+    kinds: dict[str, ImagesOfClass] = {}
+    if initial is not None:
+        kinds["start"] = lambda label: initial[labels == label]
+    kinds["distilled"] = lambda label: distilled.images[labels == label]
+    if real is not None:
+        # a smaller class repeats its images to fill the row
+        kinds["real"] = lambda label: real[label][: counts[label]]
+    return kinds
 
 
 def _initial_images(out: Path, distilled: DistilledSet) -> tuple[Tensor | None, Tensor | None]:
@@ -92,10 +151,10 @@ def _initial_images(out: Path, distilled: DistilledSet) -> tuple[Tensor | None, 
     return None, None
 
 
-def _strip(images: Tensor, side: int) -> str:
-    """Return a PNG data URI of uint8 images (N, C, H, W) in one row, with transparent gaps."""
-    zoom = max(1, 32 // side)  # whole steps, so that pixels stay squares
-    cell = side * zoom
+def _row(images: Tensor, side: int) -> Image.Image:
+    """Return uint8 images (N, C, H, W) in one row, with transparent gaps."""
+    side = min(side, images.shape[-1])
+    cell = side * max(1, 32 // side)  # whole steps, so that pixels stay squares
     gap = max(1, cell // 16)
     row = Image.new("RGBA", ((cell + gap) * len(images) - gap, cell))
     for position, image in enumerate(images):
@@ -103,13 +162,34 @@ def _strip(images: Tensor, side: int) -> str:
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         method = Image.Resampling.LANCZOS if picture.width > cell else Image.Resampling.NEAREST
         row.paste(picture.resize((cell, cell), method), (position * (cell + gap), 0))
-    return _data_uri(row)
+    return row
+
+
+def grids(cards: Sequence[Card]) -> dict[str, bytes]:
+    """Return PNG files of the cards' strips: kind -> one row for each class, with its name."""
+    found: dict[str, bytes] = {}
+    for number, kind in enumerate(strip.kind for strip in cards[0].strips):
+        rows = [(card.name, card.strips[number].picture) for card in cards]
+        height, left = max(p.height for _, p in rows) + 4, 96
+        width = left + max(p.width for _, p in rows) + 4
+        grid = Image.new("RGB", (width, height * len(rows) + 4), "white")
+        draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
+        for row, (name, picture) in enumerate(rows):
+            top = 4 + row * height
+            draw.text((4, top + height // 2 - 8), name[:13], fill="black", font=font)
+            grid.paste(picture, (left, top), picture)
+        found[kind] = _png(grid)
+    return found
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
 
 
 def mean_soft_labels(distilled: DistilledSet) -> Matrix:
@@ -120,41 +200,61 @@ def mean_soft_labels(distilled: DistilledSet) -> Matrix:
     return np.asarray(torch.nan_to_num(torch.stack(rows)).numpy())
 
 
-def confusion(results: Mapping[str, Any]) -> Matrix:
-    """Return the students' predictions as fractions of the test images of each class."""
-    counts = np.asarray(results["confusion"]["student"], dtype=np.float64)
+def confusion(results: Mapping[str, Any], who: str) -> Matrix:
+    """Return the predictions of a kind of network as fractions of each class's test images."""
+    counts = np.asarray(results["confusion"][who], dtype=np.float64)
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
-@dataclass(frozen=True)
-class HeatMap:
-    """A square table of fractions, as cells of a table or, for many classes, as a picture."""
-
-    names: list[str]
-    cells: list[list[float]] | None
-    picture: str | None
-    summary: str
-
-
-def heat_map(matrix: Matrix, order: Sequence[int], names: Sequence[str], verb: str) -> HeatMap:
-    """Arrange fractions of classes against classes for the page.
+def heat_map(
+    name: str,
+    matrix: Matrix,
+    order: Sequence[int],
+    names: Sequence[str],
+    verb: str,
+    titles: tuple[str, str],
+) -> Chart:
+    """Draw fractions of classes against classes; its label says what is worth noticing.
 
     Args:
+        name: stem of its file.
         matrix: (K, K), one row for each class, in label order.
         order: label of each row and column of the result.
         names: class names in label order.
-        verb: what a row does with a column, for the summary.
+        verb: what a row does with a column, for the label.
+        titles: what rows and columns are.
     """
     matrix = matrix[np.ix_(order, order)]
     sorted_names = [names[c] for c in order]
     off = matrix - np.diag(np.diag(matrix))
     row, column = np.unravel_index(int(off.argmax()), off.shape)
-    summary = (
+    label = (
         f"Mean of the diagonal: {100 * np.diag(matrix).mean():.0f} %. Largest confusion: for "
         f"{sorted_names[row]} it {verb} {sorted_names[column]} ({100 * off[row, column]:.0f} %)."
     )
-    if len(names) <= 20:
-        return HeatMap(sorted_names, matrix.tolist(), None, summary)
+    if len(names) <= _NUMBERED_CLASSES:
+        return charts.matrix(name, label, sorted_names, matrix.tolist(), "", titles)
     # square root: most cells of a large table are small
-    shade = (255 * (1 - np.sqrt(matrix.clip(0, 1)))).round().astype(np.uint8)
-    return HeatMap(sorted_names, None, _data_uri(Image.fromarray(shade)), summary)
+    shade = 255 * (1 - np.sqrt(_blocks(matrix, _MATRIX_SIDE).clip(0, 1)))
+    picture = _data_uri(Image.fromarray(shade.round().astype(np.uint8)))
+    drawn = charts.matrix(name, label, sorted_names, None, picture, titles)
+    rows = [
+        [
+            sorted_names[i],
+            f"{100 * matrix[i, i]:.1f} %",
+            sorted_names[int(others.argmax())],
+            f"{100 * others.max():.1f} %",
+        ]
+        for i, others in enumerate(off)
+    ]
+    columns = [titles[0], "itself", "largest other", "share"]
+    return dataclasses.replace(drawn, columns=columns, rows=rows)
+
+
+def _blocks(matrix: Matrix, most: int) -> Matrix:
+    """Average blocks of equal size until a matrix has at most ``most`` rows."""
+    size = math.ceil(len(matrix) / most)
+    starts = np.arange(0, len(matrix), size)
+    lengths = np.diff([*starts, len(matrix)])
+    sums = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
+    return np.asarray(sums / np.outer(lengths, lengths))

@@ -26,14 +26,16 @@ from ltdd.config import DistillConfig, Labels, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
+from ltdd.drift import layer_drift
 from ltdd.errors import UserError
-from ltdd.observation import batch_norm_layers
+from ltdd.events import Sink
+from ltdd.observation import batch_norm_layers, batch_norm_names
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.runtime import Runtime, resolve_device
 from ltdd.scoring import Distillation, score, static_logits, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.statistics import calibrate_statistics, synthetic_statistics
 from ltdd.targets import LayerStatistics
 
 REAL_EXAMPLES = 5  # real images a class kept for the report
@@ -50,6 +52,7 @@ def distill(
     checkpoint_seconds: float = DEFAULT_SECONDS,
     on_bad_image: OnBadImage = "fail",
     pool: Path | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> dict[str, Any]:
     """Distill a long-tailed image set into ``config.ipc`` images a class, and evaluate them.
 
@@ -63,6 +66,7 @@ def distill(
         checkpoint_seconds: time between two saves of an unfinished stage; 0 saves after every step.
         on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
         pool: folder of stage results shared with other runs; the run folder holds what it needs.
+        sinks: receive every event beside ``events.jsonl`` and ``metrics.csv``.
 
     Returns:
         The content of ``results.json``; accuracies are fractions of 1.
@@ -83,14 +87,22 @@ def distill(
             print(describe(data), flush=True)
         origin = provenance.collect(preset)
         context = Context.create(
-            config, data, out, quiet=quiet, checkpoint_seconds=checkpoint_seconds, pool=pool
+            config,
+            data,
+            out,
+            quiet=quiet,
+            checkpoint_seconds=checkpoint_seconds,
+            pool=pool,
+            sinks=sinks,
         )
         for left_out in data.left_out:
             context.log.write("bad_image", file=left_out)
         context.log.write("data", **facts(data))
         made = build(context)
         publish(context, made)
+        drift = statistics_drift(context, made)
         results = score(context, made, config.evaluation.student, config.relabeling.labels)
+        results["drift"] = drift
         results["provenance"] = origin | {
             "seconds": sum(stage["seconds"] for stage in results["stages"].values())
         }
@@ -237,15 +249,17 @@ def build(context: Context) -> Distillation:
     tau = calibrate_labels(context, logits, initial["labels"], logits_key)
     shift = label_shift(tau, context.data.counts)
     return Distillation(
-        observer,
-        teacher,
-        teacher_key,
-        images,
-        images_key,
-        initial["labels"],
-        logits - shift,
-        tau,
-        shift,
+        observer=observer,
+        teacher=teacher,
+        teacher_key=teacher_key,
+        statistics=statistics,
+        initial=initial["images"],
+        images=images,
+        images_key=images_key,
+        labels=initial["labels"],
+        logits=logits - shift,
+        tau=tau,
+        shift=shift,
     )
 
 
@@ -282,6 +296,48 @@ def fair_statistics(
     tensors = context.stages.run("statistics", key, compute)
     layers = range(len(batch_norm_layers(observer)))
     return [LayerStatistics.from_tensors(str(n), tensors) for n in layers], key
+
+
+def statistics_drift(context: Context, made: Distillation) -> list[dict[str, Any]]:
+    """Measure how far other statistics of every layer are from the fair ones, for the report.
+
+    The synthetic images are measured in crops as recovery sees them, before and after it, and
+    whole as they are published.
+    """
+    config, layers = context.config.statistics, range(len(made.statistics))
+    crops = (context.config.recovery.crop_min_scale, context.config.horizontal_flip)
+    sets = {
+        "start": (made.initial, crops),
+        "distilled": (made.images, crops),
+        "published": (made.images, None),
+    }
+    key = context.stages.key(
+        "drift", {"of": list(sets), "batch_size": config.batch_size}, [made.images_key]
+    )
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, (images, crops) in sets.items():
+            statistics = synthetic_statistics(
+                made.observer,
+                images,
+                made.labels,
+                context.mean,
+                context.std,
+                crops,
+                config,
+                runtime,
+            )
+            for number, layer in enumerate(statistics):
+                found |= layer.tensors(f"{name}.{number}")
+        return found
+
+    tensors = context.stages.run("drift", key, compute)
+    synthetic = {
+        name: [LayerStatistics.from_tensors(f"{name}.{n}", tensors) for n in layers]
+        for name in sets
+    }
+    return layer_drift(batch_norm_names(made.observer), made.statistics, synthetic)
 
 
 def initial_images(

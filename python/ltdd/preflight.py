@@ -14,7 +14,7 @@ from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
 from ltdd.stages.relabeling import fkd_bytes
 
-_SMALL_FILES = 8 << 20  # events, manifest, results and report
+_SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
 _ADAM_STATES = 4  # parameters, their average and two moments of the gradient
 
 

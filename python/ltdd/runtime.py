@@ -5,22 +5,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import torch
-from tqdm import tqdm
 
 import ltdd_ext
 from ltdd.config import Backend, DistillConfig, Precision
 from ltdd.errors import UserError
+from ltdd.progress import Progress, peak_bytes
 
 
 class Log(Protocol):
@@ -118,7 +116,7 @@ class Runtime:
 
     def progress(self, total: int, label: str, done: int = 0) -> Progress:
         """Return a progress display for ``total`` steps, of which ``done`` were restored."""
-        return Progress(total, label, self.quiet, done)
+        return Progress(total, label, self.quiet, done, self.device)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -162,49 +160,6 @@ def keep_freed_memory() -> bool:
     return all(bool(mallopt(*pair)) for pair in settings)
 
 
-class Progress:
-    """A tqdm bar on a terminal, a plain line every ten seconds elsewhere, none in the first two."""
-
-    def __init__(self, total: int, label: str, quiet: bool, done: int = 0) -> None:
-        self._total, self._label, self._restored = total, label, done
-        self._terminal = sys.stderr.isatty()
-        self._plain = not quiet and not self._terminal
-        self._start = self._last = time.monotonic()
-        self._done, self._note = done, ""
-        hidden = quiet or not self._terminal
-        self._bar = tqdm(total=total, initial=done, desc=label, delay=2, disable=hidden)
-
-    def step(self, note: str = "") -> None:
-        """Count one step; ``note`` is shown behind the bar."""
-        self._done, self._note = self._done + 1, note
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update()
-        now = time.monotonic()
-        if self._plain and now - self._last >= 10:
-            self._last = now
-            pace = (now - self._start) / (self._done - self._restored)
-            left = pace * (self._total - self._done)
-            print(
-                f"{self._label}: {self._done}/{self._total} {note} ({left:.0f} s left)",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
-        elapsed = time.monotonic() - self._start
-        if self._plain and elapsed > 2 and kind is None:
-            print(f"{self._label}: done in {elapsed:.0f} s {self._note}", file=sys.stderr)
-
-
 class Meter:
     """Seconds and peak bytes of a block.
 
@@ -216,10 +171,10 @@ class Meter:
     peak_bytes: int = 0
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
 
     def __enter__(self) -> Meter:
-        if self._cuda:
+        if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
             # Where this is refused, peak_bytes is the peak of the whole process, as documented.
@@ -230,16 +185,7 @@ class Meter:
 
     def __exit__(self, *exc_info: object) -> None:
         self.seconds = time.monotonic() - self._start
-        self.peak_bytes = torch.cuda.max_memory_allocated() if self._cuda else _peak_resident()
-
-
-def _peak_resident() -> int:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+        self.peak_bytes = peak_bytes(self._device)
 
 
 def check_finite(value: torch.Tensor, stage: str, step: int, what: str) -> float:

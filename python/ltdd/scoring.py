@@ -32,6 +32,7 @@ from ltdd.stages.evaluation import (
 )
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.relabeling import fkd_bytes, label_views
+from ltdd.targets import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Distillation:
         observer: network whose statistics were matched.
         teacher: network that gives soft labels.
         teacher_key: hash of everything that decided the teacher.
+        statistics: of the observer on the real images, one a layer.
+        initial: float32 (M, C, H, W) in [0, 1], what the images were before recovery.
         images: uint8 (M, C, H, W).
         images_key: hash of everything that decided images and teacher.
         labels: int64 (M,).
@@ -53,6 +56,8 @@ class Distillation:
     observer: nn.Module
     teacher: nn.Module
     teacher_key: str
+    statistics: list[LayerStatistics]
+    initial: Tensor
     images: Tensor
     images_key: str
     labels: Tensor

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ltdd import interruption
-from ltdd.artifacts import EventLog, StageStore, fingerprint
+from ltdd.artifacts import StageStore, fingerprint
 from ltdd.checkpoint import StageCheckpoint
 from ltdd.errors import UserError
+from ltdd.events import EventLog
 from ltdd.runtime import Meter, Runtime
 
 FORMAT = 1  # part of every stage's hash; raise it when a stage's algorithm or output changes

@@ -1,9 +1,23 @@
-"""The accuracies of a run as a table for the terminal."""
+"""What a run ended with, as tables for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ltdd import units
+
+
+def run_summary(results: Mapping[str, Any], out: Path) -> str:
+    """Return accuracies, costs, bytes and the places of the files.
+
+    Args:
+        results: the content of ``results.json``.
+        out: the run folder.
+    """
+    parts = [accuracy_table(results), cost_table(results), _places(out)]
+    return "\n\n".join(parts)
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:
@@ -16,16 +30,55 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
     rows += list(results.get("baselines", {}).items())
     rows += [(name, results[name]) for name in ("teacher", "observer") if name in results]
     columns = {"accuracy": "overall", "head": "head", "medium": "medium", "tail": "tail"}
-    lines = [f"{'accuracy in %':<18}" + "".join(f"{title:>15}" for title in columns.values())]
-    for name, scores in rows:
-        cells = "".join(f"{_percent(scores.get(column)):>15}" for column in columns)
-        lines.append(f"{name:<18}{cells}".rstrip())
+    lines = [_row("accuracy in %", list(columns.values()))]
+    lines += [
+        _row(name, [_percent(scores.get(column)) for column in columns]) for name, scores in rows
+    ]
     student = results["student"]
     lines.append(
         f"student: {student['arch']} on {student['labels']} labels, {student['epochs']} epochs, "
         f"n = {student['accuracy']['n']}"
     )
     return "\n".join(lines)
+
+
+def cost_table(results: Mapping[str, Any]) -> str:
+    """Return time and peak memory of every stage, and the bytes of images and labels."""
+    stages, stored = results["stages"], results["bytes"]
+    lines = [_row("stage", ["time", "peak memory"])]
+    lines += [
+        _row(name, [units.duration(cost["seconds"]), units.size(cost["peak_bytes"])])
+        for name, cost in [*stages.items(), ("all", total_cost(stages))]
+    ]
+    sizes = f"images: {units.size(stored['images'])}, labels: {units.size(stored['labels'])}"
+    return "\n".join([*lines, sizes])
+
+
+def total_cost(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the seconds of all stages together and the largest of their peaks."""
+    return {
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "peak_bytes": max((stage["peak_bytes"] for stage in stages.values()), default=0),
+    }
+
+
+def _places(out: Path) -> str:
+    """Return where to find what; only what is there."""
+    kinds = {
+        "report": "report.html",
+        "distilled set": "data.safetensors",
+        "explained by": "manifest.json",
+        "results": "results.json",
+        "losses": "metrics.csv",
+        "tensorboard": "tensorboard",
+    }
+    return "\n".join(
+        f"{kind + ':':<18}{out / name}" for kind, name in kinds.items() if (out / name).exists()
+    )
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return (f"{name:<18}" + "".join(f"{cell:>15}" for cell in cells)).rstrip()
 
 
 def _percent(score: Mapping[str, Any] | None) -> str:

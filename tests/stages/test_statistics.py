@@ -14,7 +14,7 @@ from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
 from ltdd.runtime import Runtime
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.statistics import VIEWS, calibrate_statistics, synthetic_statistics
 from ltdd.targets import LayerStatistics, LayerTargets, batch_targets, layer_targets
 
 FIELDS = ("mean", "within", "between")
@@ -252,3 +252,26 @@ def test_batch_targets_count_the_labels(toy: LayerStatistics) -> None:
     theirs = targets(toy, [1, 3])
     for spec in dataclasses.fields(LayerTargets):
         assert torch.equal(getattr(ours, spec.name), getattr(theirs, spec.name))
+
+
+def test_synthetic_images_are_measured_like_real_ones(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime
+) -> None:
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    config = StatisticsConfig(batch_size=7)
+
+    def measured(images: Tensor, crops: tuple[float, bool] | None) -> list[LayerStatistics]:
+        labels = data.train_labels
+        return synthetic_statistics(observer, images, labels, mean, std, crops, config, runtime)
+
+    whole = measured(data.train_images, None)
+    assert_same(whole, calibrate(observer, data, runtime))
+    assert_same(measured(data.train_images / 255, None), whole)
+    cropped = measured(data.train_images, (0.5, True))
+    assert_same(measured(data.train_images / 255, (0.5, True)), cropped)
+    for layer, cut in zip(whole, cropped, strict=True):
+        assert torch.equal(cut.count, VIEWS * layer.count)
+        assert not torch.allclose(cut.mean, layer.mean, rtol=1e-2)
+    # a crop of everything is the image itself
+    for layer, cut in zip(whole, measured(data.train_images, (1.0, False)), strict=True):
+        torch.testing.assert_close(cut.mean, layer.mean, rtol=1e-4, atol=1e-5)

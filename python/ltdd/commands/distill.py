@@ -12,10 +12,15 @@ SUMMARY = "Distil a long-tailed image set, evaluate the result and write a repor
 def run(argv: Sequence[str]) -> None:
     """Run the command."""
     request = parse_distill(argv)
+    from ltdd.events import EventPrinter, Sink
     from ltdd.pipeline import distill
     from ltdd.report import write_report
-    from ltdd.summary import accuracy_table
+    from ltdd.summary import run_summary
+    from ltdd.tensorboard import TensorBoard
 
+    sinks: list[Sink] = [EventPrinter()] if request.verbose else []
+    if request.tensorboard:
+        sinks.append(TensorBoard(request.out / "tensorboard"))
     results = distill(
         request.config,
         request.out,
@@ -23,6 +28,7 @@ def run(argv: Sequence[str]) -> None:
         quiet=request.quiet,
         checkpoint_seconds=request.checkpoint_seconds,
         on_bad_image=request.on_bad_image,
+        sinks=sinks,
     )
     report = write_report(request.out)
-    print(f"\n{accuracy_table(results)}\n\nreport: {report}")
+    print(report if request.quiet else f"\n{run_summary(results, request.out)}")

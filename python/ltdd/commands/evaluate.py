@@ -44,7 +44,9 @@ def run(argv: Sequence[str]) -> None:
         action="store_true",
         help="Also its augmentation-robust score: four times as many students.",
     )
-    parser.add_argument("--quiet", action="store_true", help="No progress output.")
+    parser.add_argument(
+        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
+    )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
     if options.labels not in (None, *_LABELS):

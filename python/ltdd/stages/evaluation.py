@@ -123,7 +123,7 @@ def train_student(
                 if start == len(labels):
                     factor.step()
                 runtime.checkpoint.step(**parts, epoch=epoch, start=start, total=total)
-            progress.step()
+            progress.step(images=len(labels))
             # Looked at once an epoch, so that a GPU does not wait for the host in every step.
             if not bool(total.isfinite()):
                 for step, loss in enumerate(losses, epoch * len(losses)):

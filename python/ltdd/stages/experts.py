@@ -180,7 +180,7 @@ def train_expert(
                     schedule.step()
                 done = epoch * steps + number
                 total += check_finite(loss.detach(), f"experts: {role}", done, "loss")
-                progress.step()
+                progress.step(images=batch_size)
                 runtime.checkpoint.step(
                     **parts, epoch=epoch, step=number, total=total, generator=generator.get_state()
                 )

@@ -70,7 +70,7 @@ def initialize_images(
                     source = torch.full((ipc,), -1)
             images.append(chosen)
             sources.append(source)
-            progress.step()
+            progress.step(images=len(members))
     labels = torch.arange(data.num_classes).repeat_interleave(ipc)
     return InitialImages(torch.cat(images), labels, torch.cat(sources))
 

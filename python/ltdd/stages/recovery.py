@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augment import crop, random_crops
 from ltdd.observation import Observer
-from ltdd.runtime import Progress, Runtime, check_finite
+from ltdd.progress import Progress
+from ltdd.runtime import Runtime, check_finite
 from ltdd.targets import LayerStatistics, batch_targets
 
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
@@ -194,7 +195,7 @@ class _Batch:
                     alignment=float(alignment.detach()),
                     cross_entropy=float(cross_entropy.detach()),
                 )
-            progress.step(f"loss {value:.3f}")
+            progress.step(f"loss {value:.3f}", len(self.labels))
             runtime.checkpoint.step(
                 optimizer=optimizer,
                 schedule=schedule,

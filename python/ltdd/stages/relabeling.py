@@ -47,7 +47,7 @@ def label_views(
                 with runtime.autocast():
                     logits = teacher(batch)
                 rows.append(logits.to(torch.float16).cpu())
-            progress.step()
+            progress.step(images=len(images))
     return torch.cat(rows).view(epochs, len(images), -1)
 
 

@@ -7,15 +7,20 @@ not matter, because the dynamic momentum of Eq. 8 is applied as an exact merge o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltdd.config import StatisticsConfig
-from ltdd.data.augment import normalise
+from ltdd.data.augment import crop, normalise, random_crops
 from ltdd.data.datasets import LongTailedData
 from ltdd.observation import Observer, running_statistics
+from ltdd.progress import Progress
 from ltdd.runtime import Runtime
 from ltdd.targets import LayerStatistics
+
+VIEWS = 4  # crops an image that are measured of synthetic images
 
 
 @torch.no_grad()
@@ -33,24 +38,74 @@ def calibrate_statistics(
     Returns:
         One `LayerStatistics` a layer, in order of registration.
     """
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    parts = torch.arange(len(data.train_labels)).split(config.batch_size)
+    batches = ((data.train_images[part], data.train_labels[part]) for part in parts)
+    with runtime.progress(len(parts), "statistics") as progress:
+        return _class_statistics(observer, batches, data.num_classes, mean, std, progress, runtime)
+
+
+@torch.no_grad()
+def synthetic_statistics(
+    observer: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    crops: tuple[float, bool] | None,
+    config: StatisticsConfig,
+    runtime: Runtime,
+) -> list[LayerStatistics]:
+    """Return the same statistics of synthetic images, as they are or as recovery sees them.
+
+    Args:
+        observer: trained network with BatchNorm2d layers.
+        images: (M, C, H, W), uint8 or float in [0, 1].
+        labels: int64 (M,), 0..K-1; every class occurs.
+        mean, std: (C,), in units of [0, 1].
+        crops: smallest area and mirroring of recovery's crops, of which every image draws
+            `VIEWS`; None looks at the whole images once.
+        config: batch size of the pass.
+        runtime: device, precision, backend, seed.
+    """
+    draws = 1 if crops is None else VIEWS
+    parts = torch.arange(len(labels)).split(config.batch_size)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for draw in range(draws):
+            for part in parts:
+                batch = images[part]
+                if crops is not None:
+                    generator = runtime.stream("statistics", "views", draw, int(part[0]))
+                    drawn = random_crops(len(part), *crops, generator)
+                    batch = crop(batch / 255 if batch.dtype == torch.uint8 else batch, drawn)
+                yield batch, labels[part]
+
+    num_classes = int(labels.max()) + 1
+    with runtime.progress(draws * len(parts), "statistics of the synthetic images") as progress:
+        return _class_statistics(observer, batches(), num_classes, mean, std, progress, runtime)
+
+
+def _class_statistics(
+    observer: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    mean: Tensor,
+    std: Tensor,
+    progress: Progress,
+    runtime: Runtime,
+) -> list[LayerStatistics]:
     recorder = Observer(observer, runtime.ops)
-    mean = torch.tensor(data.mean, device=runtime.device)
-    std = torch.tensor(data.std, device=runtime.device)
-    states = [
-        _empty_state(data.num_classes, layer.num_features, runtime) for layer in recorder.layers
-    ]
-    batches = torch.arange(len(data.train_labels)).split(config.batch_size)
-    with runtime.progress(len(batches), "statistics") as progress:
-        for indices in batches:
-            images = normalise(data.train_images[indices].to(runtime.device), mean, std)
-            labels = data.train_labels[indices].to(runtime.device)
-            with runtime.autocast():
-                _, moments = recorder(images)
-            for state, rows in zip(states, moments, strict=True):
-                runtime.ops.class_moments_update_(
-                    *state, rows.mean, rows.m2, rows.spatial_size, labels
-                )
-            progress.step()
+    mean, std = mean.to(runtime.device), std.to(runtime.device)
+    states = [_empty_state(num_classes, layer.num_features, runtime) for layer in recorder.layers]
+    for images, labels in batches:
+        with runtime.autocast():
+            _, moments = recorder(normalise(images.to(runtime.device), mean, std))
+        for state, rows in zip(states, moments, strict=True):
+            runtime.ops.class_moments_update_(
+                *state, rows.mean, rows.m2, rows.spatial_size, labels.to(runtime.device)
+            )
+        progress.step(images=len(labels))
     layers = []
     for state, running in zip(states, running_statistics(recorder.layers), strict=True):
         class_mean, within, between, _ = runtime.ops.class_moments_finish(*state)
@@ -60,7 +115,7 @@ def calibrate_statistics(
     return layers
 
 
-def _empty_state(num_classes: int, channels: int, runtime: Runtime) -> tuple[torch.Tensor, ...]:
+def _empty_state(num_classes: int, channels: int, runtime: Runtime) -> tuple[Tensor, ...]:
     count = torch.zeros(num_classes, dtype=torch.int64, device=runtime.device)
     zeros = [
         torch.zeros(num_classes, channels, dtype=torch.float64, device=runtime.device)
