@@ -32,6 +32,7 @@ LAYERS = (
         "observation",
         "targets",
         "inference",
+        "weights",
     ),
     ("stages",),
     ("pipeline", "context", "scoring", "preflight", "provenance", "stage_runner"),
