@@ -35,7 +35,15 @@ LAYERS = (
         "weights",
     ),
     ("stages",),
-    ("pipeline", "context", "scoring", "preflight", "provenance", "stage_runner"),
+    (
+        "pipeline",
+        "context",
+        "scoring",
+        "preflight",
+        "provenance",
+        "stage_runner",
+        "teacher_check",
+    ),
     (
         "cli",
         "__main__",
@@ -199,7 +207,9 @@ def test_cpu_and_cuda_do_not_include_each_other() -> None:
     assert "cpu/" not in included("cuda")
 
 
-@pytest.mark.parametrize("command", [[], ["distill"], ["evaluate"], ["report"], ["split"]])
+@pytest.mark.parametrize(
+    "command", [[], ["distill"], ["evaluate"], ["check-teacher"], ["report"], ["split"]]
+)
 def test_help_does_not_import_torch(command: list[str]) -> None:
     program = (
         "import sys\n"

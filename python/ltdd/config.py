@@ -162,7 +162,7 @@ class EvaluationConfig:
     batch_size: int = 25
     """Images per step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer."""
+    """Optimizer of the student."""
     learning_rate: float = 1e-3
     """Learning rate."""
     momentum: float = 0.875
