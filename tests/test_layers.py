@@ -55,6 +55,7 @@ LAYERS = (
         "switches",
         "tables",
         "options",
+        "paper",
         "presets",
         "summary",
         "doctor",

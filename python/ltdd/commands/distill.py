@@ -12,6 +12,12 @@ SUMMARY = "Distil a long-tailed image set, evaluate the result and write a repor
 def run(argv: Sequence[str]) -> None:
     """Run the command."""
     request = parse_distill(argv)
+    if request.preset == "paper" and not request.quiet:
+        from ltdd.paper import recipe_for
+
+        # The recipe may have set the image size itself; it then is the one of its own choice.
+        recipe, why = recipe_for(request.config.data, request.config.image_size)
+        print(f"preset paper: the recipe of {recipe}, by {why}", flush=True)
     from ltdd.pipeline import distill
     from ltdd.report import write_report
     from ltdd.summary import accuracy_table
