@@ -12,11 +12,15 @@ import pytest
 import safetensors.torch
 import torch
 
+import ltdd
 from ltdd import pipeline
 from ltdd.artifacts import read_events, read_json, read_stage
 from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
+from ltdd.context import Context
+from ltdd.data.datasets import load_data
 from ltdd.errors import UserError
+from ltdd.inference import predict_logits
 from ltdd.models import build_model
 
 BASE = DistillConfig(
@@ -61,6 +65,21 @@ def test_several_experts_make_one_run(run: Path) -> None:
     assert len(stored) == 2
     first, second = (read_stage(path).tensors["0.mean"] for path in stored)
     assert not torch.equal(first, second)  # another seed, another network
+
+
+def test_labels_are_those_of_the_stored_pixels(run: Path) -> None:
+    distilled = ltdd.load(run)
+    data = load_data(SEVERAL.data, SEVERAL.imbalance_factor)
+    context = Context.create(SEVERAL, data, run, quiet=True, stored=frozenset({"experts"}))
+    teacher, _ = context.teacher(context.observers())
+    images = distilled.images
+    assert images.dtype == torch.uint8
+    expected = predict_logits(teacher, images, context.mean, context.std, context.runtime)
+    torch.testing.assert_close(distilled.logits.float(), expected, rtol=2e-3, atol=2e-3)
+    # A step of the 8-bit scale would show: it is what rounding after labelling amounts to.
+    moved = (images.int() + 1).clamp(max=255).to(torch.uint8)
+    other = predict_logits(teacher, moved, context.mean, context.std, context.runtime)
+    assert float((other - expected).abs().max()) > 5e-3
 
 
 def test_a_given_observer_is_not_trained_and_gives_the_same_images(
