@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.models import build_model
 from ltdd.options import parse_distill
 from ltdd.paper import RECIPES, recipe_for
 from ltdd.presets import PRESETS, preset
+from ltdd.stages.relabeling import fkd_bytes
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 
@@ -124,6 +127,25 @@ def test_the_published_values(
     assert settings(name, "evaluation.logit_std_norm") == [name == "cifar10"]
     warm_up = [10] if name.startswith("imagenet") else [None]
     assert settings(name, "experts.warmup_epochs") == warm_up
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_labels_of_many_classes_are_not_stored(name: str) -> None:
+    config = DistillConfig.from_dict(RECIPES[name])
+    classes = CLASSES.get(name, 1000)
+    stored = fkd_bytes(config.evaluation.epochs, 10 * classes, classes)
+    assert config.relabeling.labels == ("fkd" if stored < 2**30 / 2 else "online")
+
+
+def test_a_run_says_which_recipe_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ltdd.pipeline.distill", lambda *_, **__: 1 / 0)
+    words = ["distill", "--preset", "paper", "--data", "digits", "--out", str(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        main(words)
+    shown = capsys.readouterr().out
+    assert shown.startswith("preset paper: the recipe of cifar10, by default; name or image size")
 
 
 def test_the_image_size_on_the_command_line_chooses_too() -> None:

@@ -131,6 +131,9 @@ def _student(architecture: str, batch: int, min_scale: float, **others: Any) -> 
     } | others
 
 
+# Code; with 200 classes and more the stored labels of 1,000 epochs would take gigabytes.
+_ONLINE = {"labels": "online"}
+
 _ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01}  # EDC
 _SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.875, "weight_decay": 5e-4}  # code
 
@@ -169,6 +172,7 @@ RECIPES: Mapping[str, Settings] = {
         "experts": _experts("resnet18", "convnet4", 256, **_SMALL_IMAGES),
         "initialization": _CROPS,
         "recovery": _recovery(2000, 100, 0.01, 0.5),
+        "relabeling": _ONLINE,
         "evaluation": _student("convnet4", 100, 0.5, schedule="smoothed_cosine", **_SGD),  # code
     },
     "imagenet-64": {  # ConvNet-4, imbalance factors 5 and 10
@@ -177,6 +181,7 @@ RECIPES: Mapping[str, Settings] = {
         "experts": _experts("resnext50", "same", 256, **_IMAGENET),
         "initialization": _CROPS,
         "recovery": _recovery(1000, 80, 0.1, 0.5),
+        "relabeling": _ONLINE,
         "evaluation": _student("convnet4", 100, 0.5, schedule="cos2", **_ADAMW),  # code
     },
     "imagenet-224": {  # "ResNet-50", which is ResNeXt-50 in the code; the list of ImageNet-LT
@@ -186,6 +191,7 @@ RECIPES: Mapping[str, Settings] = {
         "experts": _experts("resnext50", "same", 256, **_IMAGENET, crop_min_scale=0.08),
         "initialization": _CROPS,
         "recovery": _recovery(1000, 80, 0.1, 0.5),
+        "relabeling": _ONLINE,
         "evaluation": _student("resnext50", 100, 0.5, schedule="cos2", **_ADAMW),  # code
     },
 }
