@@ -29,7 +29,12 @@ BASE = DistillConfig(
     ipc=1,
     horizontal_flip=False,
     experts=ExpertsConfig(
-        observer="convnet3_bn", epochs=5, batch_size=32, learning_rate=0.05, schedule="one_cycle"
+        observer="convnet3_bn",
+        loss="ce",
+        epochs=4,
+        batch_size=32,
+        learning_rate=0.05,
+        schedule="one_cycle",
     ),
     recovery=RecoveryConfig(iterations=4),
     evaluation=EvaluationConfig(epochs=2, seeds=1, baselines=()),
@@ -40,7 +45,7 @@ def experts(config: DistillConfig, **settings: Any) -> DistillConfig:
     return dataclasses.replace(config, experts=dataclasses.replace(config.experts, **settings))
 
 
-SEVERAL = experts(BASE, extra_observers=("convnet3_bn",), extra_teachers=("convnet3",))
+SEVERAL = experts(BASE, extra_observers=("convnet3_bn",), extra_teachers=("resnet9",))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def trained_roles(out: Path) -> set[str]:
 def test_several_experts_make_one_run(run: Path) -> None:
     assert trained_roles(run) == {"observer", "observer2", "teacher2"}
     results = read_json(run / "results.json")
-    assert results["teacher"]["arch"] == "convnet3_bn+convnet3_bn+convnet3"
+    assert results["teacher"]["arch"] == "convnet3_bn+convnet3_bn+resnet9"
     assert results["observer"]["arch"] == "convnet3_bn"
     assert results["teacher"]["accuracy"]["mean"] > 0.3
     stored = list((run / "stages").glob("statistics-*.safetensors"))
@@ -125,9 +130,6 @@ def test_a_teacher_from_a_file_with_a_class_map(run: Path, tmp_path: Path) -> No
     results = pipeline.distill(config, tmp_path / "run", quiet=True)
     assert trained_roles(tmp_path / "run") == {"observer"}
     assert results["teacher"]["accuracy"]["mean"] > 0.3
-    backwards = experts(config, class_map=None)
-    results = pipeline.distill(backwards, tmp_path / "backwards", quiet=True)
-    assert results["teacher"]["accuracy"]["mean"] < 0.2
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_the_teacher_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr()
     stored = read_json(run / "results.json")["teacher"]
     assert accuracy(shown.out) == pytest.approx(stored["accuracy"]["mean"], abs=6e-4)
-    assert "convnet3_bn+convnet3_bn+convnet3 on 500 held-out images of digits" in shown.out
+    assert "convnet3_bn+convnet3_bn+resnet9 on 500 held-out images of digits" in shown.out
     for name in ("head", "tail", "many shot", "few shot"):
         assert name in shown.out
     rows = [line.split() for line in shown.out.splitlines()[-10:]]
