@@ -82,6 +82,9 @@ class ExpertsConfig:
     """Random-crop padding in pixels at 32 px; scaled with the image size."""
     crop_min_scale: float | None = None
     """Smallest area of a random resized crop, in place of padding and cutting; None: pad."""
+    color_jitter: float | None = None
+    """Largest relative change of brightness, contrast and saturation, 0..1; with it a fifth of the
+    images turn grey and half are blurred. None: colours stay."""
 
     @property
     def teacher_name(self) -> str:
@@ -287,6 +290,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "experts.projection_dim": (1, math.inf),
     "experts.crop_padding": (0, math.inf),
     "experts.crop_min_scale": (1e-3, 1),
+    "experts.color_jitter": (0, 1),
     "experts.warmup_epochs": (1, math.inf),
     "statistics.batch_size": (1, math.inf),
     "initialization.crops_per_image": (1, math.inf),

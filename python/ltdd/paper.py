@@ -187,8 +187,14 @@ RECIPES: Mapping[str, Settings] = {
     "imagenet-224": {  # "ResNet-50", which is ResNeXt-50 in the code; the list of ImageNet-LT
         "precision": "auto",
         "image_size": 224,
-        # GLMC also changes colours and blurs.
-        "experts": _experts("resnext50", "same", 256, **_IMAGENET, crop_min_scale=0.08),
+        "experts": _experts(
+            "resnext50",
+            "same",
+            256,
+            crop_min_scale=0.08,  # GLMC
+            color_jitter=0.4,  # GLMC
+            **_IMAGENET,
+        ),
         "initialization": _CROPS,
         "recovery": _recovery(1000, 80, 0.1, 0.5),
         "relabeling": _ONLINE,

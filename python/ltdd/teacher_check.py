@@ -89,7 +89,10 @@ def check_run(
     Raises:
         UserError: the folder holds no run, its experts are not trained, or the data do not fit.
     """
-    config = DistillConfig.from_dict(read_json(out / "run.json")["config"])
+    stored = read_json(out / "run.json").get("config")
+    if not isinstance(stored, dict):
+        raise UserError(f"check-teacher: expected the configuration of a run in {out / 'run.json'}")
+    config = DistillConfig.from_dict(stored)
     data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
     shown = data
     if source is not None:

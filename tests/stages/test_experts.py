@@ -208,6 +208,20 @@ def test_resized_crops_replace_padding(runtime: Runtime, data: LongTailedData) -
     assert not torch.allclose(cut.view(torch.arange(8), generator), expected, atol=0.1)
 
 
+def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> None:
+    config = dataclasses.replace(FAST, crop_padding=0, color_jitter=0.0)
+    kept = _Batches(data, config, False, runtime)
+    config = dataclasses.replace(config, color_jitter=0.4)
+    changed = _Batches(data, config, False, runtime)
+    plain = _Batches(data, dataclasses.replace(config, color_jitter=None), False, runtime)
+    levels = [
+        source.view(torch.arange(34), torch.Generator().manual_seed(0)).mean((1, 2, 3))
+        for source in (plain, kept, changed)
+    ]
+    assert float((levels[1] - levels[0]).abs().max()) < 0.1  # blur keeps the level
+    assert float((levels[2] - levels[0]).abs().max()) > 0.3
+
+
 def test_unimix_leans_towards_the_tail_and_its_shares_match_the_pixels(runtime: Runtime) -> None:
     data = coloured()
     source = batches(runtime, data, loss="unimix")

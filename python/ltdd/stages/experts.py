@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ltdd.config import ExpertsConfig
 from ltdd.data.augment import crop, cut_box, normalise, pad_crop_flip, paste, random_crops
+from ltdd.data.colour import distort
 from ltdd.data.datasets import LongTailedData
 from ltdd.losses import (
     bayias_loss,
@@ -84,6 +85,8 @@ class _Batches:
 
     def view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         images = self.images[indices].to(self.device)
+        if self.config.color_jitter is not None:
+            images = distort(images / 255, self.config.color_jitter, generator)
         if self.config.crop_min_scale is not None:
             crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
             return crop(normalise(images, self.mean, self.std), crops)
