@@ -103,7 +103,7 @@ def test_dashes_and_underscores_are_alike() -> None:
         ("distill --out x --backend numpy", "one of compiled, reference, got 'numpy'"),
         ("distill --out x --experts.epochs 2.5", "expected --experts.epochs to be a whole number"),
         ("distill --out x --experts.nesterov 3", "expected --experts.nesterov to be true or false"),
-        ("distill --out x --experts.loss mse", "one of rldd, ce, got 'mse'"),
+        ("distill --out x --experts.loss mse", "one of rldd, ce, unimix, got 'mse'"),
         ("distill --out x --recovery.iteration 3", "did you mean --recovery.iterations?"),
         ("distill --out x --ip 3", "did you mean --ipc? allowed: --config, --preset, --out"),
         ("distill --out x --evaluation.baselines [k]", "evaluation.baselines among"),

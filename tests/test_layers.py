@@ -35,9 +35,18 @@ LAYERS = (
         "targets",
         "drift",
         "inference",
+        "weights",
     ),
     ("stages",),
-    ("pipeline", "context", "scoring", "preflight", "provenance", "stage_runner"),
+    (
+        "pipeline",
+        "context",
+        "scoring",
+        "preflight",
+        "provenance",
+        "stage_runner",
+        "teacher_check",
+    ),
     (
         "cli",
         "__main__",
@@ -49,6 +58,7 @@ LAYERS = (
         "switches",
         "tables",
         "options",
+        "paper",
         "presets",
         "summary",
         "doctor",
@@ -206,7 +216,9 @@ def test_cpu_and_cuda_do_not_include_each_other() -> None:
     assert "cpu/" not in included("cuda")
 
 
-@pytest.mark.parametrize("command", [[], ["distill"], ["evaluate"], ["report"], ["split"]])
+@pytest.mark.parametrize(
+    "command", [[], ["distill"], ["evaluate"], ["check-teacher"], ["report"], ["split"]]
+)
 def test_help_does_not_import_torch(command: list[str]) -> None:
     program = (
         "import sys\n"

@@ -23,6 +23,7 @@ from typing import Any
 import filelock
 from torch import Tensor
 
+from ltdd.config import DistillConfig
 from ltdd.distilled import DistilledSet, Normalization, load, record_files, save_distilled
 from ltdd.errors import FolderInUse, UserError
 from ltdd.events import EventLog, read_events
@@ -262,6 +263,11 @@ def _check_same_run(out: Path, run: Mapping[str, Any], config: Mapping[str, Any]
     stored = read_json(out / _RUN)
     if stored.get("fingerprint") == run["fingerprint"]:
         return
+    with contextlib.suppress(UserError, KeyError):
+        # A field that is younger than the run has its default, which keeps earlier results.
+        stored["config"] = DistillConfig.from_dict(stored["config"]).to_dict()
+        if fingerprint([stored["config"], stored["split_sha256"]]) == run["fingerprint"]:
+            return
     difference = _first_difference(stored.get("config", {}), config)
     if difference is None:
         old, new = str(stored.get("split_sha256"))[:12], run["split_sha256"][:12]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from ltdd import completion, interruption
+from ltdd import commands, completion, interruption
 from ltdd.errors import UserError
 
 COMMANDS = (
     "distill",
     "evaluate",
+    "check-teacher",
     "reproduce",
     "ablate",
     "report",
@@ -76,12 +76,12 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}; allowed: {', '.join(COMMANDS)}")
-    status: int | None = importlib.import_module(f"ltdd.commands.{words[0]}").run(words[1:])
+    status: int | None = commands.module(words[0]).run(words[1:])
     return status or 0
 
 
 def _overview() -> str:
-    modules = {name: importlib.import_module(f"ltdd.commands.{name}") for name in COMMANDS}
+    modules = {name: commands.module(name) for name in COMMANDS}
     lines = [
         "usage: ltdd COMMAND [options]",
         "",

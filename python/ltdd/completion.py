@@ -7,9 +7,10 @@ then calls ``ltdd`` with the unfinished line in its environment instead of argum
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 from collections.abc import Sequence
+
+from ltdd.commands import module
 
 
 def requested() -> bool:
@@ -29,7 +30,7 @@ def complete(commands: Sequence[str]) -> None:
     if len(finished) > 1 and finished[1] in commands:
         # The words before the command's own options; its parser completes the rest and exits.
         os.environ["_ARGCOMPLETE"] = "2"
-        importlib.import_module(f"ltdd.commands.{finished[1]}").run([])
+        module(finished[1]).run([])
         return
     import argcomplete
 

@@ -26,11 +26,25 @@ class ExpertsConfig:
     """Expert training on the long-tailed data (arXiv:2511.18858, Eq. 5-7)."""
 
     observer: str = "resnet18"
-    """Architecture whose batch-norm statistics are matched; it must have BatchNorm2d layers."""
+    """Architecture whose batch-norm statistics are matched; it must have BatchNorm2d layers. Also
+    `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`, untrained."""
     teacher: str = "same"
-    """Architecture that scores crops and gives soft labels; `same` uses the observer."""
-    loss: Literal["rldd", "ce"] = "rldd"
-    """`rldd`: mixture consistency + class debiasing; `ce`: plain cross-entropy, no mixing."""
+    """Architecture that scores crops and gives soft labels; `same` uses the observers."""
+    extra_observers: tuple[str, ...] = ()
+    """Further observers, matched in turns, one an iteration; the same name again is another seed.
+    Their statistics, and as `same` teacher their mean logits, count like the first one's."""
+    extra_teachers: tuple[str, ...] = ()
+    """Further teachers; labels are the mean logits of all."""
+    observer_weights: str | None = None
+    """File with the observer's weights (.safetensors, .pt or .pth); it is then not trained."""
+    teacher_weights: str | None = None
+    """File with the teacher's weights; it is then not trained."""
+    class_map: str | None = None
+    """JSON file with the class names in the order of the given weights' outputs; None: as the
+    weights file says, and if it says nothing, the order of the data."""
+    loss: Literal["rldd", "ce", "unimix"] = "rldd"
+    """`rldd`: mixture consistency + class debiasing; `ce`: plain cross-entropy, no mixing;
+    `unimix`: mixing towards the tail with the prior in the logits."""
     epochs: int = 200
     """Passes over the long-tailed training images."""
     batch_size: int = 64
@@ -45,6 +59,11 @@ class ExpertsConfig:
     """L2 penalty on all parameters."""
     schedule: Literal["cosine", "one_cycle"] = "cosine"
     """`cosine` to zero, or `one_cycle` (up over 20 % of the steps, then to zero)."""
+    warmup_epochs: int | None = None
+    """Epochs over which `cosine` first rises linearly; None: it starts at its peak."""
+    averaging: Literal["none", "ema", "swa"] = "none"
+    """Average the weights: `ema` over steps (decay 0.999), `swa` over the last quarter of the
+    epochs; batch-norm statistics are then measured again."""
     resampling_power: float = 0.2
     """rho: the second batch draws an image of class y with weight n_y^(-rho)."""
     debias_power: float = 0.8
@@ -61,11 +80,17 @@ class ExpertsConfig:
     """Width h of the projection and prediction layers behind the consistency term."""
     crop_padding: int = 4
     """Random-crop padding in pixels at 32 px; scaled with the image size."""
+    crop_min_scale: float | None = None
+    """Smallest area of a random resized crop, in place of padding and cutting; None: pad."""
+    color_jitter: float | None = None
+    """Largest relative change of brightness, contrast and saturation, 0..1; with it a fifth of the
+    images turn grey and half are blurred. None: colours stay."""
 
     @property
     def teacher_name(self) -> str:
-        """Architecture of the teacher."""
-        return self.observer if self.teacher == "same" else self.teacher
+        """Architecture of the teacher, or of several, joined by `+`."""
+        first = [self.observer, *self.extra_observers] if self.teacher == "same" else [self.teacher]
+        return "+".join([*first, *self.extra_teachers])
 
 
 @dataclass(frozen=True)
@@ -139,12 +164,17 @@ class EvaluationConfig:
     """Passes over the distilled images."""
     batch_size: int = 25
     """Images per step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer of the student."""
     learning_rate: float = 1e-3
-    """AdamW learning rate."""
+    """Learning rate."""
+    momentum: float = 0.875
+    """Momentum of `sgd`."""
     weight_decay: float = 0.01
-    """AdamW weight decay, on matrices and convolution kernels only."""
-    schedule: Literal["step", "cosine", "smoothed_cosine"] = "step"
-    """`step`: x0.5 at 80, 90, 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half."""
+    """Weight decay, on matrices and convolution kernels only."""
+    schedule: Literal["step", "cosine", "smoothed_cosine", "cos2"] = "step"
+    """`step`: x0.5 at 80, 90, 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half;
+    `cos2`: as `smoothed_cosine` for 5/6 of the epochs, then drops to a sixth and falls to zero."""
     logit_weight: float = 1.0
     """kappa2: weight of the mean squared error on raw logits."""
     hard_weight: float = 0.025
@@ -214,10 +244,8 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON types."""
-        return dataclasses.asdict(self) | {
-            "evaluation": dataclasses.asdict(self.evaluation)
-            | {"baselines": list(self.evaluation.baselines)}
-        }
+        listed: dict[str, Any] = _listed(dataclasses.asdict(self))
+        return listed
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
@@ -230,6 +258,13 @@ class DistillConfig:
             stage = STAGES.get(name)
             merged[name] = _stage_from_dict(name, stage, value) if stage else value
         return cls(**merged)
+
+
+def _listed(value: Any) -> Any:
+    """Turn the tuples of nested dicts into lists, which is what JSON knows."""
+    if isinstance(value, dict):
+        return {name: _listed(inner) for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _stage_from_dict(name: str, stage: type, values: Any) -> Any:
@@ -254,6 +289,9 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "experts.batch_size": (2, math.inf),
     "experts.projection_dim": (1, math.inf),
     "experts.crop_padding": (0, math.inf),
+    "experts.crop_min_scale": (1e-3, 1),
+    "experts.color_jitter": (0, 1),
+    "experts.warmup_epochs": (1, math.inf),
     "statistics.batch_size": (1, math.inf),
     "initialization.crops_per_image": (1, math.inf),
     "initialization.crop_min_scale": (1e-3, 1),
@@ -290,6 +328,16 @@ def check(config: DistillConfig) -> None:
     if unknown:
         raise UserError(
             f"config: expected evaluation.baselines among {BASELINES}, got {unknown[0]!r}"
+        )
+    experts = config.experts
+    if experts.teacher == "same" and experts.teacher_weights is not None:
+        raise UserError(
+            "config: expected experts.teacher to name the architecture of experts.teacher_weights, "
+            "got 'same'"
+        )
+    if experts.warmup_epochs is not None and experts.schedule != "cosine":
+        raise UserError(
+            f"config: expected experts.schedule cosine with warmup_epochs, got {experts.schedule!r}"
         )
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"config: expected device auto, cpu or cuda, got {config.device!r}")

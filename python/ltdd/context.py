@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ltdd.artifacts import fingerprint
 from ltdd.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, ExpertsConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import ViewSchedule
 from ltdd.events import EVENTS, EventLog, Sink
 from ltdd.inference import predict_logits
-from ltdd.models import build_model
+from ltdd.models import Network, build_model
+from ltdd.models.ensemble import MeanLogits
 from ltdd.runtime import Runtime, keep_freed_memory
 from ltdd.stage_runner import StageRunner
 from ltdd.stages.experts import train_expert
+from ltdd.weights import Weights, load_weights, read_weights
+
+# Fields that say which networks there are, not how one is trained.
+WHO_FIELDS = frozenset(
+    {
+        "observer",
+        "teacher",
+        "extra_observers",
+        "extra_teachers",
+        "observer_weights",
+        "teacher_weights",
+        "class_map",
+    }
+)
+
+
+def given_weights(settings: ExpertsConfig, file: str) -> Weights:
+    """Read a weights file that the configuration names, with the class map."""
+    class_map = settings.class_map
+    return read_weights(
+        Path(file).expanduser(), None if class_map is None else Path(class_map).expanduser()
+    )
 
 
 @dataclass(frozen=True)
@@ -106,26 +130,67 @@ class Context:
             self.config.evaluation,
         )
 
+    def observers(self) -> list[tuple[nn.Module, str]]:
+        """Stage 1: return the trained observers with their keys."""
+        settings = self.config.experts
+        first = self.expert("observer", settings.observer, settings, settings.observer_weights)
+        extra = enumerate(settings.extra_observers, 2)
+        return [first, *(self.expert(f"observer{n}", name, settings) for n, name in extra)]
+
+    def teacher(self, observers: list[tuple[nn.Module, str]]) -> tuple[nn.Module, str]:
+        """Stage 1: return the teacher and its key; several teachers give their mean logits."""
+        settings = self.config.experts
+        members = observers
+        if settings.teacher != "same":
+            members = [self.expert("teacher", settings.teacher, settings, settings.teacher_weights)]
+        extra = enumerate(settings.extra_teachers, 2)
+        members = members + [self.expert(f"teacher{n}", name, settings) for n, name in extra]
+        if len(members) == 1:
+            return members[0]
+        models, keys = zip(*members, strict=True)
+        return MeanLogits(models), fingerprint(list(keys))
+
     def expert(
-        self, role: str, architecture: str, settings: ExpertsConfig
+        self, role: str, architecture: str, settings: ExpertsConfig, weights: str | None = None
     ) -> tuple[nn.Module, str]:
-        """Stage 1: return a trained expert and its key."""
-        values = dataclasses.asdict(settings)
-        recipe = {k: v for k, v in values.items() if k not in ("observer", "teacher")}
+        """Stage 1: return one trained expert and its key.
+
+        Args:
+            role: observer, teacher or a baseline's name.
+            architecture: a name that `build_model` knows.
+            settings: how it is trained.
+            weights: file to take in place of training.
+        """
+        given = None
+        if weights is None:
+            # A setting that is off does not count, so that results from before it are still found.
+            recipe = {
+                name: value
+                for name, value in dataclasses.asdict(settings).items()
+                if name not in WHO_FIELDS and value not in (None, "none")
+            }
+        else:
+            given = given_weights(settings, weights)
+            recipe = {"weights": given.sha256, "class_names": given.class_names}
         key = self.stages.key("experts", recipe | {"role": role, "architecture": architecture}, [])
         data, flip = self.data, self.config.horizontal_flip
-        weights = self.stages.run(
-            "experts" if role in ("observer", "teacher") else "evaluation",
-            key,
-            lambda runtime: train_expert(
-                role, architecture, data, settings, flip, runtime
-            ).state_dict(),
-        )
-        runtime = self.runtime
-        model = build_model(architecture, data.num_classes, data.image_size, data.channels)
-        model.load_state_dict(weights)
-        model = model.to(runtime.device).to(memory_format=torch.channels_last)
-        return model.eval().requires_grad_(False), key
+
+        def build() -> Network:
+            return build_model(architecture, data.num_classes, data.image_size, data.channels)
+
+        def compute(runtime: Runtime) -> Mapping[str, Tensor]:
+            if given is None:
+                return train_expert(role, architecture, data, settings, flip, runtime).state_dict()
+            model = build()
+            load_weights(model, given, data.class_names)
+            return model.state_dict()
+
+        stage = "experts" if role.startswith(("observer", "teacher")) else "evaluation"
+        tensors = self.stages.run(stage, key, compute)
+        model = build()
+        model.load_state_dict(tensors)
+        moved = model.to(self.runtime.device).to(memory_format=torch.channels_last)
+        return moved.eval().requires_grad_(False), key
 
     def predict(self, model: nn.Module) -> Tensor:
         """Return the predicted classes (N,) of the test images."""

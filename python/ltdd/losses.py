@@ -96,6 +96,28 @@ def expert_loss(
     return config.classification_weight * classification + config.consistency_weight * consistency
 
 
+def bayias_loss(
+    logits: Tensor, labels: Tensor, partner_labels: Tensor, kept: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """Return the cross-entropy of mixed images with the training prior added to the logits.
+
+    ``mean_n lam_n * CE(f_n + log(K pi), y_n) + (1 - lam_n) * CE(f_n + log(K pi), y'_n)``, with pi
+    the class frequencies; K pi is their ratio to a balanced test set's (arXiv:2111.03874, Bayias).
+    The network itself is then free of the prior: nothing is added at inference.
+
+    Args:
+        logits: (N, K).
+        labels, partner_labels: int64 (N,), classes of the two images that were mixed.
+        kept: lam, (N,), share of the first.
+        counts: training images per class.
+    """
+    prior = torch.tensor(counts, dtype=torch.float64, device=logits.device)
+    shifted = logits.float() + (prior * len(counts) / prior.sum()).log().float()
+    first = F.cross_entropy(shifted, labels, reduction="none")
+    second = F.cross_entropy(shifted, partner_labels, reduction="none")
+    return (kept * first + (1 - kept) * second).mean()
+
+
 def logit_matching_loss(student: Tensor, teacher: Tensor, std_norm: bool) -> Tensor:
     """Return the mean squared error between raw logits, mean over N*K (arXiv:2511.18858, Eq. 10).
 

@@ -40,11 +40,17 @@ class Observer:
     Args:
         model: network with BatchNorm2d layers; it is put into evaluation mode.
         ops: `ltdd_ext` or `ltdd_ext.reference`, supplies the operators.
+
+    Raises:
+        UserError: a batch norm has no running statistics or is not used exactly once.
     """
 
     def __init__(self, model: nn.Module, ops: ModuleType) -> None:
         self.layers = batch_norm_layers(model, type(model).__name__)
-        self._observed = convert_observer(model, ops)
+        try:
+            self._observed = convert_observer(model, ops)
+        except ValueError as error:
+            raise UserError(f"experts.observer: {error}") from error
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerMoments]]:
         """Run normalised images (N, C, H, W); return logits (N, K) and one moment pair a layer."""

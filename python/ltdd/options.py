@@ -240,6 +240,7 @@ def parse_distill(argv: Sequence[str]) -> Request:
         files, rest = first.parse_known_args(argv)
         first.add_argument("--preset")
         first.add_argument("--data")
+        first.add_argument("--image-size")
         chosen, _ = first.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from error
@@ -250,7 +251,9 @@ def parse_distill(argv: Sequence[str]) -> Request:
     name = chosen.preset or stored.get("preset")
     if name is not None:
         data = chosen.data or stored.get("data") or DistillConfig.data
-        parser.set_defaults(dict(_flatten(preset(name, data))))
+        size = str(chosen.image_size or stored.get("image_size"))
+        known = int(size) if size.isdecimal() else None  # the parser refuses what is no number
+        parser.set_defaults(dict(_flatten(preset(name, data, known))))
     # Files first, whatever their place: the command line always overrides them.
     words = [word for path in files.config for word in ("--config", path)]
     values = parser.parse_args([*words, *rest]).as_dict()

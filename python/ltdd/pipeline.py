@@ -208,17 +208,14 @@ def with_data(config: DistillConfig, data: LongTailedData) -> DistillConfig:
 def build(context: Context) -> Distillation:
     """Run stages 1 to 4 and label the images."""
     config, stages = context.config, context.stages
-    observer, observer_key = context.expert("observer", config.experts.observer, config.experts)
-    if config.experts.teacher == "same":
-        teacher, teacher_key = observer, observer_key
-    else:
-        teacher, teacher_key = context.expert("teacher", config.experts.teacher, config.experts)
-    statistics, statistics_key = fair_statistics(context, observer, observer_key)
+    observers = context.observers()
+    teacher, teacher_key = context.teacher(observers)
+    statistics = [fair_statistics(context, *observer) for observer in observers]
     initial, initial_key = initial_images(context, teacher, teacher_key)
     recovered_key = stages.key(
         "recovery",
         dataclasses.asdict(config.recovery) | dataclasses.asdict(config.statistics),
-        [statistics_key, initial_key],
+        [*(key for _, key in statistics), initial_key],
     )
     recovered = stages.run(
         "recovery",
@@ -227,8 +224,10 @@ def build(context: Context) -> Distillation:
             "images": recover_images(
                 initial["images"],
                 initial["labels"],
-                observer,
-                statistics,
+                [
+                    (network, own)
+                    for (network, _), (own, _) in zip(observers, statistics, strict=True)
+                ],
                 context.mean,
                 context.std,
                 config.horizontal_flip,
@@ -249,10 +248,10 @@ def build(context: Context) -> Distillation:
     tau = calibrate_labels(context, logits, initial["labels"], logits_key)
     shift = label_shift(tau, context.data.counts)
     return Distillation(
-        observer=observer,
+        observer=observers[0][0],
         teacher=teacher,
         teacher_key=teacher_key,
-        statistics=statistics,
+        statistics=statistics[0][0],
         initial=initial["images"],
         images=images,
         images_key=images_key,

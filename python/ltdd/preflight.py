@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ltdd.config import DistillConfig
+from ltdd.config import DistillConfig, ExpertsConfig
+from ltdd.context import given_weights
 from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
 from ltdd.stages.relabeling import fkd_bytes
+from ltdd.weights import load_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
 _ADAM_STATES = 4  # parameters, their average and two moments of the gradient
@@ -29,9 +31,7 @@ def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
             model = build_model(architecture, data.num_classes, data.image_size, data.channels)
         return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
-    experts = [network(config.experts.observer)]
-    if config.experts.teacher != "same":
-        experts.append(network(config.experts.teacher))
+    experts = [network(name) for _, name, _ in expert_networks(config.experts)]
     student = network(config.evaluation.student)
     if "full_long_tailed" in config.evaluation.baselines:
         experts.append(student)
@@ -73,16 +73,28 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
         UserError: unknown architecture, images too small for it, or an observer without BN layers.
     """
     experts = config.experts
-    networks = {
-        "experts.observer": experts.observer,
-        "evaluation.student": config.evaluation.student,
-    }
-    if experts.teacher != "same":
-        networks["experts.teacher"] = experts.teacher
-    for field, name in networks.items():
+    student = ("evaluation.student", config.evaluation.student, None)
+    for field, name, file in [*expert_networks(experts), student]:
         try:
             model = build_model(name, data.num_classes, data.image_size, data.channels)
         except UserError as error:
             raise UserError(f"{field}: {error}") from error
-        if field == "experts.observer":
+        if field in ("experts.observer", "experts.extra_observers"):
             batch_norm_layers(model, name)
+        if file is not None:
+            try:
+                load_weights(model, given_weights(experts, file), data.class_names)
+            except UserError as error:
+                raise UserError(f"{field}_weights: {error}") from error
+
+
+def expert_networks(experts: ExpertsConfig) -> list[tuple[str, str, str | None]]:
+    """Return field, architecture and weights file of every expert that a run needs."""
+    networks: list[tuple[str, str, str | None]] = [
+        ("experts.observer", experts.observer, experts.observer_weights),
+        *(("experts.extra_observers", name, None) for name in experts.extra_observers),
+        *(("experts.extra_teachers", name, None) for name in experts.extra_teachers),
+    ]
+    if experts.teacher != "same":
+        networks.append(("experts.teacher", experts.teacher, experts.teacher_weights))
+    return networks

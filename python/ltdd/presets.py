@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltdd.errors import UserError
+from ltdd.paper import paper
 
 
 def _demo(data: str) -> dict[str, Any]:
@@ -68,50 +69,24 @@ def _cpu(data: str) -> dict[str, Any]:
     }
 
 
-def _paper(data: str) -> dict[str, Any]:
-    # Observer ResNet-32 w64 with BN, teacher ConvNet-3 with instance norm, GLMC-trained (code).
-    many_classes = data.startswith("cifar100")
-    return {
-        "precision": "auto",
-        "experts": {
-            "observer": "resnet32",
-            "teacher": "convnet3",
-            "epochs": 200,  # code
-            "batch_size": 64,  # code
-            "learning_rate": 0.01,  # code
-            "weight_decay": 5e-3,  # code
-            "schedule": "cosine",  # code
-            "resampling_power": 0.2,  # code
-            "debias_power": 0.8,  # code
-        },
-        "recovery": {
-            "iterations": 2000 if many_classes else 75,  # code
-            "learning_rate": 0.05,  # code
-            "alignment_weight": 0.01,  # code
-            "crop_min_scale": 0.5 if many_classes else 0.08,  # code
-        },
-        "evaluation": {
-            "seeds": 5,  # paper
-            "epochs": 1000,  # code
-            "batch_size": 100 if many_classes else 25,  # code
-            "crop_min_scale": 0.5 if many_classes else 0.08,  # code
-            "randaugment": True,  # code
-            "logit_std_norm": not many_classes,  # code
-        },
-    }
-
-
-PRESETS: Mapping[str, Any] = {"demo": _demo, "cpu": _cpu, "paper": _paper}
+PRESETS: Mapping[str, Any] = {"demo": _demo, "cpu": _cpu, "paper": paper}
 """Name -> function of the data source that returns overrides."""
 
 
-def preset(name: str, data: str) -> dict[str, Any]:
-    """Return the overrides of a preset for a data source.
+def preset(name: str, data: str, image_size: int | None = None) -> dict[str, Any]:
+    """Return the overrides of a preset.
+
+    Args:
+        name: of `PRESETS`.
+        data: the source, as in ``--data``; `paper` has a recipe for each published data set.
+        image_size: as in ``--image-size``, where it is given; it helps `paper` to choose.
 
     Raises:
         UserError: the preset is unknown.
     """
     if name not in PRESETS:
         raise UserError(f"--preset: expected one of {', '.join(PRESETS)}; got {name!r}")
+    if name == "paper":
+        return paper(data, image_size)
     overrides: dict[str, Any] = PRESETS[name](data)
     return overrides

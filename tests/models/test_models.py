@@ -26,6 +26,8 @@ PUBLISHED_COUNTS = [
     ("resnet18", 200, 64, 11_271_432),
     ("resnet18_in", 10, 32, 11_173_962),
     ("resnet18", 1000, 224, 11_689_512),
+    ("resnet50", 1000, 224, 25_557_032),
+    ("resnext50", 1000, 224, 25_028_904),
     ("resnet32", 10, 32, 7_386_186),
 ]
 SMALLEST = {"convnet4": 16, "convnet4_bn": 16, "vgg11": 32, "vgg11_bn": 32, "resnet18_in": 9}
@@ -34,6 +36,8 @@ WITH_BATCH_NORM = {
     "convnet4_bn",
     "resnet9",
     "resnet18",
+    "resnet50",
+    "resnext50",
     "resnet32",
     "resnet32_w16",
     "vgg11_bn",

@@ -63,7 +63,7 @@ def stage(
         images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         config = RecoveryConfig(iterations=3, max_batch=6)
         targets = StatisticsConfig()
-        parts = (images, labels, observer, statistics, mean, std, True, config, targets)
+        parts = (images, labels, [(observer, statistics)], mean, std, True, config, targets)
         return [recover_images(*parts, runtime)]
 
     def student(runtime: Runtime) -> list[Tensor]:
@@ -78,6 +78,7 @@ def stage(
     stages: dict[str, Stage] = {
         "experts, cosine": lambda r: expert(r, schedule="cosine"),
         "experts, one cycle": lambda r: expert(r, schedule="one_cycle", loss="ce"),
+        "experts, averaged": lambda r: expert(r, averaging="ema", loss="unimix", warmup_epochs=2),
         "recovery": recovery,
         "student": student,
     }
@@ -85,7 +86,15 @@ def stage(
 
 
 EVERY_STAGE = pytest.mark.parametrize(
-    "stage", ["experts, cosine", "experts, one cycle", "recovery", "student"], indirect=True
+    "stage",
+    [
+        "experts, cosine",
+        "experts, one cycle",
+        "experts, averaged",
+        "recovery",
+        "student",
+    ],
+    indirect=True,
 )
 
 

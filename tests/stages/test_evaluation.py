@@ -46,6 +46,17 @@ def test_cosine_schedules_fall_smoothly(schedule: str, last: float) -> None:
     assert values[250] == pytest.approx((1 + math.cos(math.pi * 0.25 / zeta)) / 2)
 
 
+def test_cos2_jumps_at_five_sixths_and_ends_at_zero() -> None:
+    values, smooth = factors("cos2", 1200), factors("smoothed_cosine", 1200)
+    assert values[:1000] == smooth[:1000]
+    level = (1 + math.cos(5 * math.pi / 12)) / 2
+    assert values[999] == pytest.approx(level, abs=1e-3)
+    assert values[1000] == pytest.approx(level / 6)
+    steps = [a - b for a, b in itertools.pairwise(values[1000:])]
+    assert min(steps) == pytest.approx(max(steps))
+    assert values[-1] == pytest.approx(level / 1200)
+
+
 def test_student_loss_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(2, 4, 5, generator=generator)
@@ -180,6 +191,24 @@ def test_the_average_follows_its_formula(
         expected = 0.9 * expected + 0.1 * iterate
     assert len(iterates) == 6
     torch.testing.assert_close(model.classifier.weight, expected)
+
+
+def test_sgd_takes_its_step_and_keeps_its_momentum(
+    problem: dict[str, Any], live: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+    original = evaluation._optimizer
+
+    def watch(model: nn.Module, config: EvaluationConfig) -> torch.optim.Optimizer:
+        made.append(original(model, config))
+        return made[-1]
+
+    monkeypatch.setattr(evaluation, "_optimizer", watch)
+    train_student(**changed(problem, epochs=1, optimizer="sgd", momentum=0.5, learning_rate=0.01))
+    (optimizer,) = made
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
 def test_weight_decay_spares_vectors(problem: dict[str, Any], live: list[nn.Module]) -> None:

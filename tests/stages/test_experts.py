@@ -1,11 +1,13 @@
 """Experts: what a step shows the network, resampling, heads, schedules, learning, bad numbers."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ltdd.config import ExpertsConfig
 from ltdd.data.augment import normalise
@@ -179,13 +181,112 @@ def test_gathered_batches_are_those_of_images_on_the_device(
     assert torch.equal(*views)
 
 
+def test_warm_up_rises_to_the_peak_and_then_falls() -> None:
+    config = dataclasses.replace(FAST, warmup_epochs=4, epochs=20)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    schedule, every_batch = _schedule(optimizer, config, steps=5)
+    assert not every_batch
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"] / config.learning_rate)
+        optimizer.step()
+        schedule.step()
+    # The first epoch is the lowest of the rise, not one at the full rate.
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[3:]))
+    assert rates[4] > 0.98
+    assert 0 < rates[-1] < 0.02
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_resized_crops_replace_padding(runtime: Runtime, data: LongTailedData) -> None:
+    whole = _Batches(data, dataclasses.replace(FAST, crop_min_scale=1.0), False, runtime)
+    cut = _Batches(data, dataclasses.replace(FAST, crop_min_scale=0.1), False, runtime)
+    expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(whole.view(torch.arange(8), generator), expected)
+    assert not torch.allclose(cut.view(torch.arange(8), generator), expected, atol=0.1)
+
+
+def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> None:
+    config = dataclasses.replace(FAST, crop_padding=0, color_jitter=0.0)
+    kept = _Batches(data, config, False, runtime)
+    config = dataclasses.replace(config, color_jitter=0.4)
+    changed = _Batches(data, config, False, runtime)
+    plain = _Batches(data, dataclasses.replace(config, color_jitter=None), False, runtime)
+    levels = [
+        source.view(torch.arange(34), torch.Generator().manual_seed(0)).mean((1, 2, 3))
+        for source in (plain, kept, changed)
+    ]
+    assert float((levels[1] - levels[0]).abs().max()) < 0.1  # blur keeps the level
+    assert float((levels[2] - levels[0]).abs().max()) > 0.3
+
+
+def test_unimix_leans_towards_the_tail_and_its_shares_match_the_pixels(runtime: Runtime) -> None:
+    data = coloured()
+    source = batches(runtime, data, loss="unimix")
+    plain, shares, partners = torch.arange(25), torch.zeros(3), torch.zeros(3)
+    for seed in range(200):
+        view, partner, lam = source.unimixed(plain, torch.Generator().manual_seed(seed))
+        assert float(lam.min()) >= 0
+        assert float(lam.max()) <= 1
+        shown = view[:, 0, 0, 0] * 255 / 10
+        torch.testing.assert_close(shown, lam * plain + (1 - lam) * partner, rtol=0, atol=1e-3)
+        partners += torch.bincount(data.train_labels[partner], minlength=3)
+        one_hot = nn.functional.one_hot(data.train_labels, 3).float()
+        shares += (lam[:, None] * one_hot + (1 - lam)[:, None] * one_hot[partner]).sum(0)
+    # A class of n images is drawn with n * n^(-1/2).
+    drawn = torch.tensor([16.0, 8, 1]).sqrt()
+    torch.testing.assert_close(partners / partners.sum(), drawn / drawn.sum(), rtol=0, atol=0.02)
+    assert float(shares[2] / shares.sum()) > 2 * 1 / 25
+
+
+@pytest.mark.parametrize("averaging", ["ema", "swa"])
+def test_averaged_weights_have_statistics_of_their_own(
+    data: LongTailedData, runtime: Runtime, averaging: str
+) -> None:
+    # Without padding a view is the image itself.
+    config = dataclasses.replace(FAST, epochs=8, loss="ce", crop_padding=0)
+    plain = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    config = dataclasses.replace(config, averaging=averaging)
+    averaged = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    assert not torch.equal(averaged.classifier.weight, plain.classifier.weight)
+    conv, norm = averaged.body[0][:2]
+    images = normalise(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
+    maps = conv(images)
+    # Four whole batches of 8 of the 34 images, counted from zero, with equal weight.
+    assert int(norm.num_batches_tracked) == 4
+    spread = maps.std(dim=(0, 2, 3))
+    assert float(((norm.running_mean - maps.mean((0, 2, 3))) / spread).abs().max()) < 0.1
+    assert float((norm.running_var / maps.var(dim=(0, 2, 3)) - 1).abs().max()) < 0.2
+    if averaging == "swa":
+        assert float(accuracy(averaged, data, runtime)[:2].mean()) > 0.9
+
+
+def test_swa_is_the_mean_of_the_last_quarter(
+    data: LongTailedData, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    original = AveragedModel.update_parameters
+
+    def watch(self: AveragedModel, model: ExpertNetwork) -> None:
+        seen.append(model.backbone.classifier.weight.detach().clone())
+        original(self, model)
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", watch)
+    config = dataclasses.replace(FAST, epochs=8, loss="ce", averaging="swa")
+    model = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    assert len(seen) == 2
+    torch.testing.assert_close(model.classifier.weight, torch.stack(seen).mean(0))
+
+
 def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> Tensor:
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
     return (predictions == data.test_labels).float().view(data.num_classes, -1).mean(1)
 
 
-@pytest.mark.parametrize("loss", ["rldd", "ce"])
+@pytest.mark.parametrize("loss", ["rldd", "ce", "unimix"])
 def test_an_expert_learns(data: LongTailedData, runtime: Runtime, log: Any, loss: str) -> None:
     config = dataclasses.replace(FAST, loss=loss, epochs=10)
     model = train_expert("observer", "convnet3_bn", data, config, False, runtime)

@@ -1,5 +1,7 @@
 """Losses of experts and students: hand-computed values, and where gradients go."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from ltdd.config import ExpertsConfig
 from ltdd.losses import (
+    bayias_loss,
     class_debias_weights,
     consistency_loss,
     debias_progress,
@@ -124,6 +127,24 @@ def test_one_head_is_silent_at_either_end(progress: float, silent: tuple[int, in
     loss.backward()
     for number, head in enumerate(heads):
         assert (float(head.grad.abs().sum()) == 0) == (number in silent)
+
+
+def test_bayias_by_hand() -> None:
+    # Logits without a preference: the network's share is the prior, 3/4 and 1/4.
+    logits, labels, partners = torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([1, 1])
+    kept = torch.tensor([0.25, 1.0])
+    expected = (0.25 * -math.log(3 / 4) + 0.75 * -math.log(1 / 4) - math.log(1 / 4)) / 2
+    assert float(bayias_loss(logits, labels, partners, kept, [30, 10])) == pytest.approx(expected)
+
+
+def test_bayias_of_balanced_data_is_the_mixed_cross_entropy() -> None:
+    logits, labels, partners = draw(0, 8, 5), torch.arange(8) % 5, torch.arange(8) % 3
+    kept = torch.rand(8, generator=torch.Generator().manual_seed(1))
+    share = kept[:, None]
+    mixed = share * F.one_hot(labels, 5) + (1 - share) * F.one_hot(partners, 5)
+    torch.testing.assert_close(
+        bayias_loss(logits, labels, partners, kept, [7] * 5), soft_cross_entropy(logits, mixed)
+    )
 
 
 def test_logit_matching_is_the_mean_over_all_entries() -> None:

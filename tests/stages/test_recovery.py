@@ -14,6 +14,7 @@ from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augment import normalise
 from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
+from ltdd.models import build_model
 from ltdd.observation import Observer
 from ltdd.runtime import Runtime
 from ltdd.stages.recovery import plan_batches, recover_images
@@ -120,8 +121,7 @@ def problem(data: LongTailedData, observer: nn.Module, runtime: Runtime) -> dict
     return {
         "images": torch.rand(12, 3, 8, 8, generator=generator),
         "labels": labels,
-        "observer": observer,
-        "statistics": calibrated(observer, data, runtime),
+        "observers": [(observer, calibrated(observer, data, runtime))],
         "mean": torch.tensor(data.mean),
         "std": torch.tensor(data.std),
         "flip": True,
@@ -149,7 +149,7 @@ def test_recovery_lowers_the_loss_and_keeps_pixels_in_range(
     assert [event["iteration"] for event in events] == [0, 10, 20, 30, 39]
     assert events[-1]["loss"] < 0.8 * events[0]["loss"]
     assert events[-1]["alignment"] < 0.8 * events[0]["alignment"]
-    shared = (problem["labels"], problem["observer"], data, runtime)
+    shared = (problem["labels"], problem["observers"][0][0], data, runtime)
     assert alignment(result, *shared) < 0.8 * alignment(before, *shared)
 
 
@@ -205,11 +205,12 @@ def test_no_iterations_return_the_start(problem: dict[str, Any]) -> None:
 
 
 def test_the_observer_is_left_alone(problem: dict[str, Any]) -> None:
-    before = {k: v.clone() for k, v in problem["observer"].state_dict().items()}
+    ((observer, _),) = problem["observers"]
+    before = {k: v.clone() for k, v in observer.state_dict().items()}
     recover_images(**changed(problem, iterations=3))
-    for name, tensor in problem["observer"].state_dict().items():
+    for name, tensor in observer.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert all(p.grad is None for p in problem["observer"].parameters())
+    assert all(p.grad is None for p in observer.parameters())
 
 
 def test_the_seed_decides(problem: dict[str, Any], runtime: Runtime) -> None:
@@ -237,6 +238,30 @@ def test_more_classes_than_fit_a_batch(problem: dict[str, Any]) -> None:
     result = recover_images(**changed(problem, iterations=2, max_batch=2))
     assert torch.isfinite(result).all()
     assert (result != problem["images"]).flatten(1).any(dim=1).all()
+
+
+def test_observers_take_turns(
+    problem: dict[str, Any], data: LongTailedData, runtime: Runtime, log: Any
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        other = build_model("resnet32_w16", 3, 8, 3)
+    (first,) = problem["observers"]
+    second = (other, calibrated(other, data, runtime))
+
+    def losses(*observers: Any, iterations: int) -> list[float]:
+        log.events.clear()
+        recover_images(**changed(problem | {"observers": observers}, iterations=iterations))
+        return [event["loss"] for event in log.of("recover")]
+
+    # The log has the first and the last of two iterations: the second one sees the other observer,
+    # on pixels that the first has moved.
+    both = losses(first, second, iterations=2)
+    assert both[0] == losses(first, iterations=1)[0]
+    assert both[1] != losses(first, iterations=2)[1]
+    assert losses(second, first, iterations=1) == losses(second, iterations=1)
+    # One observer twice is one observer.
+    assert losses(first, first, iterations=4) == losses(first, iterations=4)
 
 
 def test_both_backends_recover_the_same_images(problem: dict[str, Any], runtime: Runtime) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ltdd_ext
 from ltdd.config import StatisticsConfig
 from ltdd.data.augment import normalise
 from ltdd.data.datasets import LongTailedData
@@ -211,6 +212,57 @@ def test_global_targets_of_the_worked_toy(toy: LayerStatistics, name: str, expec
     result = targets(toy, [25, 25], global_target=name)
     assert float(result.var) == pytest.approx(expected, abs=5e-4)
     assert float(result.mean) == pytest.approx(0.9 if name == "running" else 0, abs=1e-6)
+
+
+def exact_images(mean: float, within: float, between: float, number: int) -> Tensor:
+    """Images (n, 1 channel, 16 pixels) that have exactly these moments."""
+    generator = torch.Generator().manual_seed(number)
+    centre = torch.randn(number, 1, 1, generator=generator, dtype=torch.float64)
+    centre = (centre - centre.mean()) / centre.std(correction=0)
+    noise = torch.randn(number, 1, 16, generator=generator, dtype=torch.float64)
+    noise = (noise - noise.mean(2, keepdim=True)) / noise.std(2, correction=0, keepdim=True)
+    return mean + math.sqrt(between) * centre + math.sqrt(within) * noise
+
+
+def measured(rows: list[Tensor], images_at_once: int) -> LayerStatistics:
+    """What the operators find when images of all classes come in batches."""
+    labels = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(r) for r in rows]))
+    images = torch.cat(rows)[..., None]
+    state = (
+        torch.zeros(len(rows), dtype=torch.int64),
+        *(torch.zeros(len(rows), 1, dtype=torch.float64) for _ in range(3)),
+    )
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    for part in order.split(images_at_once):
+        mean, m2 = ltdd_ext.row_moments(images[part])
+        ltdd_ext.class_moments_update_(*state, mean, m2, 16, labels[part])
+    mean, within, between, _ = ltdd_ext.class_moments_finish(*state)
+    own = statistics_of(rows)
+    return dataclasses.replace(own, mean=mean, within=within, between=between)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 7, 1000])
+def test_the_worked_toy_measured_on_images(toy: LayerStatistics, images_at_once: int) -> None:
+    rows = [
+        exact_images(*(float(part[label]) for part in (toy.mean, toy.within, toy.between)), number)
+        for label, number in enumerate((400, 20))
+    ]
+    found = measured(rows, images_at_once)
+    for name, expected in (("edc", MEAN_WITHIN), ("paper", MEAN_TOTAL), ("mixture", MIXTURE)):
+        result = targets(found, [25, 25], global_target=name)
+        assert float(result.var) == pytest.approx(expected, abs=5e-4)
+
+
+def test_the_recurrence_as_printed_loses_the_spread_between_batches() -> None:
+    # A class of variance 1.025 that comes one image at a time: averaging the variances of batches
+    # finds 0.626, the variance inside an image. The operators find all of it.
+    rows = [exact_images(0.3, 0.626, 1.025 - 0.626, 120), exact_images(-1, 0.4, 0.1, 30)]
+    variance = torch.zeros(())
+    for seen, image in enumerate(rows[0], 1):
+        variance = variance + (image.var(correction=0) - variance) / seen
+    assert float(variance) == pytest.approx(0.626, abs=1e-6)
+    found = measured(rows, 1)
+    assert float((found.within + found.between)[0]) == pytest.approx(1.025, abs=1e-6)
 
 
 def test_only_the_mixture_is_what_balanced_batches_show(toy: LayerStatistics) -> None:

@@ -13,6 +13,13 @@ def run(argv: Sequence[str]) -> None:
     """Run the command."""
     request = parse_distill(argv)
     from ltdd.events import EventPrinter, Sink
+
+    if request.preset == "paper" and not request.quiet:
+        from ltdd.paper import recipe_for
+
+        # The recipe may have set the image size itself; it then is the one of its own choice.
+        recipe, why = recipe_for(request.config.data, request.config.image_size)
+        print(f"preset paper: the recipe of {recipe}, by {why}", flush=True)
     from ltdd.pipeline import distill
     from ltdd.report import write_report
     from ltdd.summary import run_summary

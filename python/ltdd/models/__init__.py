@@ -7,9 +7,10 @@ from functools import partial
 
 from ltdd.errors import UserError
 from ltdd.models.convnet import convnet
+from ltdd.models.foreign import FOREIGN, build_foreign
 from ltdd.models.network import Network
 from ltdd.models.normalization import batch_norm, instance_norm
-from ltdd.models.resnet import resnet9, resnet18, resnet32
+from ltdd.models.resnet import resnet9, resnet18, resnet32, resnet50
 from ltdd.models.vgg import alexnet, vgg11
 
 __all__ = ["ARCHITECTURES", "Network", "build_model"]
@@ -22,6 +23,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "resnet9": "ResNet-9, widths 48 to 192, batch norm: quick to train (8 px and more)",
     "resnet18": "ResNet-18, 3x3 stem up to 64 px, batch norm",
     "resnet18_in": "ResNet-18, 3x3 stem up to 64 px, instance norm (9 px and more)",
+    "resnet50": "ResNet-50, 3x3 stem up to 64 px, batch norm",
+    "resnext50": "ResNeXt-50 32x4d, 3x3 stem up to 64 px, batch norm",
     "resnet32": "CIFAR ResNet-32, width 64, batch norm",
     "resnet32_w16": "CIFAR ResNet-32, width 16, batch norm",
     "vgg11": "VGG-11, instance norm (32 px and more)",
@@ -38,6 +41,8 @@ _BUILDERS: Mapping[str, Callable[..., Network]] = {
     "resnet9": partial(resnet9, 48),
     "resnet18": partial(resnet18, batch_norm),
     "resnet18_in": partial(resnet18, instance_norm),
+    "resnet50": partial(resnet50, 1, 64),
+    "resnext50": partial(resnet50, 32, 4),
     "resnet32": partial(resnet32, 64),
     "resnet32_w16": partial(resnet32, 16),
     "vgg11": partial(vgg11, instance_norm),
@@ -50,7 +55,8 @@ def build_model(name: str, num_classes: int, image_size: int, channels: int) -> 
     """Build a freshly initialised network; weights come from torch's global generator.
 
     Args:
-        name: One of `ARCHITECTURES`.
+        name: One of `ARCHITECTURES`, or a network from elsewhere as `torchvision:NAME`, `timm:NAME`
+            or `python:package.module:factory` (`ltdd.models.foreign`).
         num_classes: Number of classes K.
         image_size: Side of the square images in pixels.
         channels: 1 for grey images, 3 for RGB.
@@ -61,6 +67,9 @@ def build_model(name: str, num_classes: int, image_size: int, channels: int) -> 
     Raises:
         UserError: the name is unknown, or the network needs larger images.
     """
+    if name.startswith(tuple(FOREIGN)):
+        return build_foreign(name, num_classes, image_size, channels)
     if name not in _BUILDERS:
-        raise UserError(f"expected an architecture among {', '.join(ARCHITECTURES)}; got {name!r}")
+        known = ", ".join([*ARCHITECTURES, *FOREIGN.values()])
+        raise UserError(f"expected an architecture among {known}; got {name!r}")
     return _BUILDERS[name](num_classes=num_classes, image_size=image_size, channels=channels)

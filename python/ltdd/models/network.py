@@ -15,6 +15,8 @@ class Network(nn.Module):
         body: Module that maps images (N, C, H, W) to maps whose flattened size is `feature_dim`.
         feature_dim: Number of features per image after flattening.
         num_classes: Number of classes K.
+        head: Name of the classifier in the network this one was made from; checkpoints of that
+            network are told by it.
 
     Example:
         >>> from ltdd.models import build_model
@@ -23,9 +25,12 @@ class Network(nn.Module):
         (torch.Size([2, 2048]), 2048)
     """
 
-    def __init__(self, body: nn.Module, feature_dim: int, num_classes: int) -> None:
+    def __init__(
+        self, body: nn.Module, feature_dim: int, num_classes: int, head: str = "classifier"
+    ) -> None:
         super().__init__()
         self.body = body
+        self.head = head
         self.feature_dim = feature_dim
         self.classifier = nn.Linear(feature_dim, num_classes)
 

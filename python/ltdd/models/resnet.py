@@ -1,4 +1,4 @@
-"""Residual networks: ResNet-18 with a small-image stem, the CIFAR ResNet-32, a quick ResNet-9."""
+"""Residual networks: ResNet-18 and -50 with a small-image stem, CIFAR ResNet-32, quick ResNet-9."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ltdd.errors import UserError
 from ltdd.models.network import Network
 
 LARGEST_SMALL_IMAGE = 64
-"""Up to this side ResNet-18 has the 3x3 stem without pooling; above, the ImageNet stem."""
+"""Up to this side ResNet-18 and -50 have the 3x3 stem without pooling; above, the ImageNet stem."""
 
 
 def resnet18(
@@ -39,6 +39,24 @@ def resnet18(
             f"got {image_size}"
         )
     net = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes, norm_layer=norm)
+    return _with_stem(net, num_classes, image_size, channels)
+
+
+def resnet50(
+    groups: int, width_per_group: int, *, num_classes: int, image_size: int, channels: int
+) -> Network:
+    """Build torchvision's ResNet-50, or ResNeXt-50 with groups, with the stems of `resnet18`."""
+    net = ResNet(
+        Bottleneck,
+        [3, 4, 6, 3],
+        num_classes=num_classes,
+        groups=groups,
+        width_per_group=width_per_group,
+    )
+    return _with_stem(net, num_classes, image_size, channels)
+
+
+def _with_stem(net: ResNet, num_classes: int, image_size: int, channels: int) -> Network:
     if image_size <= LARGEST_SMALL_IMAGE:
         stem, pool = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False), nn.Identity()
     else:
@@ -46,7 +64,7 @@ def resnet18(
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     net.conv1, net.maxpool = stem, pool
     body = nn.Sequential(OrderedDict((n, m) for n, m in net.named_children() if n != "fc"))
-    return Network(body, 512, num_classes)
+    return Network(body, net.fc.in_features, num_classes, head="fc")
 
 
 def resnet32(width: int, *, num_classes: int, image_size: int, channels: int) -> Network:

@@ -3,21 +3,28 @@
 Every step mixes a plainly drawn batch A with a resampled batch R twice, once by MixUp and once by
 CutMix. Two classifiers share the backbone: a plain one that dominates early and a class-debiased
 one that takes over as ``(e/T)^2``; a SimSiam-like term keeps the two views' projections consistent.
-Only the backbone and the debiased classifier are kept.
+Only the backbone and the debiased classifier are kept. Two other losses are there to compare with:
+plain cross-entropy, and UniMix (arXiv:2111.03874).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import cut_box, normalise, pad_crop_flip, paste
+from ltdd.data.augment import crop, cut_box, normalise, pad_crop_flip, paste, random_crops
+from ltdd.data.colour import distort
 from ltdd.data.datasets import LongTailedData
 from ltdd.losses import (
+    bayias_loss,
     class_debias_weights,
     consistency_loss,
     debias_progress,
@@ -28,6 +35,10 @@ from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime, check_finite
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
+EMA_DECAY = 0.999  # per step, of `averaging: ema`
+SWA_SHARE = 0.25  # of the epochs, at the end, that `averaging: swa` averages
+UNIMIX_ALPHA = 0.8  # published
+UNIMIX_POWERS = {10: -0.5, math.inf: -0.1}  # tau, published for up to 10 classes and for 100
 
 
 class ExpertNetwork(nn.Module):
@@ -67,13 +78,18 @@ class _Batches:
         self.labels = data.train_labels.to(runtime.device)
         self.mean = torch.tensor(data.mean, device=runtime.device)
         self.std = torch.tensor(data.std, device=runtime.device)
-        self.num_classes, self.flip = data.num_classes, flip
+        self.num_classes, self.flip, self.config = data.num_classes, flip, config
         self.padding = round(config.crop_padding * data.image_size / PADDING_REFERENCE_SIZE)
-        counts = torch.tensor(data.counts, dtype=torch.float64)
-        self.draw_weights = counts.pow(-config.resampling_power)[data.train_labels]
+        self.counts = torch.tensor(data.counts, dtype=torch.float64)
+        self.draw_weights = self.counts.pow(-config.resampling_power)[data.train_labels]
 
     def view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         images = self.images[indices].to(self.device)
+        if self.config.color_jitter is not None:
+            images = distort(images / 255, self.config.color_jitter, generator)
+        if self.config.crop_min_scale is not None:
+            crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
+            return crop(normalise(images, self.mean, self.std), crops)
         picked = pad_crop_flip(images, self.padding, self.flip, generator)
         return normalise(picked, self.mean, self.std)
 
@@ -97,6 +113,70 @@ class _Batches:
         cutmix = paste(second, other_second, box)
         targets = (lam * y + (1 - lam) * other_y, box.kept * y + (1 - box.kept) * other_y)
         return torch.cat([mixup, cutmix]), targets
+
+    def unimixed(self, plain: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix each image with one of the batch, tail classes more often and with more weight.
+
+        Returns:
+            The mixed view (B, C, H, W), the partners' places (B,) and lam (B,), an image's share.
+        """
+        power = next(tau for most, tau in UNIMIX_POWERS.items() if self.num_classes <= most)
+        own = self.counts[self.labels[plain].cpu()]
+        partner = torch.multinomial(
+            own.pow(power), len(plain), replacement=True, generator=generator
+        )
+        other = own[partner]
+        seed = int(torch.randint(2**62, (), generator=generator))
+        beta = np.random.default_rng(seed).beta(UNIMIX_ALPHA, UNIMIX_ALPHA, len(plain))
+        lam = (torch.from_numpy(beta) + other / (own + other)).float()
+        lam = torch.where(lam > 1, lam - 1, lam).to(self.device)
+        view, share = self.view(plain, generator), lam.view(-1, 1, 1, 1)
+        partner = partner.to(self.device)
+        return share * view + (1 - share) * view[partner], partner, lam
+
+
+class _Objective:
+    """The loss of one step of training."""
+
+    def __init__(
+        self, network: ExpertNetwork, batches: _Batches, data: LongTailedData, runtime: Runtime
+    ) -> None:
+        self.network, self.batches, self.counts = network, batches, data.counts
+        self.config, self.runtime = batches.config, runtime
+        weights = class_debias_weights(
+            data.counts, self.config.debias_power, self.config.weight_norm
+        )
+        self.weights = weights.to(runtime.device)
+
+    def inputs(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Return images as the network is shown them in a step, both views together."""
+        if self.config.loss == "rldd":
+            return self.batches.mixed_views(indices, generator)[0]
+        if self.config.loss == "unimix":
+            return self.batches.unimixed(indices, generator)[0]
+        return self.batches.view(indices, generator)
+
+    def loss(self, indices: Tensor, generator: torch.Generator, share: float) -> Tensor:
+        """Return the loss of a batch; ``share`` is that of the rebalanced term."""
+        batches, network = self.batches, self.network
+        if self.config.loss == "ce":
+            inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
+            with self.runtime.autocast():
+                logits = network.backbone(inputs)
+            return soft_cross_entropy(logits, labels)
+        if self.config.loss == "unimix":
+            inputs, partner, kept = batches.unimixed(indices, generator)
+            with self.runtime.autocast():
+                logits = network.backbone(inputs)
+            classes = batches.labels[indices]
+            return bayias_loss(logits, classes, classes[partner], kept, self.counts)
+        inputs, targets = batches.mixed_views(indices, generator)
+        with self.runtime.autocast():
+            plain, rebalanced, z, p = (o.chunk(2) for o in network(inputs))
+        consistency = consistency_loss(p[0], z[0], p[1], z[1])
+        return expert_loss(
+            plain, rebalanced, consistency, targets, self.weights, share, self.config
+        )
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
@@ -142,9 +222,10 @@ def train_expert(
         weight_decay=config.weight_decay,
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
-    weights = class_debias_weights(data.counts, config.debias_power, config.weight_norm)
-    weights = weights.to(runtime.device)
+    objective, averaged = _Objective(network, batches, data, runtime), _averaged(network, config)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    if averaged is not None:
+        parts["averaged"] = averaged
     restored = runtime.checkpoint.restore()
     if restored:
         for name, part in parts.items():
@@ -161,23 +242,14 @@ def train_expert(
                 generator.set_state(restored["generator"])
             drawn = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in enumerate(drawn[first:], first + 1):
-                if config.loss == "ce":
-                    inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
-                    with runtime.autocast():
-                        loss = soft_cross_entropy(network.backbone(inputs), labels)
-                else:
-                    inputs, targets = batches.mixed_views(indices, generator)
-                    with runtime.autocast():
-                        plain, rebalanced, z, p = (o.chunk(2) for o in network(inputs))
-                    consistency = consistency_loss(p[0], z[0], p[1], z[1])
-                    loss = expert_loss(
-                        plain, rebalanced, consistency, targets, weights, share, config
-                    )
+                loss = objective.loss(indices, generator, share)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()
                 if step_every_batch or number == steps:
                     schedule.step()
+                if averaged is not None and _joins(config, epoch, number == steps):
+                    averaged.update_parameters(network)
                 done = epoch * steps + number
                 total += check_finite(loss.detach(), f"experts: {role}", done, "loss")
                 progress.step(images=batch_size)
@@ -186,13 +258,60 @@ def train_expert(
                 )
             mean_loss = float(total / steps)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean_loss)
+    if averaged is not None:
+        backbone = _finished(averaged, objective, len(data.train_labels), batch_size, role)
     return backbone.eval().requires_grad_(False)
+
+
+def _averaged(network: ExpertNetwork, config: ExpertsConfig) -> AveragedModel | None:
+    if config.averaging == "none":
+        return None
+    rule = get_ema_multi_avg_fn(EMA_DECAY) if config.averaging == "ema" else None
+    return AveragedModel(network, multi_avg_fn=rule)
+
+
+def _joins(config: ExpertsConfig, epoch: int, last_step: bool) -> bool:
+    """Return whether the weights after a step count for the average."""
+    if config.averaging == "ema":
+        return True
+    return last_step and epoch >= math.floor((1 - SWA_SHARE) * config.epochs)
+
+
+@torch.no_grad()
+def _finished(
+    averaged: AveragedModel, objective: _Objective, images: int, batch_size: int, role: str
+) -> Network:
+    """Return the averaged backbone after its batch norms have seen an epoch of training views.
+
+    Running statistics belong to the weights that made them; those of the last iterate do not fit.
+    """
+    network = cast(ExpertNetwork, averaged.module)
+    generator = objective.runtime.stream("experts", role, "averaged")
+    order = torch.randperm(images, generator=generator)
+
+    def views() -> Iterator[Tensor]:
+        for indices in order.split(batch_size):
+            if len(indices) == batch_size:
+                yield objective.inputs(indices, generator)
+
+    with objective.runtime.autocast():
+        update_bn(views(), network)
+    return network.backbone
 
 
 def _schedule(
     optimizer: torch.optim.Optimizer, config: ExpertsConfig, steps: int
 ) -> tuple[LRScheduler, bool]:
     """Return the learning-rate schedule and whether it advances every batch."""
+    if config.schedule == "cosine" and config.warmup_epochs is not None:
+        rise = min(config.warmup_epochs, config.epochs)
+
+        def factor(epoch: int) -> float:
+            if epoch < rise:
+                return (epoch + 1) / rise
+            return 0.5 * (1 + math.cos(math.pi * (epoch + 1 - rise) / (config.epochs + 1 - rise)))
+
+        return LambdaLR(optimizer, factor), False
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimizer, config.epochs), False
     one_cycle = OneCycleLR(

@@ -8,6 +8,7 @@ does not grow with ipc. Every image draws its own crop in every iteration.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,8 +50,7 @@ def plan_batches(num_classes: int, ipc: int, max_batch: int) -> list[Tensor]:
 def recover_images(
     images: Tensor,
     labels: Tensor,
-    observer: nn.Module,
-    statistics: list[LayerStatistics],
+    observers: Sequence[tuple[nn.Module, list[LayerStatistics]]],
     mean: Tensor,
     std: Tensor,
     flip: bool,
@@ -63,8 +63,8 @@ def recover_images(
     Args:
         images: float32 (M, C, H, W) in [0, 1], class-major, M = K * ipc.
         labels: int64 (M,).
-        observer: trained network with BatchNorm2d layers.
-        statistics: of `calibrate_statistics`, for this observer.
+        observers: trained networks with BatchNorm2d layers, each with its statistics of
+            `calibrate_statistics`; they take turns, one an iteration.
         mean, std: (C,), in units of [0, 1].
         flip: whether views may be mirrored.
         config: weights and schedule.
@@ -80,8 +80,8 @@ def recover_images(
     result: Tensor = images.clone()
     if config.iterations == 0:
         return result
-    recorder = Observer(observer, runtime.ops)
-    num_classes = len(statistics[0].count)
+    recorders = [(Observer(network, runtime.ops), own) for network, own in observers]
+    num_classes = len(recorders[0][1][0].count)
     plan = plan_batches(num_classes, len(labels) // num_classes, config.max_batch)
     shift, scale = (v.view(-1, 1, 1).to(runtime.device) for v in (mean, std))
     restored = runtime.checkpoint.restore()
@@ -94,9 +94,8 @@ def recover_images(
             if number < current:
                 continue
             start = (images[positions].to(runtime.device) - shift) / scale
-            problem = _Batch(
-                start, labels[positions], recorder, statistics, config, targets, runtime
-            )
+            aims = [_Aim(*observed, labels[positions], targets, runtime) for observed in recorders]
+            problem = _Batch(start, labels[positions], aims, config, runtime)
             bounds = (-shift / scale, (1 - shift) / scale)
             state = restored if number == current else {}
             pixels = problem.optimise(number, bounds, flip, progress, result, state)
@@ -104,43 +103,57 @@ def recover_images(
     return result
 
 
-class _Batch:
-    """One batch of images with the targets of its composition."""
+class _Aim:
+    """What one observer should see: its targets for the composition of a batch."""
 
     def __init__(
         self,
-        pixels: Tensor,
-        labels: Tensor,
         recorder: Observer,
         statistics: list[LayerStatistics],
-        config: RecoveryConfig,
+        labels: Tensor,
         targets: StatisticsConfig,
         runtime: Runtime,
     ) -> None:
-        self.pixels = pixels.detach().requires_grad_()
-        self.labels = labels.to(runtime.device)
-        self.recorder, self.config, self.runtime = recorder, config, runtime
+        self.recorder = recorder
         layers = batch_targets(statistics, labels, targets)
         self.global_means = [t.mean.to(runtime.device) for t in layers]
         self.global_vars = [t.var.to(runtime.device) for t in layers]
         self.class_means = [t.class_mean.to(runtime.device) for t in layers]
         self.class_vars = [t.class_var.to(runtime.device) for t in layers]
-        self.weights = [config.first_layer_weight] + [1.0] * (len(layers) - 1)
+
+
+class _Batch:
+    """One batch of images with the aims of its observers."""
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        aims: Sequence[_Aim],
+        config: RecoveryConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.pixels = pixels.detach().requires_grad_()
+        self.labels = labels.to(runtime.device)
+        self.aims, self.aim = aims, aims[0]
+        self.config, self.runtime = config, runtime
 
     def objective(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alignment, cross-entropy) of the augmented images."""
+        aim = self.aim
+        weights = [self.config.first_layer_weight] + [1.0] * (len(aim.global_means) - 1)
         with self.runtime.autocast():
-            logits, moments = self.recorder(views)
+            logits, moments = aim.recorder(views)
         alignment = self.runtime.ops.align_loss(
             [rows.mean for rows in moments],
             [rows.m2 for rows in moments],
             [rows.spatial_size for rows in moments],
             self.labels,
-            self.global_means,
-            self.global_vars,
-            self.class_means,
-            self.class_vars,
-            self.weights,
+            aim.global_means,
+            aim.global_vars,
+            aim.class_means,
+            aim.class_vars,
+            weights,
             self.config.class_alignment_weight,
         )
         return alignment, F.cross_entropy(logits.float(), self.labels)
@@ -173,6 +186,7 @@ class _Batch:
             with torch.no_grad():
                 self.pixels.copy_(restored["pixels"])
         for iteration in range(restored.get("iteration", 0), config.iterations):
+            self.aim = self.aims[iteration % len(self.aims)]
             generator = runtime.stream("recovery", number, iteration)
             crops = random_crops(len(self.labels), config.crop_min_scale, flip, generator)
             alignment, cross_entropy = self.objective(crop(self.pixels, crops))

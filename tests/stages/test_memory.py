@@ -1,0 +1,53 @@
+"""Memory of recovery: decided by the batch, not by how many images a class gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+PROGRAM = """
+import json, sys
+import torch
+from ltdd.config import RecoveryConfig, StatisticsConfig
+from ltdd.data.datasets import LongTailedData
+from ltdd.models import build_model
+from ltdd.runtime import Meter, Runtime, keep_freed_memory
+from ltdd.stages.recovery import recover_images
+from ltdd.stages.statistics import calibrate_statistics
+
+keep_freed_memory()  # as a run does
+ipc, max_batch = map(int, sys.argv[1:])
+runtime = Runtime(torch.device("cpu"), quiet=True)
+torch.manual_seed(0)
+images, labels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.arange(40) % 10
+names, mean = tuple("abcdefghij"), (0.5,) * 3
+data = LongTailedData(images, labels, images, labels, names, mean, mean, "0" * 64, "noise")
+observer = build_model("convnet3_bn", 10, 16, 3)
+statistics = calibrate_statistics(observer, data, StatisticsConfig(batch_size=20), runtime)
+start = torch.rand(10 * ipc, 3, 16, 16)
+given = (torch.arange(10).repeat_interleave(ipc), [(observer, statistics)])
+config = RecoveryConfig(iterations=2, max_batch=max_batch)
+scale = torch.tensor(mean)
+with Meter(runtime.device) as meter:
+    recover_images(start, *given, scale, scale, True, config, StatisticsConfig(), runtime)
+print(json.dumps(meter.peak_bytes))
+"""
+
+
+def peak_bytes(ipc: int, max_batch: int) -> int:
+    """Peak of recovery as a run records it, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(ipc), str(max_batch)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(json.loads(done.stdout))
+
+
+def test_memory_is_flat_in_images_per_class() -> None:
+    few, many, at_once = peak_bytes(10, 100), peak_bytes(50, 100), peak_bytes(50, 500)
+    assert many <= 1.05 * few
+    # The figure is that of the batch: all images in one show.
+    assert at_once > 1.15 * few
