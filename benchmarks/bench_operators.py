@@ -1,7 +1,6 @@
 """Each operator against published code, plain PyTorch and torch.compile; agreement checked first.
 
-pytest-benchmark times the operator alone; the interleaved medians of all variants, which the report
-uses, travel in ``extra_info``.
+pytest-benchmark times the operator alone; the report uses the interleaved medians of all forms.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 import ltdd_ext
-from benchmarks import rivals
+from benchmarks import report, rivals
 from benchmarks.shapes import EVERY, SELECTED, Shape
-from benchmarks.timing import bandwidth, keep_freed_pages, median_seconds, reading
+from benchmarks.timing import SETTING, bandwidth, keep_freed_pages, median_seconds, reading
 
 CLASSES = 10
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -60,11 +59,13 @@ def record(
     yardstick = reading(megabytes) if passes <= 1 else bandwidth(megabytes)
     seconds = median_seconds({**variants, "yardstick": yardstick})
     moved = (1 if passes <= 1 else 2) * (megabytes << 20)
-    benchmark.extra_info.update(
-        shape="x".join(map(str, shape)),
-        layout=layout,
-        dtype=dtype,
-        milliseconds={name: 1e3 * value for name, value in seconds.items()},
+    report.add_row(
+        benchmark.group,
+        "x".join(map(str, shape)),
+        layout,
+        dtype,
+        {name: 1e3 * value for name, value in seconds.items()},
+        SETTING,
         gigabytes_per_second=passes * size / seconds["ours"] / 1e9,
         yardstick_gigabytes_per_second=moved / seconds["yardstick"] / 1e9,
     )
