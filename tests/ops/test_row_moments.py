@@ -103,6 +103,25 @@ def test_statistics_over_images_are_as_good_as_within_one(layout, center, sd, de
     assert relative_error(grad, want_grad) <= 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("shape", [(2**20 + 1, 8, 16, 16), (3, 2**15, 150, 150)], ids=str)
+def test_more_than_2_to_the_31_elements(shape, layout):
+    """Zeros that the system need not store, up to the last image, where the offset needs 64 bits."""
+    if layout == "rows":
+        x = torch.zeros(shape, dtype=torch.bfloat16)
+    else:
+        images, channels, height, width = shape
+        x = torch.zeros(images, height, width, channels, dtype=torch.bfloat16).movedim(-1, 1)
+    assert x.numel() > 2**31
+    x[-1, -3:] = torch.randn(3, *shape[2:], generator=torch.Generator().manual_seed(0)).bfloat16()
+    mean, m2 = ltdd_ext.row_moments(x)
+    want_mean, want_m2 = exact(x[-1:, -3:])
+    assert relative_error(mean[-1:, -3:], want_mean) <= 1e-6
+    assert relative_error(m2[-1:, -3:], want_m2) <= 1e-6
+    assert int(mean.count_nonzero()) == int(m2.count_nonzero()) == 3
+
+
 @pytest.mark.parametrize("shape", EMPTY_SHAPES, ids=str)
 def test_empty(shape, device):
     x = torch.zeros(shape, device=device, requires_grad=True)
