@@ -107,7 +107,7 @@ def test_statistics_over_images_are_as_good_as_within_one(layout, center, sd, de
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
 @pytest.mark.parametrize("shape", [(2**20 + 1, 8, 16, 16), (3, 2**15, 150, 150)], ids=str)
 def test_more_than_2_to_the_31_elements(shape, layout):
-    """Zeros that the system need not store, up to the last image, where the offset needs 64 bits."""
+    """Zeros that the system need not store, up to the last image, whose offset needs 64 bits."""
     if layout == "rows":
         x = torch.zeros(shape, dtype=torch.bfloat16)
     else:
