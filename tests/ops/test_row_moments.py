@@ -64,7 +64,7 @@ def test_a_misleading_sample_costs_no_digits(shape, layout, dtype, device):
     size = shape[2] * shape[3]
     rows = torch.randn(*shape[:2], size, generator=generator, dtype=torch.float64)
     for period in (size // 8, size // 4, (size - 8) // 3):
-        for first in range(8):
+        for first in (0, 3):
             x = rows.clone()
             x[:, ::2, first::period] = 3e3 + 0.01 * x[:, ::2, first::period]
             x = laid_out(x.reshape(shape).to(dtype).to(device), layout)
