@@ -1,71 +1,138 @@
-"""Turn pytest-benchmark's JSON into one dated Markdown table per machine."""
+"""Keep every measured row at once, and render them as one dated Markdown table per machine.
+
+Rows lie in ``results/<machine>-<date>.json``; the table beside it is written anew after each, so a
+run that is stopped loses nothing and a later one replaces only the rows it measures again.
+"""
 
 from __future__ import annotations
 
-import json
+import functools
+import os
 import subprocess
 from collections import defaultdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import torch
 
 import ltdd_ext
-from benchmarks.timing import ALLOCATOR
+from ltdd.files import read_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
+NOT_RIVALS = ("ours", "yardstick")
 
 
-def machine_name(data: dict[str, Any]) -> str:
-    """Return the processor's name in a form that suits a file name."""
-    brand = str(data["machine_info"].get("cpu", {}).get("brand_raw", "cpu")).lower()
-    words = [word for word in brand.replace("(r)", "").replace("(tm)", "").split() if word != "cpu"]
-    return "-".join(words[:4]) or "cpu"
+@functools.cache
+def machine_name() -> str:
+    """Return the name of the processor, or of the GPU where one was measured, for a file name."""
+    if torch.cuda.is_available():
+        brand = torch.cuda.get_device_name()
+    else:
+        brand = str(cpuinfo.get_cpu_info().get("brand_raw", "cpu"))
+    words = brand.lower().replace("(r)", "").replace("(tm)", "").replace("/", "-").split()
+    return "-".join([word for word in words if word not in ("cpu", "processor")][:4]) or "cpu"
 
 
-def write_report(source: Path) -> Path:
-    """Write ``results/<machine>-<date>.md`` from a JSON file of pytest-benchmark."""
-    data = json.loads(source.read_text(encoding="utf-8"))
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in data["benchmarks"]:
-        if entry["extra_info"]:
-            groups[entry["group"]].append(entry["extra_info"])
-    date = datetime.now(timezone.utc).date().isoformat()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+@functools.cache
+def commit() -> str:
+    """Return the short hash of the commit, with a plus where files differ from it."""
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
     ).stdout.strip()
+
+
+def add_row(
+    group: str,
+    shape: str,
+    layout: str,
+    dtype: str,
+    milliseconds: dict[str, float],
+    setting: str,
+    **more: float,
+) -> Path:
+    """Store one measured case and write the table; return where the table lies.
+
+    Args:
+        group: Heading below which the row stands.
+        shape: Input, as text.
+        layout: ``NCHW`` or ``NHWC``.
+        dtype: ``fp32`` or ``bf16``.
+        milliseconds: Time of each form, ``ours`` among them.
+        setting: How it was timed: threads, clock, allocator.
+        more: ``gigabytes_per_second`` and ``yardstick_gigabytes_per_second`` where they apply.
+    """
+    stem = f"{machine_name()}-{datetime.now(timezone.utc).date().isoformat()}"
+    stored = RESULTS / f"{stem}.json"
+    rows = read_json(stored)["rows"] if stored.exists() else []
+    new = {
+        "group": group,
+        "shape": shape,
+        "layout": layout,
+        "dtype": dtype,
+        "milliseconds": milliseconds,
+        **more,
+        "setting": setting,
+        "torch": torch.__version__,
+        "commit": commit(),
+        "instruction_set": ltdd_ext.build_info()["cpu_instruction_set"],
+        "load": round(os.getloadavg()[0], 1),
+    }
+    at = next((i for i, row in enumerate(rows) if _key(row) == _key(new)), len(rows))
+    rows[at : at + 1] = [new]
+    write_json(stored, {"rows": rows})
+    table = stored.with_suffix(".md")
+    write_text(table, render(stem, rows))
+    return table
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["group"], row["shape"], row["layout"], row["dtype"]
+
+
+def render(title: str, rows: list[dict[str, Any]]) -> str:
+    """Return the Markdown of all rows."""
+
+    def said(field: str) -> str:
+        return ", ".join(sorted({str(row[field]) for row in rows}))
+
+    loads = sorted(row["load"] for row in rows)
     lines = [
-        f"# Operators, {machine_name(data)}, {date}",
+        f"# Operators, {title}",
         "",
-        f"torch {torch.__version__}, commit {commit}, instruction set "
-        f"{ltdd_ext.build_info()['cpu_instruction_set']}, one thread.",
-        f"Milliseconds of thread CPU time, median of interleaved runs. Allocator: {ALLOCATOR}.",
+        f"torch {said('torch')}, commit {said('commit')}, instruction set "
+        f"{said('instruction_set')}.",
+        f"Milliseconds, median of interleaved runs. Timing: {said('setting')}.",
+        f"Load average of the machine while rows were measured: {loads[0]} to {loads[-1]}.",
         "`x NAME` is how many times longer NAME takes. `share` is GB/s over that of a copy (a sum "
         "for class statistics) of the same size, timed in the same turn.",
-        "",
     ]
-    for group, entries in groups.items():
-        lines += [f"## {group}", "", *table(entries), ""]
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{machine_name(data)}-{date}.md"
-    target.write_text("\n".join(lines), encoding="utf-8")
-    return target
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["group"]].append(row)
+    for group, members in groups.items():
+        lines += ["", f"## {group}", "", *table_of(members)]
+    return "\n".join(lines) + "\n"
 
 
-def table(entries: list[dict[str, Any]]) -> list[str]:
-    """Return the rows of one group as Markdown."""
-    rivals = [name for name in entries[0]["milliseconds"] if name not in ("ours", "yardstick")]
-    speed = "gigabytes_per_second" in entries[0]
+def table_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the rows of one group as lines of a Markdown table."""
+    rivals = [name for name in rows[0]["milliseconds"] if name not in NOT_RIVALS]
+    speed = "gigabytes_per_second" in rows[0]
     header = ["shape", "layout", "dtype", "ours ms", *(f"x {name}" for name in rivals)]
     header += ["GB/s", "share"] if speed else []
-    rows = [header, ["---"] * len(header)]
-    for entry in entries:
-        times = entry["milliseconds"]
-        row = [entry["shape"], entry["layout"], entry["dtype"], f"{times['ours']:.3g}"]
-        row += [f"{times[name] / times['ours']:.2f}" for name in rivals]
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        times = row["milliseconds"]
+        line = [row["shape"], row["layout"], row["dtype"], f"{times['ours']:.3g}"]
+        line += [f"{times[name] / times['ours']:.2f}" if name in times else "" for name in rivals]
         if speed:
-            rate = entry["gigabytes_per_second"]
-            row += [f"{rate:.1f}", f"{rate / entry['yardstick_gigabytes_per_second']:.0%}"]
-        rows.append(row)
-    return ["| " + " | ".join(row) + " |" for row in rows]
+            rate = row["gigabytes_per_second"]
+            line += [f"{rate:.1f}", f"{rate / row['yardstick_gigabytes_per_second']:.0%}"]
+        lines.append(line)
+    return ["| " + " | ".join(line) + " |" for line in lines]

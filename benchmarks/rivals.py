@@ -48,16 +48,18 @@ def index_add_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[T
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels).float()
     owner = labels.repeat_interleave(x.shape[2] * x.shape[3])
     count = torch.bincount(owner, minlength=num_classes).unsqueeze(1)
-    mean = torch.zeros(num_classes, channels).index_add_(0, owner, pixels) / count
+    table = pixels.new_zeros(num_classes, channels)
+    mean = table.index_add(0, owner, pixels) / count
     gap2 = (pixels - mean[owner]).square()
-    return mean, torch.zeros(num_classes, channels).index_add_(0, owner, gap2) / count
+    return mean, table.index_add(0, owner, gap2) / count
 
 
 def row_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Compute them through moments of each row, the form a compiler can do best with."""
     var, mean = torch.var_mean(x.float(), [2, 3], correction=0)
-    count = torch.zeros(num_classes).index_add_(0, labels, torch.ones(len(labels))).unsqueeze(1)
-    table = torch.zeros(num_classes, x.shape[1])
+    ones = mean.new_ones(len(labels))
+    count = mean.new_zeros(num_classes).index_add_(0, labels, ones).unsqueeze(1)
+    table = mean.new_zeros(num_classes, x.shape[1])
     class_mean = table.index_add(0, labels, mean) / count
     within = table.index_add(0, labels, var) / count
     between = table.index_add(0, labels, (mean - class_mean[labels]).square()) / count
@@ -66,7 +68,7 @@ def row_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor,
 
 def fused_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Compute them by row moments and the running class statistics."""
-    state = ltdd_ext.ClassMoments.zeros(num_classes, x.shape[1])
+    state = ltdd_ext.ClassMoments.zeros(num_classes, x.shape[1], x.device)
     state.update_(*ltdd_ext.row_moments(x), x.shape[2] * x.shape[3], labels)
     finished = state.finish()
     return finished.mean, finished.total

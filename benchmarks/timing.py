@@ -15,17 +15,19 @@ import torch
 Variant = Callable[[], object]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-ALLOCATOR = "glibc malloc, M_MMAP_MAX=0, M_TRIM_THRESHOLD=M_TOP_PAD=2^30 (freed pages are kept)"
+SETTING = (
+    "CPU time of one thread; glibc malloc with M_MMAP_MAX=0, M_TRIM_THRESHOLD=M_TOP_PAD=2^30, "
+    "so that freed pages are kept"
+)
 
 
-def keep_freed_pages() -> str:
-    """Stop glibc from returning large blocks, whose page faults would dominate; name the policy."""
+def keep_freed_pages() -> None:
+    """Stop glibc from returning large blocks, whose page faults would dominate."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
-        return "the C library's default"
+        raise RuntimeError("timing: expected glibc, whose allocator the reports name")
     for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 1 << 30)):
         libc.mallopt(option, value)
-    return ALLOCATOR
 
 
 def median_seconds(variants: dict[str, Variant], rounds: int = 9) -> dict[str, float]:

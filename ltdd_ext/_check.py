@@ -35,10 +35,12 @@ def tensor(op: str, argument: str, value: object) -> None:
         bad_type(op, argument, "a torch.Tensor", type(value).__name__)
     if value.layout != torch.strided:
         bad_type(op, argument, "a strided tensor", value.layout)
+    if value.is_cpu:
+        return
     if value.device.type == "cuda":
         if _library.cuda_problem is not None:
             bad_value(op, argument, "on a device with compiled kernels", _library.cuda_problem)
-    elif value.device.type not in ("cpu", "meta"):
+    elif value.device.type != "meta":
         bad_value(op, argument, "on cpu or cuda", value.device)
 
 
@@ -51,8 +53,8 @@ def activation(op: str, argument: str, value: Tensor) -> None:
         bad_value(op, argument, "of shape (N, C, H, W) or (N, C, S)", _shape(value))
 
 
-def row_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of the moments of an activation: float64 for float64, else float32."""
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype an activation is computed in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -63,7 +65,7 @@ def dtype_in(op: str, argument: str, value: Tensor, allowed: Sequence[torch.dtyp
 
 
 def shape(op: str, argument: str, value: Tensor, wanted: tuple[int, ...]) -> None:
-    if tuple(value.shape) != wanted:
+    if value.shape != wanted:
         bad_value(op, argument, f"of shape {wanted}", _shape(value))
 
 
@@ -95,6 +97,7 @@ def label_range(op: str, value: Tensor, num_classes: int) -> None:
         return
     if value.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    low, high = (int(bound) for bound in torch.aminmax(value))
+    smallest, largest = torch.aminmax(value)
+    low, high = smallest.item(), largest.item()
     if low < 0 or high >= num_classes:
         bad_value(op, "labels", f"in [0, {num_classes})", low if low < 0 else high)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _check
-from .row_moments import is_pixels, is_rows, output_like
+from .row_moments import empty_rows, is_pixels, is_rows, output_like
 
 _OP = "bn_act_moments"
 
@@ -31,7 +31,7 @@ def check_arguments(
         _check.bad_value(op, "pool", f"one of {tuple(POOLS)}", repr(pool))
     for name, value in (("k", k), ("h", h)):
         _check.tensor(op, name, value)
-        _check.dtype_in(op, name, value, (_check.row_dtype(x.dtype),))
+        _check.dtype_in(op, name, value, (_check.acc_dtype(x.dtype),))
         _check.shape(op, name, value, (x.shape[1],))
         _check.same_device(op, name, value, x.device)
     if residual is not None:
@@ -104,12 +104,10 @@ def bn_act_moments(
 def _fake(
     x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: int, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = (x.shape[0], x.shape[1])
-    dtype = _check.row_dtype(x.dtype)
-    mean, m2 = x.new_empty(rows, dtype=dtype), x.new_empty(rows, dtype=dtype)
+    mean, m2 = empty_rows(x), empty_rows(x)
     if pool == 1:
         return output_like(x), mean, m2
-    shape = (*rows, x.shape[2] // 2, x.shape[3] // 2)
+    shape = (*mean.shape, x.shape[2] // 2, x.shape[3] // 2)
     pixels = x.numel() > 0 and not is_rows(x) and is_pixels(x)
     order = torch.channels_last if pixels else torch.contiguous_format
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)

@@ -30,7 +30,7 @@ __all__ = [
 def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and m2 of each (sample, channel); see :func:`ltdd_ext.row_moments`."""
     _check.activation("row_moments", "x", x)
-    rows = x.flatten(2).to(_check.row_dtype(x.dtype))  # (N, C, S)
+    rows = x.flatten(2).double()  # (N, C, S)
     mean = rows.mean(dim=2)
     m2 = (rows - mean.unsqueeze(2)).square().sum(dim=2)
     return mean, m2

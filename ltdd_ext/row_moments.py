@@ -23,7 +23,8 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
             or channels_last (read as it lies; other strides are copied first).
 
     Returns:
-        ``mean`` and ``m2``, both (N, C), float32 (float64 for float64 ``x``).
+        ``mean`` and ``m2``, both (N, C), float64 whatever ``x`` is, so that images can be compared
+        however far their values lie from zero.
 
     Raises:
         TypeError: ``x`` is no tensor of a supported dtype.
@@ -52,6 +53,11 @@ def output_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def empty_rows(x: Tensor) -> Tensor:
+    """Make the empty table of one moment of ``x``."""
+    return x.new_empty((x.shape[0], x.shape[1]), dtype=torch.float64)
+
+
 def _dense_in_order(x: Tensor, inner_to_outer: tuple[int, ...]) -> bool:
     expected = 1
     for dim in inner_to_outer:
@@ -72,9 +78,7 @@ def is_pixels(x: Tensor) -> bool:
 
 
 def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows = (x.shape[0], x.shape[1])
-    dtype = _check.row_dtype(x.dtype)
-    return x.new_empty(rows, dtype=dtype), x.new_empty(rows, dtype=dtype)
+    return empty_rows(x), empty_rows(x)
 
 
 def _fake_backward(grad_mean: Tensor, grad_m2: Tensor, x: Tensor, mean: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 // Frozen batch norm, activation, residual and 2x2 average pool with the moments of the input.
-// Included by isa_*.cpp after elementwise_kernels.h, see vec.h.
+// Included by isa_*.cpp after pixels_kernels.h, see vec.h.
 //
 // Forward, per chunk that the moments have just brought into the cache: y = pool(act(k x + h + r)).
 // Backward: g = mask(k x + h + r) * unpool(grad_y), dr = g, and
 // dx = k g + grad_mean / S + 2 grad_m2 (x - mean). The mask is recomputed: nothing is saved but x.
 // Pooling of rows goes through a buffer of at most kPlane elements, whole pairs of image rows.
 
-constexpr int64_t kPlane = 16384;  // two image rows of the widest image that can be pooled
+constexpr int64_t kPlane = 16384;          // two image rows of the widest image that can be pooled
+constexpr int64_t kPooledTogether = 2048;  // elements of planes that are pooled as one image
 
 template <bool relu, typename vec_t>
 static inline vec_t activate(const vec_t& value) {
@@ -107,7 +108,7 @@ static inline void spread_pairs(const scalar_t* gradient, int64_t rows, int64_t 
 // they are one image. Everything else is pooled in strips of one plane.
 template <typename acc_t>
 static inline bool pooled_together(int64_t height, int64_t width) {
-  return height % 2 == 0 && height * width <= kSmallRow;
+  return height % 2 == 0 && height * width * kWidth<acc_t> <= kPooledTogether;
 }
 
 template <typename scalar_t, bool relu, bool residual>
@@ -130,11 +131,10 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
       put_value(i, count, activate<relu>(v));
     });
   };
-  const int64_t together = s <= kSmallRow ? kWidth<acc_t> : 1;
+  const int64_t together = rows_at_once<scalar_t>(s);
   for (int64_t first = begin; first < end; first += together) {
     const int64_t last = least(end, first + together);
-    moments_of_rows(x, s, a.n * a.c, first, last, static_cast<acc_t*>(a.mean),
-                    static_cast<acc_t*>(a.m2));  // brings these rows into the cache
+    moments_of_rows(x, s, a.n * a.c, first, last, a.mean, a.m2);  // brings them into the cache
     for (int64_t row = first; row < last && !a.pool; ++row)
       for_values(row, 0, s, [&](int64_t i, int64_t count, const Vec<acc_t>& v) {
         set(y + row * s + i, v, count, stream);
@@ -164,7 +164,7 @@ template <typename scalar_t, bool relu, bool residual>
 static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
   const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
-  const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
+  const double inverse = 1.0 / static_cast<double>(s);
   const auto* grad_y = static_cast<const scalar_t*>(a.grad_y);
   const bool stream = a.stream && can_stream<scalar_t>(a.dx, s) &&
                       (!residual || can_stream<scalar_t>(a.dresidual, s));
@@ -174,18 +174,19 @@ static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, i
     const auto at_channel = [&](const void* from) {
       return broadcast<acc_t>(static_cast<const acc_t*>(from)[row % a.c]);
     };
-    const auto at_row = [&](const void* from) { return static_cast<const acc_t*>(from)[row]; };
     const Vec<acc_t> k = at_channel(a.k), h = at_channel(a.h);
-    const Vec<acc_t> shift = broadcast<acc_t>(at_row(a.grad_mean) * inverse);
-    const Vec<acc_t> slope = broadcast<acc_t>(2 * at_row(a.grad_m2));
-    const Vec<acc_t> mean = broadcast<acc_t>(at_row(a.mean));
+    const auto one =
+        moments_gradient<acc_t>(a.grad_mean[row], a.grad_m2[row], a.mean[row], inverse);
+    const Vec<acc_t> shift = broadcast<acc_t>(one.shift), slope = broadcast<acc_t>(one.slope);
+    const Vec<acc_t> center = broadcast<acc_t>(one.center);
     for_vectors<acc_t>(size, [&](int64_t i, int64_t count) {
       const int64_t at = row * s + first + i;
       const Vec<acc_t> in = get(static_cast<const scalar_t*>(a.x) + at, count);
       Vec<acc_t> before = k * in + h;
       if constexpr (residual) before += get(static_cast<const scalar_t*>(a.residual) + at, count);
       const Vec<acc_t> g = mask<relu>(before, gradient(i, count));
-      set(static_cast<scalar_t*>(a.dx) + at, k * g + (shift + slope * (in - mean)), count, stream);
+      set(static_cast<scalar_t*>(a.dx) + at, k * g + (shift + slope * (in - center)), count,
+          stream);
       if constexpr (residual) set(static_cast<scalar_t*>(a.dresidual) + at, g, count, stream);
     });
   };
@@ -217,50 +218,49 @@ template <typename scalar_t, bool relu, bool residual>
 static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
   const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
-  const auto* x = static_cast<const scalar_t*>(a.x) + sample * s * a.c;
-  const auto* r = static_cast<const scalar_t*>(a.residual) + (residual ? sample * s * a.c : 0);
-  auto* y = static_cast<scalar_t*>(a.y) + sample * out_s * a.c;
-  const auto* k = static_cast<const acc_t*>(a.k);
-  const auto* h = static_cast<const acc_t*>(a.h);
-  const bool stream = a.stream && can_stream<scalar_t>(y + begin, a.c);
-  int64_t chunk = pixels_per_chunk(a.c, s, sizeof(acc_t));
-  if (a.pool) chunk = most(2, chunk / most(1, a.width) / 2 * 2) * a.width;  // pairs of image rows
-  for (int64_t slab_begin = begin; slab_begin < end; slab_begin += kSlab) {
-    const int64_t channels = least(kSlab, end - slab_begin);
+  // What is measured, then normalised, before the next: image rows in pairs where they are pooled.
+  const int64_t piece = a.pool ? 2 * a.width : least(s, kBlockPixels);
+  SlabSums<acc_t> slab;
+  for (int64_t first = begin; first < end; first += kSlab) {
+    const int64_t channels = least(kSlab, end - first), row = sample * a.c + first;
+    const auto* x = static_cast<const scalar_t*>(a.x) + sample * s * a.c + first;
+    const auto* r =
+        static_cast<const scalar_t*>(a.residual) + (residual ? sample * s * a.c + first : 0);
+    auto* y = static_cast<scalar_t*>(a.y) + sample * out_s * a.c + first;
+    const auto* k = static_cast<const acc_t*>(a.k) + first;
+    const auto* h = static_cast<const acc_t*>(a.h) + first;
+    const bool stream = a.stream && can_stream<scalar_t>(y, a.c);
     const auto value = [&](int64_t pixel, int64_t c, int64_t count) {
       const int64_t at = pixel * a.c + c;
       Vec<acc_t> v = get(k + c, count) * get(x + at, count) + get(h + c, count);
       if constexpr (residual) v += get(r + at, count);
       return activate<relu>(v);
     };
-    SlabMoments slab = {};
-    for (int64_t p = 0; p < s; p += chunk) {
-      const int64_t pixels = least(chunk, s - p);
-      for (int64_t q = p; q < p + pixels; q += kPixelChunk)  // a wide image exceeds it
-        add_pixels(slab, x + q * a.c + slab_begin, least(kPixelChunk, p + pixels - q), a.c,
-                   channels);
-      if (!a.pool) {
-        for (int64_t q = p; q < p + pixels; ++q)
-          for_vectors<acc_t>(channels, [&](int64_t i, int64_t count) {
-            const int64_t c = slab_begin + i;
-            set(y + q * a.c + c, value(q, c, count), count, stream);
-          });
+    const auto pool_pair = [&](int64_t top) {
+      for (int64_t j = 0; j < half; ++j)
+        for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
+          const int64_t q = top * a.width + 2 * j;
+          const Vec<acc_t> sum = (value(q, c, count) + value(q + 1, c, count)) +
+                                 (value(q + a.width, c, count) + value(q + a.width + 1, c, count));
+          set(y + (top / 2 * half + j) * a.c + c, acc_t(0.25) * sum, count, stream);
+        });
+    };
+    begin_slab(slab, x, s, a.c, channels);
+    for (int64_t p = 0; p < s; p += piece) {
+      const int64_t last = least(s, p + piece);
+      add_pixels(slab, x, p, last, a.c, channels);
+      if (a.pool) {
+        if (last - p == piece) pool_pair(p / a.width);
         continue;
       }
-      for (int64_t top = p / a.width; top + 1 < (p + pixels) / a.width; top += 2)
-        for (int64_t j = 0; j < half; ++j)
-          for_vectors<acc_t>(channels, [&](int64_t i, int64_t count) {
-            const int64_t c = slab_begin + i, q = top * a.width + 2 * j;
-            const Vec<acc_t> sum =
-                (value(q, c, count) + value(q + 1, c, count)) +
-                (value(q + a.width, c, count) + value(q + a.width + 1, c, count));
-            set(y + (top / 2 * half + j) * a.c + c, acc_t(0.25) * sum, count, stream);
-          });
+      for (int64_t q = p; q < last; ++q)
+        for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
+          set(y + q * a.c + c, value(q, c, count), count, stream);
+        });
     }
-    const int64_t row = sample * a.c + slab_begin;
-    write_slab(slab, channels, static_cast<acc_t*>(a.mean) + row, static_cast<acc_t*>(a.m2) + row);
+    end_slab(slab, x, s, a.c, channels, a.mean + row, a.m2 + row);
+    finish_streaming(stream);
   }
-  finish_streaming(stream);
 }
 
 template <typename scalar_t, bool relu, bool residual>
@@ -268,41 +268,45 @@ static void bn_act_backward_pixels_as(const BnActBackwardArgs& a, int64_t sample
                                       int64_t end) {
   using acc_t = Acc<scalar_t>;
   const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
-  const int64_t row = sample * a.c;
-  const auto* x = static_cast<const scalar_t*>(a.x) + row * s;
-  const auto* r = static_cast<const scalar_t*>(a.residual) + (residual ? row * s : 0);
-  const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + row * out_s;
-  auto* dx = static_cast<scalar_t*>(a.dx) + row * s;
-  auto* dr = static_cast<scalar_t*>(a.dresidual) + (residual ? row * s : 0);
-  const auto* k = static_cast<const acc_t*>(a.k);
-  const auto* h = static_cast<const acc_t*>(a.h);
-  const auto* mean = static_cast<const acc_t*>(a.mean) + row;
-  const auto* grad_mean = static_cast<const acc_t*>(a.grad_mean) + row;
-  const auto* grad_m2 = static_cast<const acc_t*>(a.grad_m2) + row;
-  const acc_t inverse = acc_t(1) / static_cast<acc_t>(s);
-  const bool stream = a.stream && can_stream<scalar_t>(dx + begin, a.c) &&
-                      (!residual || can_stream<scalar_t>(dr + begin, a.c));
-  for (int64_t i = 0; i < a.height; ++i)
-    for (int64_t j = 0; j < a.width; ++j) {
-      const int64_t pixel = (i * a.width + j) * a.c;
-      const bool pooled = a.pool && i / 2 < a.height / 2 && j / 2 < half;
-      const scalar_t* g_in = grad_y + (a.pool ? (i / 2 * half + j / 2) * a.c : pixel);
-      const acc_t scale = !a.pool ? 1 : pooled ? acc_t(0.25) : 0;
-      for_vectors<acc_t>(end - begin, [&](int64_t v, int64_t count) {
-        const int64_t c = begin + v;
-        const Vec<acc_t> in = get(x + pixel + c, count), k_c = get(k + c, count);
+  const double inverse = 1.0 / static_cast<double>(s);
+  for (int64_t first = begin; first < end; first += kGradientSlab) {
+    const int64_t channels = least(kGradientSlab, end - first), row = sample * a.c + first;
+    const int64_t start = sample * s * a.c + first;
+    const auto* x = static_cast<const scalar_t*>(a.x) + start;
+    const auto* r = static_cast<const scalar_t*>(a.residual) + (residual ? start : 0);
+    const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + sample * out_s * a.c + first;
+    auto* dx = static_cast<scalar_t*>(a.dx) + start;
+    auto* dr = static_cast<scalar_t*>(a.dresidual) + (residual ? start : 0);
+    const auto* k = static_cast<const acc_t*>(a.k) + first;
+    const auto* h = static_cast<const acc_t*>(a.h) + first;
+    const MomentsGradients<acc_t> moments(a.grad_mean + row, a.grad_m2 + row, a.mean + row, inverse,
+                                          channels);
+    const bool stream =
+        a.stream && can_stream<scalar_t>(dx, a.c) && (!residual || can_stream<scalar_t>(dr, a.c));
+    // gradient(c, count): what reaches the activation of these channels of the pixel.
+    const auto pass = [&](int64_t pixel, const auto& gradient) {
+      for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
+        const int64_t at = pixel * a.c + c;
+        const Vec<acc_t> in = get(x + at, count), k_c = get(k + c, count);
         Vec<acc_t> before = k_c * in + get(h + c, count);
-        if constexpr (residual) before += get(r + pixel + c, count);
-        const Vec<acc_t> up =
-            a.pool && !pooled ? Vec<acc_t>{} : Vec<acc_t>(scale * get(g_in + c, count));
-        const Vec<acc_t> g = mask<relu>(before, up);
-        const Vec<acc_t> moved = get(grad_mean + c, count) * inverse +
-                                 2 * get(grad_m2 + c, count) * (in - get(mean + c, count));
-        set(dx + pixel + c, k_c * g + moved, count, stream);
-        if constexpr (residual) set(dr + pixel + c, g, count, stream);
+        if constexpr (residual) before += get(r + at, count);
+        const Vec<acc_t> g = mask<relu>(before, gradient(c, count));
+        set(dx + at, k_c * g + moments.at(c, count, in), count, stream);
+        if constexpr (residual) set(dr + at, g, count, stream);
       });
-    }
-  finish_streaming(stream);
+    };
+    for (int64_t p = 0; p < s && !a.pool; ++p)
+      pass(p, [&](int64_t c, int64_t count) { return get(grad_y + p * a.c + c, count); });
+    for (int64_t i = 0; a.pool && i < a.height; ++i)
+      for (int64_t j = 0; j < a.width; ++j) {
+        const scalar_t* from = grad_y + (i / 2 * half + j / 2) * a.c;
+        const bool pooled = i / 2 < a.height / 2 && j / 2 < half;
+        pass(i * a.width + j, [&](int64_t c, int64_t count) {
+          return pooled ? Vec<acc_t>(acc_t(0.25) * get(from + c, count)) : Vec<acc_t>{};
+        });
+      }
+    finish_streaming(stream);
+  }
 }
 
 // Turns the two switches into template arguments, so that inner loops hold no branch on them.

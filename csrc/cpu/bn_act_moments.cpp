@@ -79,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
   const Activation a = as_activation(op, x);
   const Shape image = check_fused(op, a, k, h, act, pool);
   const Kernels& run = kernels(storage_of(op, x));
-  const ScalarType row_dtype = acc_dtype(x.scalar_type());
-  const Tensor scale = contiguous_as(k, row_dtype), offset = contiguous_as(h, row_dtype);
+  const ScalarType acc_type = acc_dtype(x.scalar_type());
+  const Tensor scale = contiguous_as(k, acc_type), offset = contiguous_as(h, acc_type);
   std::optional<Tensor> added;
   if (residual) added = in_layout_of(op, "residual", a, image, *residual);
   const Tensor y = pool == 2 ? empty_images(a, image.height / 2, image.width / 2) : empty_like(a);
@@ -101,8 +101,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
                        pool == 2,
                        worth_streaming(y),
                        y.mutable_data_ptr(),
-                       mean.mutable_data_ptr(),
-                       m2.mutable_data_ptr()};
+                       row_data(mean),
+                       row_data(m2)};
   if (a.layout == Layout::kRows)
     for_each_row_block(a, [&](int64_t begin, int64_t end) { run.bn_act_rows(args, begin, end); });
   else
@@ -123,11 +123,11 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
   check_matrix(op, "grad_m2", grad_m2, a.n, a.c);
   check_matrix(op, "mean", mean, a.n, a.c);
   const Kernels& run = kernels(storage_of(op, x));
-  const ScalarType row_dtype = acc_dtype(x.scalar_type());
-  const Tensor scale = contiguous_as(k, row_dtype), offset = contiguous_as(h, row_dtype);
-  const Tensor means = contiguous_as(mean, row_dtype);
-  const Tensor grad_means = contiguous_as(grad_mean, row_dtype);
-  const Tensor grad_m2s = contiguous_as(grad_m2, row_dtype);
+  const ScalarType acc_type = acc_dtype(x.scalar_type());
+  const Tensor scale = contiguous_as(k, acc_type), offset = contiguous_as(h, acc_type);
+  const Tensor means = contiguous_as(mean, ScalarType::Double);
+  const Tensor grad_means = contiguous_as(grad_mean, ScalarType::Double);
+  const Tensor grad_m2s = contiguous_as(grad_m2, ScalarType::Double);
   std::optional<Tensor> added;
   if (residual) added = in_layout_of(op, "residual", a, image, *residual);
   const Shape out = pool == 2 ? Shape{image.height / 2, image.width / 2} : image;
@@ -136,14 +136,14 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
   const Tensor dresidual =
       residual ? empty_like(a) : torch::stable::new_empty(a.tensor, {std::vector<int64_t>{0}});
   if (a.tensor.numel() == 0) return {dx, dresidual};
-  const BnActBackwardArgs args{grads.const_data_ptr(),
-                               grad_means.const_data_ptr(),
-                               grad_m2s.const_data_ptr(),
+  const BnActBackwardArgs args{const_row_data(grad_means),
+                               const_row_data(grad_m2s),
+                               const_row_data(means),
+                               grads.const_data_ptr(),
                                a.tensor.const_data_ptr(),
                                added ? added->const_data_ptr() : nullptr,
                                scale.const_data_ptr(),
                                offset.const_data_ptr(),
-                               means.const_data_ptr(),
                                a.n,
                                a.c,
                                image.height,

@@ -6,10 +6,12 @@ namespace ltdd::LTDD_ISA {
 namespace {
 
 #include "vec.h"
-// Vectors first, then what uses them.
-#include "moments_kernels.h"
-// The passes over activations.
+// Vectors first, then passes that write, then moments of each layout.
 #include "elementwise_kernels.h"
+//
+#include "rows_kernels.h"
+//
+#include "pixels_kernels.h"
 // And the fused operator.
 #include "bn_act_kernels.h"
 

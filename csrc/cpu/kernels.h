@@ -16,11 +16,12 @@ enum class Storage { kFloat, kDouble, kBFloat16, kHalf };
 struct MomentsArgs {
   const void* x;
   int64_t n, c, s;
-  void *mean, *m2;  // acc_t [N, C]
+  double *mean, *m2;  // [N, C]
 };
 
 struct MomentsBackwardArgs {
-  const void *grad_mean, *grad_m2, *x, *mean;
+  const double *grad_mean, *grad_m2, *mean;  // [N, C]
+  const void* x;
   int64_t n, c, s;
   void* dx;
   bool stream;  // write dx past the caches
@@ -34,15 +35,16 @@ struct BnActArgs {
   int64_t n, c, height, width;
   bool relu, pool, stream;
   void* y;
-  void *mean, *m2;  // acc_t [N, C]
+  double *mean, *m2;  // [N, C]
 
   int64_t s() const { return height * width; }
 };
 
 struct BnActBackwardArgs {
-  const void *grad_y, *grad_mean, *grad_m2, *x;
+  const double *grad_mean, *grad_m2, *mean;  // [N, C]
+  const void *grad_y, *x;
   const void* residual;  // or null
-  const void *k, *h, *mean;
+  const void *k, *h;     // acc_t [C]
   int64_t n, c, height, width;
   bool relu, pool, stream;
   void* dx;

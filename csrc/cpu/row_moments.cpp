@@ -3,9 +3,9 @@
 //   mean[n,c] = sum_s x / S,   m2[n,c] = sum_s (x - mean)^2
 //   dx = grad_mean / S + 2 grad_m2 (x - mean)
 //
-// This file checks, allocates and splits the work; the loops are in moments_kernels.h and
-// elementwise_kernels.h. Traffic: forward reads x once, backward reads x and writes dx. A task
-// computes whole rows, so results do not depend on the number of threads.
+// This file checks, allocates and splits the work; the loops are in rows_kernels.h,
+// pixels_kernels.h and elementwise_kernels.h. Traffic: forward reads x once, backward reads x and
+// writes dx. A task computes whole rows, so results do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -25,8 +25,7 @@ std::tuple<Tensor, Tensor> row_moments_cpu(const Tensor& x) {  // x (N, C, H, W)
     fill_empty_rows(mean, m2);
     return {mean, m2};
   }
-  const MomentsArgs args{a.tensor.const_data_ptr(), a.n, a.c, a.s, mean.mutable_data_ptr(),
-                         m2.mutable_data_ptr()};
+  const MomentsArgs args{a.tensor.const_data_ptr(), a.n, a.c, a.s, row_data(mean), row_data(m2)};
   if (a.layout == Layout::kRows)
     for_each_row_block(a, [&](int64_t begin, int64_t end) { run.moments_rows(args, begin, end); });
   else
@@ -44,16 +43,15 @@ Tensor row_moments_backward_cpu(const Tensor& grad_mean, const Tensor& grad_m2, 
   check_matrix(op, "grad_m2", grad_m2, a.n, a.c);
   check_matrix(op, "mean", mean, a.n, a.c);
   const Kernels& run = kernels(storage_of(op, x));
-  const ScalarType row_dtype = acc_dtype(x.scalar_type());
-  const Tensor grad_means = contiguous_as(grad_mean, row_dtype);
-  const Tensor grad_m2s = contiguous_as(grad_m2, row_dtype);
-  const Tensor means = contiguous_as(mean, row_dtype);
+  const Tensor grad_means = contiguous_as(grad_mean, ScalarType::Double);
+  const Tensor grad_m2s = contiguous_as(grad_m2, ScalarType::Double);
+  const Tensor means = contiguous_as(mean, ScalarType::Double);
   const Tensor dx = empty_like(a);
   if (a.tensor.numel() == 0) return dx;
-  const MomentsBackwardArgs args{grad_means.const_data_ptr(),
-                                 grad_m2s.const_data_ptr(),
+  const MomentsBackwardArgs args{const_row_data(grad_means),
+                                 const_row_data(grad_m2s),
+                                 const_row_data(means),
                                  a.tensor.const_data_ptr(),
-                                 means.const_data_ptr(),
                                  a.n,
                                  a.c,
                                  a.s,

@@ -18,7 +18,7 @@ namespace ltdd {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// float64 stays float64, everything else is accumulated and returned in float32.
+// float64 stays float64, everything else is computed in float32.
 inline ScalarType acc_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -82,9 +82,18 @@ inline Tensor empty_like(const Activation& a) {
   return torch::stable::new_empty(a.tensor, a.tensor.sizes());
 }
 
+// Row moments are float64 whatever x is: a float32 mean far from zero has lost what differs between
+// images.
 inline Tensor empty_rows(const Activation& a) {
   const int64_t shape[] = {a.n, a.c};
-  return torch::stable::new_empty(a.tensor, {shape, 2}, acc_dtype(a.tensor.scalar_type()));
+  return torch::stable::new_empty(a.tensor, {shape, 2}, ScalarType::Double);
+}
+
+inline double* row_data(const Tensor& rows) {
+  return static_cast<double*>(rows.mutable_data_ptr());
+}
+inline const double* const_row_data(const Tensor& rows) {
+  return static_cast<const double*>(rows.const_data_ptr());
 }
 
 // Contiguous, and of the wanted dtype.

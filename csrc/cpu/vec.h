@@ -7,6 +7,9 @@
 
 constexpr int64_t kVectorBytes = LTDD_VECTOR_BYTES;
 
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 // Storage of the 16-bit types: their bits. They are widened exactly and rounded to nearest even.
 struct BFloat16 {
   uint16_t bits;
@@ -58,6 +61,14 @@ static inline vec_t load_bits(const void* from) {
 template <typename vec_t>
 static inline void store_bits(void* to, const vec_t& value) {
   __builtin_memcpy(to, &value, sizeof(value));
+}
+
+// Asks for the bytes of `vectors` vectors from x on, once per cache line.
+template <int64_t vectors, typename scalar_t>
+static inline void prefetch(const scalar_t* x) {
+  constexpr int64_t bytes = vectors * kVectorBytes / static_cast<int64_t>(sizeof(float)) *
+                            static_cast<int64_t>(sizeof(scalar_t));
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(x) + i);
 }
 
 template <typename acc_t>
@@ -152,6 +163,22 @@ static inline void store(double* to, const Vec<double>& v) { store_bits(to, v); 
 static inline void store(BFloat16* to, const Vec<float>& v) { store_bits(to, narrow_bf16(v)); }
 static inline void store(Half* to, const Vec<float>& v) { store_bits(to, narrow_half(v)); }
 
+// to[0 .. width) += v, in double.
+template <typename acc_t>
+static inline void add_widened(double* to, const Vec<acc_t>& v) {
+  if constexpr (sizeof(acc_t) == sizeof(double)) {
+    store(to, load(to) + v);
+  } else {
+    using Half = float __attribute__((vector_size(kVectorBytes / 2)));
+    Half parts[2];
+    store_bits(parts, v);
+    for (int64_t i = 0; i < 2; ++i) {
+      double* half = to + i * kWidth<double>;
+      store(half, load(half) + __builtin_convertvector(parts[i], Vec<double>));
+    }
+  }
+}
+
 // The first `count` < width elements; the rest reads as zero.
 template <typename scalar_t>
 static inline Vec<Acc<scalar_t>> load_some(const scalar_t* x, int64_t count) {
@@ -194,6 +221,16 @@ static inline void store_some(scalar_t* to, const Vec<Acc<scalar_t>>& v, int64_t
 #endif
 }
 
+// The nearest values that the storage type has, if it is a 16-bit type: differences between numbers
+// of few bits are exact, whereas subtracting a pivot of 24 bits from many of them rounds one way.
+template <typename scalar_t>
+static inline Vec<Acc<scalar_t>> on_grid(const Vec<Acc<scalar_t>>& v) {
+  if constexpr (sizeof(scalar_t) != 2) return v;
+  scalar_t stored[kWidth<Acc<scalar_t>>];
+  store(stored, v);
+  return load(stored);
+}
+
 // The first `count` lanes, zero in the others.
 template <typename acc_t>
 static inline Vec<acc_t> keep_first(const Vec<acc_t>& v, int64_t count) {
@@ -222,7 +259,7 @@ static inline void store_streaming(scalar_t* to, const Vec<Acc<scalar_t>>& v) {
 #endif
 }
 
-// Transposes a square of vectors in place: interleaving the two halves log2(width) times.
+// low, high = a and b interleaved.
 template <typename acc_t, int64_t... i>
 static inline void interleave(const Vec<acc_t>& a, const Vec<acc_t>& b, Vec<acc_t>& low,
                               Vec<acc_t>& high, std::integer_sequence<int64_t, i...>) {
@@ -231,17 +268,28 @@ static inline void interleave(const Vec<acc_t>& a, const Vec<acc_t>& b, Vec<acc_
   high = __builtin_shufflevector(a, b, (w / 2 + i / 2 + i % 2 * w)...);
 }
 
-template <typename acc_t, int64_t stage = 1>
-static inline void transpose(Vec<acc_t>* tile) {
-  constexpr int64_t w = kWidth<acc_t>;
-  if constexpr (stage < w) {
-    Vec<acc_t> next[w];
+// One step of sums_of_each: adds the halves of every segment of `a` and `b`, which leaves segments
+// half as long, those of `a` and `b` in turn.
+template <typename acc_t, int64_t segment, int64_t... i>
+static inline Vec<acc_t> fold(const Vec<acc_t>& a, const Vec<acc_t>& b,
+                              std::integer_sequence<int64_t, i...>) {
+  constexpr int64_t w = kWidth<acc_t>, half = segment / 2;
+  return __builtin_shufflevector(
+             a, b, (i / segment * segment + i % half + (i % segment < half ? 0 : w))...) +
+         __builtin_shufflevector(
+             a, b, (i / segment * segment + i % half + (i % segment < half ? half : w + half))...);
+}
+
+// Lane i of the result is the sum over the lanes of v[i]; v is a square of vectors, overwritten.
+template <typename acc_t, int64_t segment = kWidth<acc_t>>
+[[gnu::always_inline]] static inline Vec<acc_t> sums_of_each(Vec<acc_t>* v) {
+  if constexpr (segment == 1) {
+    return v[0];
+  } else {
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < w / 2; ++i)
-      interleave<acc_t>(tile[i], tile[i + w / 2], next[2 * i], next[2 * i + 1],
-                        std::make_integer_sequence<int64_t, w>{});
-    transpose<acc_t, stage * 2>(next);
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < w; ++i) tile[i] = next[i];
+    for (int64_t i = 0; i < segment / 2; ++i)
+      v[i] = fold<acc_t, segment>(v[i], v[i + segment / 2],
+                                  std::make_integer_sequence<int64_t, kWidth<acc_t>>{});
+    return sums_of_each<acc_t, segment / 2>(v);
   }
 }

@@ -96,8 +96,8 @@ size_t bn_act_moments_scratch_bytes(const Activation& shape, bool residual, bool
               : scratch_bytes<LinearPixels>(shape, streams);
 }
 
-void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y, void* mean,
-                    void* m2, void* scratch, Stream stream) {
+void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y,
+                    double* mean, double* m2, void* scratch, Stream stream) {
   if (shape.rows() == 0 || shape.size() == 0) return;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   for_variant(shape.type, fused.residual, [&]<typename scalar_t, bool kResidual>() {

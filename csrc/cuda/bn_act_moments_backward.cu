@@ -110,8 +110,8 @@ struct BnActGradient {
 }  // namespace
 
 void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
-                             const void* grad_mean, const void* grad_m2, const void* x,
-                             const void* mean, void* dx, void* dresidual, Stream stream) {
+                             const double* grad_mean, const double* grad_m2, const void* x,
+                             const double* mean, void* dx, void* dresidual, Stream stream) {
   if (shape.rows() == 0 || shape.size() == 0) return;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   for_variant(shape.type, fused.residual, [&]<typename scalar_t, bool kResidual>() {

@@ -63,8 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Te
   }
   const Tensor scratch =
       new_scratch(x, bn_act_moments_scratch_bytes(shape, all.residual.has_value(), all.fused.pool));
-  bn_act_moments(shape, all.fused, all.a.data(), y.mutable_data_ptr(), mean.mutable_data_ptr(),
-                 m2.mutable_data_ptr(), scratch.mutable_data_ptr(), current_stream(x));
+  bn_act_moments(shape, all.fused, all.a.data(), y.mutable_data_ptr(), row_data(mean), row_data(m2),
+                 scratch.mutable_data_ptr(), current_stream(x));
   return {y, mean, m2};
 }
 
@@ -83,13 +83,13 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cuda(
   if (shape_of(grad_y) != shape_of(like_y))
     refuse(op, "grad_y of shape ", shape_of(like_y), ", got ", shape_of(grad_y));
   const Tensor grads = all.a.in_layout(op, "grad_y", grad_y);
-  const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, acc_dtype(x));
-  const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, acc_dtype(x));
-  const Tensor means = dense(op, "mean", mean, x, acc_dtype(x));
+  const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, ScalarType::Double);
+  const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, ScalarType::Double);
+  const Tensor means = dense(op, "mean", mean, x, ScalarType::Double);
   const Tensor dx = all.a.like();
   const Tensor dresidual = residual ? all.a.like() : new_empty(x, {0}, x.scalar_type());
-  bn_act_moments_backward(shape, all.fused, grads.const_data_ptr(), grad_means.const_data_ptr(),
-                          grad_m2s.const_data_ptr(), all.a.data(), means.const_data_ptr(),
+  bn_act_moments_backward(shape, all.fused, grads.const_data_ptr(), const_row_data(grad_means),
+                          const_row_data(grad_m2s), all.a.data(), const_row_data(means),
                           dx.mutable_data_ptr(), residual ? dresidual.mutable_data_ptr() : nullptr,
                           current_stream(x));
   return {dx, dresidual};

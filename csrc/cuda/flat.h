@@ -70,9 +70,9 @@ __device__ __forceinline__ auto coefficients_of(int element, int size, int rows_
 
 template <typename scalar_t, int V, int kLanes, typename Epilogue>
 __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
-    flat_moments_kernel(const scalar_t* __restrict__ x,         // (rows, S)
-                        acc_type<scalar_t>* __restrict__ mean,  // (rows)
-                        acc_type<scalar_t>* __restrict__ m2,    // (rows)
+    flat_moments_kernel(const scalar_t* __restrict__ x,  // (rows, S)
+                        double* __restrict__ mean,       // (rows)
+                        double* __restrict__ m2,         // (rows)
                         FlatGrid grid, Epilogue epilogue) {
   using acc_t = acc_type<scalar_t>;
   alignas(kVectorBytes) __shared__ scalar_t tile[kFlatBytes / sizeof(scalar_t)];
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
     const Moments<acc_t> found =
         register_moments<LinearUnits<1>, kLanes, kFlatUnits>(values, mask, pivot, grid.size);
     if (active && lane == 0) {
-      mean[first_row + row] = pivot + found.mean;
+      mean[first_row + row] = double(pivot) + double(found.mean);
       m2[first_row + row] = found.m2;
     }
   }

@@ -125,14 +125,12 @@ size_t scratch_bytes(const Activation& shape, int streams) {
 }
 
 template <typename scalar_t, typename Units, typename Epilogue>
-void launch_rows(const Activation& shape, const Units& units, const scalar_t* x, void* mean,
-                 void* m2, const Epilogue& epilogue, cudaStream_t stream) {
-  using acc_t = acc_type<scalar_t>;
+void launch_rows(const Activation& shape, const Units& units, const scalar_t* x, double* mean,
+                 double* m2, const Epilogue& epilogue, cudaStream_t stream) {
   for_row_grid<true, Epilogue::kStreams>(
       shape, units, [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
         launch(&row_moments_kernel<scalar_t, Units, kLanes, kUnits, Epilogue>, blocks, threads, 0,
-               stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2), grid, shape.size(),
-               units, epilogue);
+               stream, x, mean, m2, grid, shape.size(), units, epilogue);
       });
 }
 
@@ -169,15 +167,13 @@ inline dim3 flat_blocks(const FlatGrid& grid) {
 }
 
 template <typename scalar_t, typename Epilogue>
-void launch_flat(const Activation& shape, const scalar_t* x, void* mean, void* m2,
+void launch_flat(const Activation& shape, const scalar_t* x, double* mean, double* m2,
                  const Epilogue& epilogue, cudaStream_t stream) {
-  using acc_t = acc_type<scalar_t>;
   if constexpr (!std::is_same_v<scalar_t, double>) {
     const FlatGrid grid = flat_grid<scalar_t>(shape);
     const auto with_lanes = [&]<int kLanes>() {
       launch(&flat_moments_kernel<scalar_t, kVector<scalar_t>, kLanes, Epilogue>, flat_blocks(grid),
-             dim3(kFlatThreads), 0, stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2),
-             grid, epilogue);
+             dim3(kFlatThreads), 0, stream, x, mean, m2, grid, epilogue);
     };
     if (grid.size <= 8 * kFlatUnits)
       with_lanes.template operator()<8>();
@@ -197,20 +193,18 @@ void launch_flat_gradient(const Activation& shape, const scalar_t* x, scalar_t* 
 }
 
 template <int V, typename scalar_t, typename Pixels, typename Epilogue>
-void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t* x, void* mean,
-                   void* m2, void* scratch, const Epilogue& epilogue, cudaStream_t stream) {
+void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t* x, double* mean,
+                   double* m2, void* scratch, const Epilogue& epilogue, cudaStream_t stream) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kUnits = units_in_registers<Pixels>(V, Epilogue::kStreams);
   const PixelPlan plan = plan_pixels(shape, pixels.count, V, kUnits);
   const SplitParts<acc_t> parts = split_parts<acc_t>(plan.grid, scratch);
   launch(&pixel_moments_kernel<scalar_t, V, Pixels, kUnits, Epilogue>, plan.blocks, plan.threads, 0,
-         stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2), parts, plan.grid,
-         shape.size(), pixels, epilogue);
+         stream, x, mean, m2, parts, plan.grid, shape.size(), pixels, epilogue);
   if (plan.grid.splits == 1) return;
   launch(&merge_splits_kernel<scalar_t>,
          dim3(static_cast<unsigned>(ceil_div<int64_t>(shape.rows(), kPixelThreads))),
-         dim3(kPixelThreads), 0, stream, x, static_cast<acc_t*>(mean), static_cast<acc_t*>(m2),
-         parts, plan.grid, shape.size());
+         dim3(kPixelThreads), 0, stream, x, mean, m2, parts, plan.grid, shape.size());
 }
 
 template <int V, typename scalar_t, typename Pixels, typename Gradient>

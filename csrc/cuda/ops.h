@@ -29,27 +29,27 @@ struct Activation {
 size_t row_moments_scratch_bytes(const Activation& shape);
 size_t bn_act_moments_scratch_bytes(const Activation& shape, bool residual, bool pool);
 
-// mean, m2: (N, C), float32 (float64 for float64 x).
-void row_moments(const Activation& shape, const void* x, void* mean, void* m2, void* scratch,
+// mean, m2: (N, C).
+void row_moments(const Activation& shape, const void* x, double* mean, double* m2, void* scratch,
                  Stream stream);
 
 // dx = grad_mean / S + 2 grad_m2 (x - mean), stored like x.
-void row_moments_backward(const Activation& shape, const void* grad_mean, const void* grad_m2,
-                          const void* x, const void* mean, void* dx, Stream stream);
+void row_moments_backward(const Activation& shape, const double* grad_mean, const double* grad_m2,
+                          const void* x, const double* mean, void* dx, Stream stream);
 
-// y = pool(act(k x + h + residual)) and the moments of x. k, h: [C] of the type of mean; residual
-// (null: none) and y are stored like x; with pool y has planes of H/2 x W/2.
+// y = pool(act(k x + h + residual)) and the moments of x. k, h: [C], float32 (float64 for float64
+// x); residual (null: none) and y are stored like x; with pool y has planes of H/2 x W/2.
 struct BnAct {
   const void *k, *h, *residual;
   bool relu, pool;
 };
-void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y, void* mean,
-                    void* m2, void* scratch, Stream stream);
+void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y,
+                    double* mean, double* m2, void* scratch, Stream stream);
 
 // dx, and with a residual its gradient; k and h are frozen.
 void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
-                             const void* grad_mean, const void* grad_m2, const void* x,
-                             const void* mean, void* dx, void* dresidual, Stream stream);
+                             const double* grad_mean, const double* grad_m2, const void* x,
+                             const double* mean, void* dx, void* dresidual, Stream stream);
 
 // State of K classes, C channels, as in csrc/common/moments.h.
 struct ClassState {

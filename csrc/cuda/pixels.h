@@ -120,9 +120,9 @@ struct SplitParts {
 
 template <typename scalar_t, int V, typename Pixels, int kUnits, typename Epilogue>
 __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
-    pixel_moments_kernel(const scalar_t* __restrict__ x,         // (N, S, C)
-                         acc_type<scalar_t>* __restrict__ mean,  // (N, C)
-                         acc_type<scalar_t>* __restrict__ m2,    // (N, C)
+    pixel_moments_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
+                         double* __restrict__ mean,       // (N, C)
+                         double* __restrict__ m2,         // (N, C)
                          SplitParts<acc_type<scalar_t>> parts, PixelGrid grid, int64_t size,
                          Pixels pixels, Epilogue epilogue) {
   using acc_t = acc_type<scalar_t>;
@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
     if (grid.splits == 1) {
       const acc_t base =
           pivot_from(static_cast<acc_t>(widen(x[seat.image * size * grid.channels + channel])));
-      mean[row] = static_cast<acc_t>(base + all.mean);
-      m2[row] = static_cast<acc_t>(all.m2);
+      mean[row] = double(base) + all.mean;
+      m2[row] = all.m2;
     } else {
       const int64_t part = int64_t(seat.split) * grid.images * grid.channels + row;
       parts.mean[part] = static_cast<acc_t>(all.mean);
@@ -209,9 +209,9 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kPixelThreads)
-    merge_splits_kernel(const scalar_t* __restrict__ x,         // (N, S, C)
-                        acc_type<scalar_t>* __restrict__ mean,  // (N, C)
-                        acc_type<scalar_t>* __restrict__ m2,    // (N, C)
+    merge_splits_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
+                        double* __restrict__ mean,       // (N, C)
+                        double* __restrict__ m2,         // (N, C)
                         SplitParts<acc_type<scalar_t>> parts, PixelGrid grid, int64_t size) {
   using acc_t = acc_type<scalar_t>;
   const int64_t rows = grid.images * grid.channels;
@@ -224,8 +224,8 @@ __global__ void __launch_bounds__(kPixelThreads)
   const int64_t channel = row - image * grid.channels;
   const acc_t pivot =
       pivot_from(static_cast<acc_t>(widen(x[image * size * grid.channels + channel])));
-  mean[row] = static_cast<acc_t>(pivot + all.mean);
-  m2[row] = static_cast<acc_t>(all.m2);
+  mean[row] = double(pivot) + all.mean;
+  m2[row] = all.m2;
 }
 
 template <typename scalar_t, int V, typename Pixels, int kUnits, typename Gradient>

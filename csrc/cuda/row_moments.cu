@@ -90,7 +90,7 @@ size_t row_moments_scratch_bytes(const Activation& shape) {
   return scratch_bytes<LinearPixels>(shape, NoEpilogue::kStreams);
 }
 
-void row_moments(const Activation& shape, const void* x, void* mean, void* m2, void* scratch,
+void row_moments(const Activation& shape, const void* x, double* mean, double* m2, void* scratch,
                  Stream stream) {
   if (shape.rows() == 0 || shape.size() == 0) return;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
@@ -111,8 +111,8 @@ void row_moments(const Activation& shape, const void* x, void* mean, void* m2, v
   check_launch("row_moments");
 }
 
-void row_moments_backward(const Activation& shape, const void* grad_mean, const void* grad_m2,
-                          const void* x, const void* mean, void* dx, Stream stream) {
+void row_moments_backward(const Activation& shape, const double* grad_mean, const double* grad_m2,
+                          const void* x, const double* mean, void* dx, Stream stream) {
   if (shape.rows() == 0 || shape.size() == 0) return;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   for_type(shape.type, [&]<typename scalar_t>() {

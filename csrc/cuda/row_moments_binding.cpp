@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x) {  // x (N, C, H, W
     return {mean, m2};
   }
   const Tensor scratch = new_scratch(x, row_moments_scratch_bytes(a.shape));
-  row_moments(a.shape, a.data(), mean.mutable_data_ptr(), m2.mutable_data_ptr(),
-              scratch.mutable_data_ptr(), current_stream(x));
+  row_moments(a.shape, a.data(), row_data(mean), row_data(m2), scratch.mutable_data_ptr(),
+              current_stream(x));
   return {mean, m2};
 }
 
@@ -33,12 +33,12 @@ Tensor row_moments_backward_cuda(const Tensor& grad_mean, const Tensor& grad_m2,
   check_matrix(op, "grad_mean", grad_mean, a.shape.images, a.shape.channels);
   check_matrix(op, "grad_m2", grad_m2, a.shape.images, a.shape.channels);
   check_matrix(op, "mean", mean, a.shape.images, a.shape.channels);
-  const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, acc_dtype(x));
-  const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, acc_dtype(x));
-  const Tensor means = dense(op, "mean", mean, x, acc_dtype(x));
+  const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, ScalarType::Double);
+  const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, ScalarType::Double);
+  const Tensor means = dense(op, "mean", mean, x, ScalarType::Double);
   const Tensor dx = a.like();
-  row_moments_backward(a.shape, grad_means.const_data_ptr(), grad_m2s.const_data_ptr(), a.data(),
-                       means.const_data_ptr(), dx.mutable_data_ptr(), current_stream(x));
+  row_moments_backward(a.shape, const_row_data(grad_means), const_row_data(grad_m2s), a.data(),
+                       const_row_data(means), dx.mutable_data_ptr(), current_stream(x));
   return dx;
 }
 

@@ -121,9 +121,9 @@ inline __device__ Moments<double> merge_warps(const Moments<double>& mine, int w
 
 template <typename scalar_t, typename Units, int kLanes, int kUnits, typename Epilogue>
 __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
-    row_moments_kernel(const scalar_t* __restrict__ x,         // (rows, S)
-                       acc_type<scalar_t>* __restrict__ mean,  // (rows)
-                       acc_type<scalar_t>* __restrict__ m2,    // (rows)
+    row_moments_kernel(const scalar_t* __restrict__ x,  // (rows, S)
+                       double* __restrict__ mean,       // (rows)
+                       double* __restrict__ m2,         // (rows)
                        RowGrid grid, int64_t size, Units units, Epilogue epilogue) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kElements = Units::kElements;
@@ -170,12 +170,12 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
   if constexpr (kLanes == kWarp) {
     if (grid.warps_per_row > 1)
       merged = merge_warps(merged, seat.warp, seat.lane, grid.warps_per_row);
-    single.mean = static_cast<acc_t>(merged.mean);
-    single.m2 = static_cast<acc_t>(merged.m2);
+  } else {
+    merged = {double(single.count), double(single.mean), double(single.m2)};
   }
   if (active && seat.warp == 0 && seat.lane == 0) {
-    mean[row] = pivot + single.mean;
-    m2[row] = single.m2;
+    mean[row] = double(pivot) + merged.mean;
+    m2[row] = merged.m2;
   }
 }
 

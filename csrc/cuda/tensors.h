@@ -36,7 +36,7 @@ inline Type type_of(const char* op, const Tensor& tensor) {
   }
 }
 
-// float64 stays float64, everything else is accumulated and returned in float32.
+// float64 stays float64, everything else is computed in float32.
 inline ScalarType acc_dtype(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -62,6 +62,13 @@ inline Tensor dense(const char* op, const char* name, const Tensor& tensor, cons
   const Tensor contiguous = torch::stable::contiguous(tensor);
   if (contiguous.scalar_type() == dtype) return contiguous;
   return torch::stable::to(contiguous, dtype);
+}
+
+inline double* row_data(const Tensor& rows) {
+  return static_cast<double*>(rows.mutable_data_ptr());
+}
+inline const double* const_row_data(const Tensor& rows) {
+  return static_cast<const double*>(rows.const_data_ptr());
 }
 
 inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> shape, ScalarType dtype) {
@@ -126,8 +133,9 @@ struct ActivationTensor {
                                                     : torch::headeronly::MemoryFormat::Contiguous);
   }
 
+  // Row moments are float64 whatever the activation is.
   Tensor rows() const {
-    return new_empty(tensor, {shape.images, shape.channels}, acc_dtype(tensor));
+    return new_empty(tensor, {shape.images, shape.channels}, ScalarType::Double);
   }
 };
 

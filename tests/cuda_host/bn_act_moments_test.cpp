@@ -40,13 +40,13 @@ void check(const Shape& shape, Switches with, bool shifted = false) {
   const BnAct fused{k.data(), h.data(), with.residual ? residual.data() : nullptr, with.relu,
                     with.pool};
   Buffer<scalar_t> y(out_shape.elements());
-  Buffer<acc_t> mean(shape.rows()), m2(shape.rows());
+  Buffer<double> mean(shape.rows()), m2(shape.rows());
   Buffer<char> scratch(ltdd::cuda::bn_act_moments_scratch_bytes(a, with.residual, with.pool));
   ltdd::cuda::bn_act_moments(a, fused, x.data(), y.data(), mean.data(), m2.data(), scratch.data(),
                              nullptr);
   const auto grad_y = numbers<scalar_t>(25, out_shape.elements());
-  const auto grad_mean = numbers<acc_t>(26, shape.rows()),
-             grad_m2 = numbers<acc_t>(27, shape.rows());
+  const auto grad_mean = numbers<double>(26, shape.rows()),
+             grad_m2 = numbers<double>(27, shape.rows());
   Buffer<scalar_t> dx(shape.elements()), dresidual(with.residual ? shape.elements() : 0);
   ltdd::cuda::bn_act_moments_backward(a, fused, grad_y.data(), grad_mean.data(), grad_m2.data(),
                                       x.data(), mean.data(), dx.data(),

@@ -58,7 +58,7 @@ constexpr int64_t kLast[] = {3, 1, 4, 1, 5, 9, 2, 6};  // the values of the last
 
 void check_rows() {
   constexpr int64_t kSize = 8, kRows = (int64_t(1) << 28) + 3;
-  Reserved x(kRows * kSize * sizeof(__nv_bfloat16)), mean(kRows * 4), m2(kRows * 4);
+  Reserved x(kRows * kSize * sizeof(__nv_bfloat16)), mean(kRows * 8), m2(kRows * 8);
   for (int i = 0; i < 8; ++i)
     x.as<__nv_bfloat16>()[(kRows - 1) * kSize + i] = narrow<__nv_bfloat16>(float(kLast[i]));
   const RowGrid grid{kRows, 7, 1, 1};
@@ -66,16 +66,16 @@ void check_rows() {
   const dim3 blocks(static_cast<unsigned>((kRows + 63) / 64)), threads(128);
   cuda_emulation::run_block_at(blocks, threads, dim3(blocks.x - 1, 0, 0), [&] {
     row_moments_kernel<__nv_bfloat16, LinearUnits<8>, 2, 2, Nothing>(
-        x.as<__nv_bfloat16>(), mean.as<float>(), m2.as<float>(), grid, kSize, units, {});
+        x.as<__nv_bfloat16>(), mean.as<double>(), m2.as<double>(), grid, kSize, units, {});
   });
-  expect_close("mean of the last of many rows", 0, mean.as<float>()[kRows - 1], 31.0 / 8, 1e-6);
-  expect_close("m2 of the last of many rows", 0, m2.as<float>()[kRows - 1], 52.875, 1e-5);
+  expect_close("mean of the last of many rows", 0, mean.as<double>()[kRows - 1], 31.0 / 8, 1e-6);
+  expect_close("m2 of the last of many rows", 0, m2.as<double>()[kRows - 1], 52.875, 1e-5);
 }
 
 void check_pixels() {
   constexpr int64_t kImages = (int64_t(1) << 26) + 1, kChannels = 8, kSize = 8;
-  Reserved x(kImages * kChannels * kSize * sizeof(__half)), mean(kImages * kChannels * 4),
-      m2(kImages * kChannels * 4);
+  Reserved x(kImages * kChannels * kSize * sizeof(__half)), mean(kImages * kChannels * 8),
+      m2(kImages * kChannels * 8);
   for (int64_t s = 0; s < kSize; ++s)
     x.as<__half>()[((kImages - 1) * kSize + s) * kChannels + 7] = narrow<__half>(float(kLast[s]));
   const PixelGrid grid{kImages, kChannels, 1, static_cast<int>(kSize)};
@@ -83,11 +83,11 @@ void check_pixels() {
   const dim3 blocks(static_cast<unsigned>(kImages)), threads(1, 8);
   cuda_emulation::run_block_at(blocks, threads, dim3(blocks.x - 1, 0, 0), [&] {
     pixel_moments_kernel<__half, 8, LinearPixels, 4, Nothing>(
-        x.as<__half>(), mean.as<float>(), m2.as<float>(), {}, grid, kSize, pixels, {});
+        x.as<__half>(), mean.as<double>(), m2.as<double>(), {}, grid, kSize, pixels, {});
   });
   const int64_t row = kImages * kChannels - 1;
-  expect_close("mean of the last of many pixels", 0, mean.as<float>()[row], 31.0 / 8, 1e-6);
-  expect_close("m2 of the last of many pixels", 0, m2.as<float>()[row], 52.875, 1e-5);
+  expect_close("mean of the last of many pixels", 0, mean.as<double>()[row], 31.0 / 8, 1e-6);
+  expect_close("m2 of the last of many pixels", 0, m2.as<double>()[row], 52.875, 1e-5);
 }
 
 void check_channel() {

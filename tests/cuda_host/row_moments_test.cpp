@@ -38,7 +38,7 @@ void check(const Shape& shape, double center, bool shifted) {
   const double rounding = kRounding<acc_t>;
   const Activation a = shape.activation(type_of<scalar_t>);
   const auto x = numbers<scalar_t>(1, shape.elements(), center, 1.0, shifted);
-  Buffer<acc_t> mean(shape.rows()), m2(shape.rows());
+  Buffer<double> mean(shape.rows()), m2(shape.rows());
   Buffer<char> scratch(ltdd::cuda::row_moments_scratch_bytes(a));
   ltdd::cuda::row_moments(a, x.data(), mean.data(), m2.data(), scratch.data(), nullptr);
   record(mean);
@@ -47,13 +47,13 @@ void check(const Shape& shape, double center, bool shifted) {
   for (size_t row = 0; row < shape.rows(); ++row) {
     const double sd = std::sqrt(expected.m2[row] / static_cast<double>(shape.s()));
     expect_close(what + " mean", row, mean.value(row), expected.mean[row],
-                 rounding * std::fabs(expected.mean[row]) + 4 * rounding * sd);
+                 0x1p-53 * std::fabs(expected.mean[row]) + 4 * rounding * sd);
     expect_close(what + " m2", row, m2.value(row), expected.m2[row],
                  8 * rounding * expected.m2[row]);
   }
 
-  const auto grad_mean = numbers<acc_t>(2, shape.rows());
-  const auto grad_m2 = numbers<acc_t>(3, shape.rows());
+  const auto grad_mean = numbers<double>(2, shape.rows());
+  const auto grad_m2 = numbers<double>(3, shape.rows());
   Buffer<scalar_t> dx(shape.elements(), shifted);
   ltdd::cuda::row_moments_backward(a, grad_mean.data(), grad_m2.data(), x.data(), mean.data(),
                                    dx.data(), nullptr);
@@ -101,15 +101,16 @@ void check_batching() {
     Shape alone = batch;
     alone.n = 1;
     const auto x = numbers<float>(5, batch.elements());
-    Buffer<float> mean(batch.rows()), m2(batch.rows());
-    const auto run = [&](const Shape& shape, const float* from, float* to_mean, float* to_m2) {
+    Buffer<double> mean(batch.rows()), m2(batch.rows());
+    const auto run = [&](const Shape& shape, const float* from, double* to_mean, double* to_m2) {
       const Activation a = shape.activation(Type::kFloat32);
       Buffer<char> scratch(ltdd::cuda::row_moments_scratch_bytes(a));
       ltdd::cuda::row_moments(a, from, to_mean, to_m2, scratch.data(), nullptr);
     };
     run(batch, x.data(), mean.data(), m2.data());
     for (int64_t n = 0; n < 3; ++n) {
-      Buffer<float> own(alone.elements()), own_mean(alone.rows()), own_m2(alone.rows());
+      Buffer<float> own(alone.elements());
+      Buffer<double> own_mean(alone.rows()), own_m2(alone.rows());
       std::copy_n(x.data() + n * own.size(), own.size(), own.data());
       run(alone, own.data(), own_mean.data(), own_m2.data());
       for (int64_t c = 0; c < alone.c; ++c)
@@ -126,7 +127,7 @@ void check_not_finite() {
         const Shape shape{1, 2, 4, 4, channels_last};
         auto x = numbers<float>(4, shape.elements());
         x[shape.index(1, place)] = value;
-        Buffer<float> mean(2), m2(2);
+        Buffer<double> mean(2), m2(2);
         ltdd::cuda::row_moments(shape.activation(Type::kFloat32), x.data(), mean.data(), m2.data(),
                                 nullptr, nullptr);
         expect(std::isfinite(mean[0]) && std::isfinite(m2[0]), "a finite row stays finite");

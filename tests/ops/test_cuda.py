@@ -285,3 +285,16 @@ def test_the_device_of_the_tensors_is_used() -> None:
         assert torch.cuda.current_device() == 0
     assert mean.device == x.device
     assert relative_error(mean, reference.row_moments(x.double())[0]) <= 5e-7
+
+
+def test_labels_out_of_range_are_refused_as_on_the_cpu():
+    case = alignment(device="cuda")
+    state = ClassMoments.zeros(4, 3, "cuda")
+    for label in (-1, 4):
+        case.labels[2] = label
+        message = rf"expected labels in \[0, 4\), got {label}"
+        with pytest.raises(ValueError, match=message):
+            ltdd_ext.align_loss(*case.arguments(), class_weight=1.0)
+        with pytest.raises(ValueError, match=message):
+            state.update_(case.means[0], case.m2s[0], case.sizes[0], case.labels)
+    assert int(state.count.sum()) == 0

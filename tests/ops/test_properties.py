@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ops.cases import LAYOUTS, alignment, laid_out, relative_error
 from torch import Tensor
@@ -91,6 +91,7 @@ def bn_act_moments_property(drawn: Drawn, act: str, pool: str, with_residual: bo
     residual64 = residual.detach().double().requires_grad_() if residual is not None else None
     want = reference.bn_act_moments(x64, k.double(), h.double(), residual64, act, pool)
     scale = float(x64.detach().abs().max() * (k.abs().max() + 1) + h.abs().max())
+    assume(scale < torch.finfo(x.dtype).max)  # float16 ends at 65504
     error = float((got[0].double() - want[0]).detach().abs().max()) / scale
     assert error <= 1e-6 + ROUNDING[x.dtype]
     for one, other in zip(ltdd_ext.row_moments(x.detach()), got[1:], strict=True):

@@ -1,0 +1,117 @@
+"""What is timed: every form of an operator on one input, as functions without arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ltdd_ext
+from benchmarks import rivals
+from benchmarks.shapes import Shape
+
+CLASSES = 10
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Forms = dict[str, Callable[[], Any]]
+
+
+def activation(shape: Shape, layout: str, dtype: str, device: str = "cpu") -> Tensor:
+    """Return a random input that wants its gradient."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(device, DTYPES[dtype])
+    return x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for exactly these shapes, forgetting what was compiled before."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
+
+
+def _targets(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    channels = x.shape[1]
+    labels = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    return torch.randn(channels).to(x.device), torch.rand(channels).to(x.device), labels
+
+
+def statistics_forms(x: Tensor) -> Forms:
+    """Return per-class mean and variance of one batch, ours first."""
+    x = x.detach()
+    labels = torch.arange(x.shape[0], device=x.device) % CLASSES
+    forms = {
+        "ours": rivals.fused_statistics,
+        "loop": rivals.loop_statistics,
+        "index_add": rivals.index_add_statistics,
+        "compile": compiled(rivals.row_statistics),
+    }
+    return {name: (lambda f=form: f(x, labels, CLASSES)) for name, form in forms.items()}
+
+
+def moments_forms(x: Tensor) -> Forms:
+    """Return the whole-batch alignment of one layer with its gradient."""
+    mean, var, labels = _targets(x)
+
+    def run(form: Callable[..., Tensor], *extra: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(form(x, mean, var, *extra), x)[0]
+
+    return {
+        "ours": run(rivals.fused_gap, labels),
+        "peer": run(rivals.published_gap),
+        "plain": run(rivals.plain_gap),
+        "compile": run(compiled(rivals.plain_gap)),
+    }
+
+
+def bn_act_forms(x: Tensor, pool: bool) -> Forms:
+    """Return frozen batch norm, ReLU, optional pool and alignment, with their gradient."""
+    mean, var, labels = _targets(x)
+    size, channels = x.shape[2] * x.shape[3], x.shape[1]
+    norm = {
+        "mean": torch.randn(channels) * 0.1,
+        "var": torch.rand(channels) + 0.5,
+        "weight": torch.rand(channels) + 0.5,
+        "bias": torch.randn(channels) * 0.1,
+    }
+    norm = {name: value.to(x.device) for name, value in norm.items()}
+    k = norm["weight"] * torch.rsqrt(norm["var"] + 1e-5)
+    h = norm["bias"] - norm["mean"] * k
+    incoming = torch.randn_like(rivals.norm_act_pool(x.detach(), norm, pool)) * 1e-3
+
+    def ours(x: Tensor) -> tuple[Tensor, Tensor]:
+        y, row_mean, row_m2 = ltdd_ext.bn_act_moments(x, k, h, pool="avg2" if pool else "none")
+        return y, ltdd_ext.align_loss([row_mean], [row_m2], [size], labels, [mean], [var])
+
+    def separate(x: Tensor, gap: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        return rivals.norm_act_pool(x, norm, pool), gap(x, mean, var)
+
+    def run(form: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            y, loss = form(x)
+            return torch.autograd.grad([y, loss], x, [incoming, torch.ones_like(loss)])[0]
+
+        return step
+
+    return {
+        "ours": run(ours),
+        "peer": run(lambda x: separate(x, rivals.published_gap)),
+        "plain": run(lambda x: separate(x, rivals.plain_gap)),
+        "compile": run(compiled(lambda x: separate(x, rivals.plain_gap))),
+    }
+
+
+def agree(forms: Forms, dtype: str) -> None:
+    """Refuse to time what computes something else; bf16 rivals round in between."""
+    tolerance = 1e-4 if dtype == "fp32" else 4e-2
+    want = forms["plain" if "plain" in forms else "ours"]()
+    for name, form in forms.items():
+        got = form()
+        pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
+        for one, exact in pairs:
+            gap = (one.float() - exact.float()).abs().max()
+            error = float(gap / exact.float().abs().max().clamp(min=1e-12))
+            assert error <= tolerance, f"{name}: relative error {error:.1e}"
