@@ -69,7 +69,7 @@ typecheck: has-tools
 format: has-tools
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-	$(RUN) -m clang_format -i $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+	$(RUN) -c "import clang_format; clang_format.clang_format()" -i $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
 # Complains before anything is built; in .venv the tools come with the installation.
 .PHONY: has-tools
