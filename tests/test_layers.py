@@ -26,6 +26,7 @@ LAYERS = (
         "metrics",
         "files",
         "checkpoint",
+        "packing",
         "distilled",
         "events",
         "tensorboard",
@@ -45,6 +46,9 @@ LAYERS = (
         "preflight",
         "provenance",
         "stage_runner",
+        "recipe",
+        "card",
+        "exports",
         "teacher_check",
     ),
     (
@@ -217,7 +221,8 @@ def test_cpu_and_cuda_do_not_include_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["distill"], ["evaluate"], ["check-teacher"], ["report"], ["split"]]
+    "command",
+    [[], ["distill"], ["evaluate"], ["check-teacher"], ["report"], ["export"], ["card"], ["split"]],
 )
 def test_help_does_not_import_torch(command: list[str]) -> None:
     program = (

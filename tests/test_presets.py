@@ -12,9 +12,9 @@ from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.models import build_model
 from ltdd.options import parse_distill
+from ltdd.packing import packed_bytes
 from ltdd.paper import RECIPES, recipe_for
 from ltdd.presets import PRESETS, preset
-from ltdd.stages.relabeling import fkd_bytes
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 
@@ -133,7 +133,8 @@ def test_the_published_values(
 def test_labels_of_many_classes_are_not_stored(name: str) -> None:
     config = DistillConfig.from_dict(RECIPES[name])
     classes = CLASSES.get(name, 1000)
-    stored = fkd_bytes(config.evaluation.epochs, 10 * classes, classes)
+    rows = config.evaluation.epochs * 10 * classes
+    stored = packed_bytes(config.relabeling, rows, classes, 2)
     assert config.relabeling.labels == ("fkd" if stored < 2**30 / 2 else "online")
 
 

@@ -1,7 +1,9 @@
 """Distil a long-tailed image set into a few images per class that a new network can learn from.
 
-``ltdd.distill(config, out)`` runs the whole method, ``ltdd.load(folder)`` reads its result, and
-``ltdd.data`` makes data from one's own tensors or data sets.
+``ltdd.distill(config, out)`` runs the whole method, ``ltdd.load(folder)`` reads its result,
+``ltdd.train_student(folder, model)`` trains a network of one's own on it, ``ltdd.export(...)``
+writes it in the format of another library, and ``ltdd.data`` makes data from one's own tensors or
+data sets.
 Importing the package is cheap: torch is only imported when one of these is used.
 """
 
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
     from ltdd import data
     from ltdd.config import DistillConfig
     from ltdd.distilled import load
+    from ltdd.exports import export
     from ltdd.pipeline import distill
+    from ltdd.recipe import train_student
 
     __version__: str
 
-__all__ = ["DistillConfig", "__version__", "data", "distill", "load"]
+__all__ = ["DistillConfig", "__version__", "data", "distill", "export", "load", "train_student"]
 
 
 def __getattr__(name: str) -> object:
@@ -36,6 +40,14 @@ def __getattr__(name: str) -> object:
         from ltdd.pipeline import distill
 
         return distill
+    if name == "export":
+        from ltdd.exports import export
+
+        return export
+    if name == "train_student":
+        from ltdd.recipe import train_student
+
+        return train_student
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

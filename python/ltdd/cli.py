@@ -17,6 +17,8 @@ COMMANDS = (
     "ablate",
     "report",
     "compare",
+    "export",
+    "card",
     "split",
     "verify",
     "doctor",

@@ -150,6 +150,11 @@ class RelabelingConfig:
     calibration: Literal["none", "adsa"] = "none"
     """`adsa` takes the class prior out of all soft labels, as far as makes the teacher equally sure
     of every class of the distilled images (arXiv:2511.17914)."""
+    packing: Literal["none", "fp16", "topk"] = "fp16"
+    """How labels are stored: `fp16` takes two bytes a value, `topk` keeps the largest logits and
+    the mean of the others, `none` leaves static logits in float32."""
+    packing_top: int = 10
+    """Logits of an image or view that `topk` keeps, fewer than there are classes."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +303,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "recovery.iterations": (0, math.inf),
     "recovery.crop_min_scale": (1e-3, 1),
     "recovery.max_batch": (1, math.inf),
+    "relabeling.packing_top": (1, math.inf),
     "evaluation.seeds": (1, math.inf),
     "evaluation.epochs": (1, math.inf),
     "evaluation.full_epochs": (1, math.inf),

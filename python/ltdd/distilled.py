@@ -22,9 +22,13 @@ from ltdd.files import (
     write_json,
     write_tensors,
 )
+from ltdd.packing import PackedLogits
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
-_FORMAT, _FORMAT_VERSION = "ltdd-distilled-set", 1
+FKD = "fkd.safetensors"
+"""Logits of every view of the students' training, where a run has them."""
+_FORMAT, _FORMAT_VERSION = "ltdd-distilled-set", 2
+_READABLE = (1, 2)  # 1: static logits in float32 only
 _SEAL = "manifest_sha256"
 _FIELDS = {
     "format", "format_version", "class_names", "counts", "split_sha256", "normalization",
@@ -46,7 +50,7 @@ class DistilledSet:
     Args:
         images: uint8 (M, C, H, W), M = ipc * K.
         labels: int64 (M,), positions in ``class_names``.
-        logits: float32 (M, K), the teacher's answer to each un-augmented image.
+        logits: float32 (M, K), the teacher's answer to each un-augmented image, unpacked.
         class_names: K names in label order.
         normalization: what the teacher saw and a student should see.
         manifest: everything else known about the set (split hash, configuration, versions, ...).
@@ -71,6 +75,23 @@ class DistilledSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fkd_logits(self) -> PackedLogits | None:
+        """Read the logits (epochs, M, K) of every view; None if the set has only static ones.
+
+        Raises:
+            UserError: the file does not belong to this set.
+        """
+        if FKD not in self.manifest["files"]:
+            return None
+        tensors, _ = read_tensors(self.root / FKD)
+        table = PackedLogits.from_tensors("logits", tensors, len(self.class_names))
+        if len(table.shape) != 3 or table.shape[1] != len(self):
+            raise UserError(
+                f"expected logits (epochs, {len(self)}, {len(self.class_names)}) in "
+                f"{self.root / FKD}, got {tuple(table.shape)}"
+            )
+        return table
 
     def loader(
         self, batch_size: int, shuffle: bool = True, seed: int = 0
@@ -114,8 +135,9 @@ def save_distilled(
     out: Path,
     images: Tensor,
     labels: Tensor,
-    logits: Tensor,
+    logits: Tensor | PackedLogits,
     *,
+    fkd: PackedLogits | None = None,
     class_names: Sequence[str],
     counts: Sequence[int],
     split_sha256: str,
@@ -130,7 +152,8 @@ def save_distilled(
         out: the run folder.
         images: uint8 (M, C, H, W).
         labels: int64 (M,), 0..K-1.
-        logits: float32 (M, K), static teacher logits.
+        logits: (M, K), static teacher logits; a float32 tensor is stored as it is.
+        fkd: (epochs, M, K), teacher logits of every view.
         class_names: K different names in label order.
         counts: real training images of each class.
         split_sha256: hash of the training split.
@@ -146,8 +169,16 @@ def save_distilled(
         UserError: the parts do not fit together, or the folder cannot be written.
     """
     mean, std = (tuple(float(x) for x in values) for values in normalization)
-    _check(images, labels, logits, tuple(class_names), Normalization(mean, std))
-    write_tensors(out / DATA, {"images": images, "labels": labels, "logits": logits}, {})
+    if isinstance(logits, Tensor):
+        logits = PackedLogits(logits, logits.shape[-1])
+    _check(images, labels, logits[:], tuple(class_names), Normalization(mean, std))
+    tensors = {"images": images, "labels": labels, **logits.tensors("logits")}
+    write_tensors(out / DATA, tensors, {})
+    soft_labels = {"static": _describe_labels(logits)}
+    if fkd is not None:
+        write_tensors(out / FKD, fkd.tensors("logits"), {})
+        soft_labels["fkd"] = _describe_labels(fkd)
+        extra_files = [*extra_files, FKD]
     manifest: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -158,8 +189,9 @@ def save_distilled(
         "tensors": {
             "images": _describe(images, "M C H W, 0..255"),
             "labels": _describe(labels, "M, position in class_names"),
-            "logits": _describe(logits, "M K, teacher, un-augmented image"),
+            "logits": _describe(logits.values, "M K, teacher, un-augmented image"),
         },
+        "soft_labels": soft_labels,
         "student_recipe": dict(student_recipe),
         "config": dict(config),
         "versions": {
@@ -191,6 +223,10 @@ def _describe(tensor: Tensor, layout: str) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(tensor.shape), "layout": layout}
 
 
+def _describe_labels(logits: PackedLogits) -> dict[str, Any]:
+    return {"shape": list(logits.shape), "packing": logits.packing, "bytes": logits.nbytes}
+
+
 def _describe_file(out: Path, name: str) -> dict[str, Any]:
     return {"bytes": (out / name).stat().st_size, "sha256": file_sha256(out / name)}
 
@@ -204,10 +240,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"expected a distilled set in {folder}, got no {MANIFEST} there")
     manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != _FORMAT or manifest.get("format_version") != _FORMAT_VERSION:
+    if manifest.get("format") != _FORMAT or manifest.get("format_version") not in _READABLE:
         found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
         raise UserError(
-            f"expected format {_FORMAT!r} version {_FORMAT_VERSION} in {folder}, got {found}"
+            f"expected format {_FORMAT!r} version 1 or {_FORMAT_VERSION} in {folder}, got {found}"
         )
     return manifest
 
@@ -244,7 +280,8 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
     missing = sorted({"images", "labels", "logits"} - set(tensors))
     if missing:
         raise UserError(f"expected a tensor {missing[0]!r} in {root / DATA}, got none")
-    images, labels, logits = tensors["images"], tensors["labels"], tensors["logits"]
+    images, labels = tensors["images"], tensors["labels"]
+    logits = PackedLogits.from_tensors("logits", tensors, len(names))[:]
     normalization = Normalization(mean, std)
     _check(images, labels, logits, names, normalization)
     _check_seal(root, manifest)

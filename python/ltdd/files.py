@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,32 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``path`` when the block ends without an error.
+
+    Args:
+        path: a folder that does not exist, or is empty; its parents are made.
+
+    Raises:
+        UserError: something is there already, or the folder cannot be written.
+    """
+    temporary = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"expected a new or an empty folder at {path}, got one that holds data")
+        temporary.mkdir(parents=True)
+        yield temporary
+        for folder in {temporary, *(file.parent for file in temporary.rglob("*"))}:
+            _sync_folder(folder)
+        os.replace(temporary, path)
+        _sync_folder(path.absolute().parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return  # elsewhere a folder cannot be opened, and a rename needs no flush of it
@@ -90,9 +117,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of killed writers; only safe while no other process writes here."""
+    """Remove what killed writers left behind; only safe while no other process writes here."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -30,9 +30,10 @@ from ltdd.drift import layer_drift
 from ltdd.errors import UserError
 from ltdd.events import Sink
 from ltdd.observation import batch_norm_layers, batch_norm_names
+from ltdd.packing import pack
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.runtime import Runtime, resolve_device
-from ltdd.scoring import Distillation, score, static_logits, to_uint8
+from ltdd.scoring import Distillation, fkd_logits, score, static_logits, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.statistics import calibrate_statistics, synthetic_statistics
@@ -99,6 +100,8 @@ def distill(
             context.log.write("bad_image", file=left_out)
         context.log.write("data", **facts(data))
         made = build(context)
+        if config.relabeling.labels == "fkd":
+            made = dataclasses.replace(made, fkd=fkd_logits(context, made))
         publish(context, made)
         drift = statistics_drift(context, made)
         results = score(context, made, config.evaluation.student, config.relabeling.labels)
@@ -256,7 +259,7 @@ def build(context: Context) -> Distillation:
         images=images,
         images_key=images_key,
         labels=initial["labels"],
-        logits=logits - shift,
+        logits=pack(logits - shift, config.relabeling),
         tau=tau,
         shift=shift,
     )
@@ -368,6 +371,7 @@ def publish(context: Context, made: Distillation) -> None:
         made.images,
         made.labels,
         made.logits,
+        fkd=made.fkd,
         class_names=data.class_names,
         counts=data.counts,
         split_sha256=data.split_sha256,

@@ -13,7 +13,7 @@ from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
-from ltdd.stages.relabeling import fkd_bytes
+from ltdd.packing import check_packing, packed_bytes
 from ltdd.weights import load_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
@@ -38,8 +38,9 @@ def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
     images = config.ipc * data.num_classes
     pixels = images * data.channels * data.image_size**2
     labels = 0
-    if config.relabeling.labels == "fkd":
-        labels = fkd_bytes(config.evaluation.epochs, images, data.num_classes)
+    if config.relabeling.labels == "fkd":  # the stage's result in float16, and what is published
+        rows, classes = config.evaluation.epochs * images, data.num_classes
+        labels = 2 * rows * classes + packed_bytes(config.relabeling, rows, classes, 2)
     # Initial and recovered images as float32, the distilled ones as uint8 with float32 logits.
     stored = sum(experts) + 2 * 4 * pixels + pixels + 4 * images * data.num_classes + labels
     predictions = 8 * len(data.test_labels) * config.evaluation.seeds * 2
@@ -70,8 +71,10 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
     """Build every network once, so that a wrong name fails before hours of training.
 
     Raises:
-        UserError: unknown architecture, images too small for it, or an observer without BN layers.
+        UserError: unknown architecture, images too small for it, an observer without BN layers, or
+            labels that cannot be packed as asked.
     """
+    check_packing(config.relabeling, data.num_classes)
     experts = config.experts
     student = ("evaluation.student", config.evaluation.student, None)
     for field, name, file in [*expert_networks(experts), student]:

@@ -22,6 +22,8 @@ from ltdd.metrics import (
     label_robust_score,
     summarize,
 )
+from ltdd.models import build_model
+from ltdd.packing import PackedLogits, pack, packing_settings
 from ltdd.runtime import Runtime
 from ltdd.stages.evaluation import (
     LabelSource,
@@ -31,7 +33,7 @@ from ltdd.stages.evaluation import (
     train_student,
 )
 from ltdd.stages.initialization import initialize_images
-from ltdd.stages.relabeling import fkd_bytes, label_views
+from ltdd.stages.relabeling import label_views
 from ltdd.targets import LayerStatistics
 
 
@@ -48,9 +50,10 @@ class Distillation:
         images: uint8 (M, C, H, W).
         images_key: hash of everything that decided images and teacher.
         labels: int64 (M,).
-        logits: float32 (M, K), the teacher's, of the un-augmented images, calibrated.
+        logits: (M, K), the teacher's, of the un-augmented images, calibrated and packed.
         tau: strength of the label calibration, 0 without.
         shift: float32 (K,), what calibration subtracts from the teacher's logits.
+        fkd: (epochs, M, K), of every view, calibrated, if they are published too.
     """
 
     observer: nn.Module
@@ -61,9 +64,10 @@ class Distillation:
     images: Tensor
     images_key: str
     labels: Tensor
-    logits: Tensor
+    logits: PackedLogits
     tau: float
     shift: Tensor
+    fkd: PackedLogits | None = None
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,11 @@ def score(context: Context, made: Distillation, student: str, labels: str) -> di
         labels: what they learn from.
     """
     config, data = context.config, context.data
-    label_bytes = made.logits.numel() * made.logits.element_size()
+    label_bytes = {"static": made.logits.nbytes}
     if labels == "fkd":
-        label_bytes += fkd_bytes(config.evaluation.epochs, *made.logits.shape)
+        table = made.fkd or fkd_logits(context, made)
+        made = dataclasses.replace(made, fkd=table)
+        label_bytes["fkd"] = table.nbytes
     predictions = {
         "student": students(context, made, "student", labels),
         "teacher": context.predict(made.teacher)[None],
@@ -134,7 +140,8 @@ def score(context: Context, made: Distillation, student: str, labels: str) -> di
         "calibration": {"method": config.relabeling.calibration, "tau": made.tau},
         "stages": context.stages.costs,
         "files": context.stages.files,
-        "bytes": {"images": made.images.numel(), "labels": label_bytes},
+        "bytes": {"images": made.images.numel(), "labels": sum(label_bytes.values())},
+        "label_bytes": label_bytes,
         "ipc": config.ipc,
         "groups": dataclasses.asdict(accuracy_groups(data.counts)),
         "counts": list(data.counts),
@@ -204,17 +211,25 @@ def students(context: Context, made: Distillation, who: str, labels: str) -> Ten
     recipe = {k: v for k, v in settings.items() if k not in ("seeds", "baselines", "full_epochs")}
     if labels != "hard" and made.tau:
         recipe["tau"] = made.tau
+    if labels in ("static", "fkd"):  # of the others nothing is stored
+        recipe["packing"] = packing_settings(config.relabeling)
     rows = []
     for number in range(config.evaluation.seeds):
         given = {"who": who, "number": number, "labels": labels, "ipc": config.ipc}
         key = context.stages.key("evaluation", recipe | given, upstream)
 
         def compute(runtime: Runtime, number: int = number) -> dict[str, Tensor]:
+            data = context.data
+            with runtime.global_stream("evaluation", who, number):
+                model: nn.Module = build_model(
+                    config.evaluation.student, data.num_classes, data.image_size, data.channels
+                )
             model = train_student(
+                model,
                 images,
                 made.labels,
                 source,
-                context.data.num_classes,
+                data.num_classes,
                 schedule,
                 context.mean,
                 context.std,
@@ -239,8 +254,8 @@ def label_source(
 ) -> LabelSource | None:
     """Stage 5: return the teacher's labels of the given kind; ``hard`` has none.
 
-    Stored labels are the teacher's own; calibration is applied when they are read, so that it needs
-    no second table.
+    Stages store the teacher's own labels; calibration is applied when they are read, so that it
+    needs no second table, and packing too, so that students learn from what is published.
 
     Args:
         context: of the run.
@@ -259,22 +274,42 @@ def label_source(
         case "online":
             return shifted(online_labels(teacher, context.runtime), made.shift)
         case "static" if not compared.real:
-            return static_labels(made.logits)
+            return static_labels(made.logits[:])
         case "static":
             logits = stages.run(
                 "relabeling",
                 stages.key("relabeling", {"labels": "static"} | whose, upstream),
                 lambda runtime: {"logits": static_logits(context, teacher, images, runtime)},
             )["logits"]
-            return static_labels(logits - made.shift)
-    table = stages.run(
+            return static_labels(pack(logits - made.shift, context.config.relabeling)[:])
+    if made.fkd is not None and not compared.real:
+        return fkd_labels(made.fkd)
+    key = stages.key("relabeling", view_settings(schedule.config) | whose, upstream)
+    return fkd_labels(packed_views(context, made, images, schedule, key))
+
+
+def fkd_logits(context: Context, made: Distillation) -> PackedLogits:
+    """Stage 5: return the logits (epochs, M, K) of every view of the students' training."""
+    schedule = context.views()
+    key = context.stages.key("relabeling", view_settings(schedule.config), [made.images_key])
+    return packed_views(context, made, made.images, schedule, key)
+
+
+def packed_views(
+    context: Context, made: Distillation, images: Tensor, schedule: ViewSchedule, key: str
+) -> PackedLogits:
+    """Return the teacher's logits of a schedule's views, calibrated and packed."""
+    table = context.stages.run(
         "relabeling",
-        stages.key("relabeling", view_settings(schedule.config) | whose, upstream),
+        key,
         lambda runtime: {
-            "logits": label_views(images, teacher, schedule, context.mean, context.std, runtime)
+            "logits": label_views(
+                images, made.teacher, schedule, context.mean, context.std, runtime
+            )
         },
     )["logits"]
-    return shifted(fkd_labels(table), made.shift)
+    packed = pack(table, context.config.relabeling)
+    return dataclasses.replace(packed, shift=made.shift) if made.tau else packed
 
 
 def shifted(source: LabelSource, shift: Tensor) -> LabelSource:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ltdd.artifacts import DistilledSet, fingerprint, load, read_json, read_stage
+from ltdd.calibration import label_shift
+from ltdd.config import DistillConfig
+from ltdd.distilled import DATA, FKD
 from ltdd.errors import UserError
 from ltdd.files import read_sealed_tensors
+from ltdd.packing import pack
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ def _findings(folder: Path) -> Iterator[Finding]:
             yield _tried(name, lambda path=path: read_sealed_tensors(path))[1]  # type: ignore[misc]
         else:
             yield Finding(name, None, "not a file of this program")
+    if distilled is not None and (folder / "stages").is_dir():
+        yield _tried("soft labels", lambda: _labels(folder, distilled))[1]
     for path in sorted([*folder.glob("results.json"), *folder.glob("evaluations/*.json")]):
         name = path.relative_to(folder).as_posix()
         yield _tried(name, lambda path=path: _results(path))[1]  # type: ignore[misc]
@@ -87,6 +96,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _set(folder: Path, run: dict[str, Any] | None) -> DistilledSet:
     distilled = load(folder)
+    distilled.fkd_logits()
     manifest = distilled.manifest
     for name in ("config", "split_sha256") if run is not None else ():
         if run is not None and fingerprint(manifest.get(name)) != fingerprint(run.get(name)):
@@ -105,6 +115,32 @@ def _stage(path: Path, distilled: DistilledSet | None) -> None:
         recovered = (stored.tensors["images"] * 255).round().clamp(0, 255).to(torch.uint8)
         if not torch.equal(recovered, distilled.images):
             raise UserError("the recovered images are not those of data.safetensors")
+
+
+def _labels(folder: Path, distilled: DistilledSet) -> None:
+    """Check that published labels are those of a stage, as far as stages are there."""
+    manifest = distilled.manifest
+    if "soft_labels" not in manifest:  # of a version that did not pack
+        return
+    settings = DistillConfig.from_dict(manifest["config"]).relabeling
+    tau = float(manifest["student_recipe"].get("calibration_tau", 0.0))
+    shift = label_shift(tau, manifest["counts"])
+    found: dict[int, list[Tensor]] = {2: [], 3: []}  # static logits, logits of every view
+    for path in sorted((folder / "stages").glob("relabeling-*.safetensors")):
+        with contextlib.suppress(UserError):  # damaged, which is said of the file itself
+            logits = read_stage(path).tensors.get("logits")
+            if logits is not None and logits.ndim in found:
+                found[logits.ndim].append(logits)
+    table = distilled.fkd_logits()
+    _one_of(distilled.logits, [pack(logits - shift, settings)[:] for logits in found[2]], DATA)
+    if table is not None:
+        raw = dataclasses.replace(table, shift=None)
+        _one_of(raw[:], [pack(logits, settings)[:] for logits in found[3]], FKD)
+
+
+def _one_of(published: Tensor, stored: list[Tensor], file: str) -> None:
+    if stored and not any(torch.equal(published, logits) for logits in stored):
+        raise UserError(f"expected the labels of {file} in a stage, got only others")
 
 
 def _results(path: Path) -> None:

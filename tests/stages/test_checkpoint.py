@@ -17,6 +17,7 @@ from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, Statist
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
+from ltdd.models import build_model
 from ltdd.runtime import Runtime
 from ltdd.stages.evaluation import static_labels, train_student
 from ltdd.stages.experts import train_expert
@@ -72,7 +73,10 @@ def stage(
         images = data.train_images[: len(labels)]
         source = static_labels(torch.nn.functional.one_hot(labels, 3).float())
         schedule = ViewSchedule(3, len(labels), 8, 8, True, config)
-        parts = (images, labels, source, 3, schedule, mean, std, "student", 0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = build_model(config.student, 3, 8, 3)
+        parts = (model, images, labels, source, 3, schedule, mean, std, "student", 0)
         return list(train_student(*parts, runtime).state_dict().values())
 
     stages: dict[str, Stage] = {

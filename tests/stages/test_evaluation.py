@@ -15,6 +15,7 @@ from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.models import build_model
 from ltdd.runtime import Runtime
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
@@ -108,6 +109,17 @@ def changed(problem: dict[str, Any], **settings: Any) -> dict[str, Any]:
     }
 
 
+def untrained(problem: dict[str, Any], seed: int = 0) -> nn.Module:
+    """A new student of the architecture that the problem names."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(problem["schedule"].config.student, 3, 8, 3)
+
+
+def trained(problem: dict[str, Any], **other: Any) -> nn.Module:
+    return train_student(**({"model": untrained(problem)} | problem | other))
+
+
 def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> float:
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
@@ -118,8 +130,7 @@ def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> float:
 def test_a_student_learns(
     problem: dict[str, Any], balanced: LongTailedData, runtime: Runtime, log: Any, kind: str
 ) -> None:
-    given = problem | ({"source": None} if kind == "hard" else {})
-    model = train_student(**given)
+    model = trained(problem, **({"source": None} if kind == "hard" else {}))
     assert not model.training
     assert accuracy(model, balanced, runtime) > 0.9
     events = log.of("student")
@@ -128,43 +139,30 @@ def test_a_student_learns(
     assert events[-1]["loss"] < 0.85 * events[0]["loss"]
 
 
-def test_number_and_name_decide_the_student(problem: dict[str, Any]) -> None:
+def test_initial_parameters_decide_the_student(problem: dict[str, Any]) -> None:
     short = changed(problem, epochs=1)
 
-    def weights(**other: Any) -> Tensor:
-        return train_student(**(short | other)).classifier.weight
+    def weights(seed: int, **other: Any) -> Tensor:
+        return trained(short, model=untrained(short, seed), **other).classifier.weight
 
-    first = weights()
-    assert torch.equal(weights(), first)
-    assert not torch.equal(weights(number=1), first)
-    assert not torch.equal(weights(who="random_real"), first)
-
-
-@pytest.fixture
-def live(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The networks that `train_student` builds and steps, as opposed to their averages."""
-    built: list[nn.Module] = []
-
-    def build(*args: Any) -> nn.Module:
-        built.append(original(*args))
-        return built[-1]
-
-    original = evaluation.build_model
-    monkeypatch.setattr(evaluation, "build_model", build)
-    return built
+    first = weights(0)
+    assert torch.equal(weights(0), first)
+    assert torch.equal(weights(0, number=1, who="random_real"), first)  # names only
+    assert not torch.equal(weights(1), first)
 
 
-def test_the_last_iterate_without_averaging(problem: dict[str, Any], live: list[nn.Module]) -> None:
-    model = train_student(**changed(problem, epochs=2, ema_decay=0.0))
-    for ours, stepped in zip(model.parameters(), live[0].parameters(), strict=True):
+def test_the_last_iterate_without_averaging(problem: dict[str, Any]) -> None:
+    live = untrained(problem)
+    model = trained(changed(problem, epochs=2, ema_decay=0.0), model=live)
+    for ours, stepped in zip(model.parameters(), live.parameters(), strict=True):
         assert torch.equal(ours, stepped)
 
 
-def test_averaged_parameters_lag_and_buffers_are_live(
-    problem: dict[str, Any], live: list[nn.Module]
-) -> None:
-    model = train_student(**changed(problem, epochs=1, student="convnet3_bn"))
-    live_state = live[0].state_dict()
+def test_averaged_parameters_lag_and_buffers_are_live(problem: dict[str, Any]) -> None:
+    given = changed(problem, epochs=1, student="convnet3_bn")
+    live = untrained(given)
+    model = trained(given, model=live)
+    live_state = live.state_dict()
     assert int(live_state["body.0.1.num_batches_tracked"]) == 3
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, live_state[name]), name
@@ -175,7 +173,7 @@ def test_averaged_parameters_lag_and_buffers_are_live(
 
 
 def test_the_average_follows_its_formula(
-    problem: dict[str, Any], live: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+    problem: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iterates: list[Tensor] = []
     update = evaluation.AveragedModel.update_parameters
@@ -185,7 +183,7 @@ def test_the_average_follows_its_formula(
         update(self, model)
 
     monkeypatch.setattr(evaluation.AveragedModel, "update_parameters", spy)
-    model = train_student(**changed(problem, epochs=2))
+    model = trained(changed(problem, epochs=2))
     expected = iterates[0]
     for iterate in iterates[1:]:
         expected = 0.9 * expected + 0.1 * iterate
@@ -194,7 +192,7 @@ def test_the_average_follows_its_formula(
 
 
 def test_sgd_takes_its_step_and_keeps_its_momentum(
-    problem: dict[str, Any], live: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+    problem: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.optim.Optimizer] = []
     original = evaluation._optimizer
@@ -204,18 +202,19 @@ def test_sgd_takes_its_step_and_keeps_its_momentum(
         return made[-1]
 
     monkeypatch.setattr(evaluation, "_optimizer", watch)
-    train_student(**changed(problem, epochs=1, optimizer="sgd", momentum=0.5, learning_rate=0.01))
+    trained(changed(problem, epochs=1, optimizer="sgd", momentum=0.5, learning_rate=0.01))
     (optimizer,) = made
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
-def test_weight_decay_spares_vectors(problem: dict[str, Any], live: list[nn.Module]) -> None:
+def test_weight_decay_spares_vectors(problem: dict[str, Any]) -> None:
     # With a learning rate of 1e-3 and this decay a decayed tensor shrinks to 0.6 a step.
-    for decay in (0.0, 400.0):
-        train_student(**changed(problem, epochs=1, learning_rate=1e-3, weight_decay=decay))
-    free, decayed = live
+    free, decayed = untrained(problem), untrained(problem)
+    for model, decay in ((free, 0.0), (decayed, 400.0)):
+        given = changed(problem, epochs=1, learning_rate=1e-3, weight_decay=decay)
+        trained(given, model=model)
     for (name, ours), theirs in zip(decayed.named_parameters(), free.parameters(), strict=True):
         ratio = float(ours.detach().abs().mean() / theirs.detach().abs().mean())
         if ours.ndim > 1:
@@ -225,11 +224,11 @@ def test_weight_decay_spares_vectors(problem: dict[str, Any], live: list[nn.Modu
 
 
 def test_a_set_smaller_than_a_batch(problem: dict[str, Any]) -> None:
-    model = train_student(**changed(problem, batch_size=100, epochs=1))
+    model = trained(changed(problem, batch_size=100, epochs=1))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> None:
     bad = static_labels(torch.full((18, 3), float("inf")))
     with pytest.raises(UserError, match="evaluation: student: expected a finite loss at step 0"):
-        train_student(**(problem | {"source": bad}))
+        trained(problem, source=bad)

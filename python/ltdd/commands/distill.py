@@ -12,6 +12,8 @@ SUMMARY = "Distil a long-tailed image set, evaluate the result and write a repor
 def run(argv: Sequence[str]) -> None:
     """Run the command."""
     request = parse_distill(argv)
+    from ltdd.card import CARD, write_card
+    from ltdd.distilled import load
     from ltdd.events import EventPrinter, Sink
 
     if request.preset == "paper" and not request.quiet:
@@ -38,4 +40,6 @@ def run(argv: Sequence[str]) -> None:
         sinks=sinks,
     )
     report = write_report(request.out)
+    if not (request.out / CARD).exists():  # its owner may have edited it
+        write_card(load(request.out), request.out)
     print(report if request.quiet else f"\n{run_summary(results, request.out)}")

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ltdd.config import EvaluationConfig
 from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
-from ltdd.models import build_model
+from ltdd.packing import PackedLogits
 from ltdd.runtime import Runtime, check_finite
 
 LabelSource = Callable[[int, int, View, Tensor], Tensor]
@@ -31,9 +31,9 @@ def static_labels(logits: Tensor) -> LabelSource:
     return lambda epoch, start, view, batch: mixed(view, logits[view.indices])
 
 
-def fkd_labels(table: Tensor) -> LabelSource:
+def fkd_labels(table: PackedLogits) -> LabelSource:
     """Use the stored logits (epochs, M, K) of the very same views."""
-    return lambda epoch, start, view, batch: table[epoch, start : start + len(view.indices)].float()
+    return lambda epoch, start, view, batch: table[epoch, start : start + len(view.indices)]
 
 
 def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
@@ -50,6 +50,7 @@ def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
 
 
 def train_student(
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     source: LabelSource | None,
@@ -64,22 +65,21 @@ def train_student(
     """Train one student and return it with its averaged parameters, in evaluation mode.
 
     Args:
+        model: the student with its initial parameters; it ends as the last iterate.
         images: uint8 (M, C, H, W).
         labels: int64 (M,).
         source: gives teacher logits; None trains with the class labels alone (``hard``).
         num_classes: K.
         schedule: the views; its config also holds the optimizer's settings.
         mean, std: (C,), in units of [0, 1].
-        who: ``student`` or a baseline's name; names the random stream and the events.
-        number: which student; decides the initial parameters.
+        who: ``student`` or a baseline's name, for progress and events.
+        number: which student, for progress and events.
         runtime: device, precision, seed.
 
     Raises:
         UserError: the loss became NaN or infinite.
     """
     config, device = schedule.config, runtime.device
-    with runtime.global_stream("evaluation", who, number):
-        model = build_model(config.student, num_classes, images.shape[-1], images.shape[1])
     model = model.to(device).to(memory_format=torch.channels_last).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     images, mean, std = images.to(device), mean.to(device), std.to(device)

@@ -49,8 +49,3 @@ def label_views(
                 rows.append(logits.to(torch.float16).cpu())
             progress.step(images=len(images))
     return torch.cat(rows).view(epochs, len(images), -1)
-
-
-def fkd_bytes(epochs: int, num_images: int, num_classes: int) -> int:
-    """Return the size of the stored ``fkd`` logits in bytes (two per value)."""
-    return 2 * epochs * num_images * num_classes
