@@ -35,6 +35,7 @@ LAYERS = (
         "targets",
         "drift",
         "inference",
+        "chunks",
         "weights",
     ),
     ("stages",),
