@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -24,24 +26,42 @@ def some(fast: int, full: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("count", [fast, pytest.param(full, marks=pytest.mark.slow)])
 
 
-@some(2, 50)
+def stage_spans(out: Path) -> list[tuple[str, float]]:
+    """Return (stage, seconds until the next one starts) of a finished run, in order."""
+    log = [e for e in read_events(out / "events.jsonl") if e["event"] in ("stage_start", "done")]
+    moments = [datetime.datetime.fromisoformat(event["time"]) for event in log]
+    spans = [(b - a).total_seconds() for a, b in itertools.pairwise(moments)]
+    return [(event["stage"], seconds) for event, seconds in zip(log[:-1], spans, strict=True)]
+
+
+def stages_started(out: Path) -> int:
+    events = out / "events.jsonl"
+    return events.read_bytes().count(b'"stage_start"') if events.exists() else 0
+
+
+@some(3, 50)
 def test_killed_runs_end_like_undisturbed_ones(
     count: int, finished: Path, run_seconds: float, tmp_path: Path
 ) -> None:
     expected, moments = Outcome(finished), random.Random(count)
+    # Long and short stages are hit alike; before the first one lie reading the data and the lock.
+    spans = [("before the first", 0.1 * run_seconds), *stage_spans(finished)]
     stages: collections.Counter[str] = collections.Counter()
     equal = kills = 0
     out = tmp_path / "run"
     while kills < count:
+        target = (1 + 4 * kills) % len(spans)
+        _, seconds = spans[target]
         run = Forked(functools.partial(distill, out, moments.choice([0.0, 0.05, 60.0])))
-        time.sleep(moments.uniform(0, run_seconds))
+        while stages_started(out) < target and not run.has_ended():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, seconds))
         if not run.kill():  # it was quicker
             shutil.rmtree(out)
             continue
         kills += 1
-        events = read_events(out / "events.jsonl") if (out / "events.jsonl").exists() else []
-        started = [e["stage"] for e in events if e["event"] == "stage_start"]
-        stages[started[-1] if started else "before the first"] += 1
+        started = stages_started(out)
+        stages[spans[started][0]] += 1
         if started:
             assert [found for found in verify(out) if found.problem] == []
         assert Forked(functools.partial(distill, out)).wait() == 0
@@ -50,6 +70,7 @@ def test_killed_runs_end_like_undisturbed_ones(
         shutil.rmtree(out)
     print(f"equal after a kill: {equal}/{kills}; killed in {dict(stages)}")
     assert equal == kills
+    assert count < len(spans) or set(stages) == {stage for stage, _ in spans}
 
 
 @some(10, 200)

@@ -42,6 +42,11 @@ class Forked:
             finally:
                 os._exit(status)
 
+    def has_ended(self) -> bool:
+        """Return whether the process is gone; `wait` and `kill` still tell how."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, flags) is not None
+
     def kill(self) -> bool:
         """Send SIGKILL; return whether the process was still at work."""
         os.kill(self.pid, signal.SIGKILL)
