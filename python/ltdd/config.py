@@ -232,6 +232,9 @@ class DistillConfig:
     precision: Precision = "fp32"
     """`bf16` runs networks under autocast (statistics and losses stay in float32 or better); `auto`
     is bf16 on a GPU or a CPU with matrix tiles (AMX), where it is faster, and fp32 elsewhere."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits in every run, which is slower; on a CPU the
+    same number of threads always gives the same bits."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     initialization: InitializationConfig = field(default_factory=InitializationConfig)
