@@ -71,9 +71,7 @@ def test_frozen_networks_that_give_no_numbers_stop_every_stage(
     images, labels = data.test_images[:20], torch.arange(10).repeat_interleave(2)
     views = ViewSchedule(0, 20, 8, 8, False, TINY.evaluation)
     # The damage is behind the first batch norm, in front of the second.
-    with pytest.raises(
-        UserError, match=r"^statistics: expected a finite moment of layer 1 at"
-    ):
+    with pytest.raises(UserError, match=r"^statistics: expected a finite moment of layer 1 at"):
         calibrate_statistics(bad, data, TINY.statistics, runtime)
     with pytest.raises(UserError, match=r"^initialization: class 0: expected finite logits, got"):
         initialize_images(bad, data, 2, TINY.initialization, runtime)

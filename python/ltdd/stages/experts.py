@@ -316,11 +316,12 @@ def _schedule(
         return LambdaLR(optimizer, factor), False
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimizer, config.epochs), False
+    total = config.epochs * steps + 1
     one_cycle = OneCycleLR(
         optimizer,
         max_lr=config.learning_rate,
-        total_steps=config.epochs * steps + 1,
-        pct_start=0.2,
+        total_steps=total,
+        pct_start=max(0.2, 2 / total),  # one step up at least: over none, it divides by zero
         cycle_momentum=False,
     )
     return one_cycle, True
