@@ -244,14 +244,14 @@ torch.set_num_threads(1)
 runtime = Runtime(torch.device("cpu"), log=EventLog(Path("events.jsonl")))
 layers = [nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 model = nn.Sequential(*layers, nn.Linear(64, 10))
-images = torch.randint(0, 256, (300, 3, 64, 64), dtype=torch.uint8)
+images = torch.randint(0, 256, (160, 3, 64, 64), dtype=torch.uint8)
 mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
 expected = predict_logits(model, images, mean, std, runtime, 25)
-# 64 maps of 64x64 in float32 are 1 MiB an image, twice in all: 300 images need 600 MiB.
+# 64 maps of 64x64 in float32 are 1 MiB an image, twice in all: 160 images need 320 MiB.
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + (300 << 20)
+limit = pages * resource.getpagesize() + (160 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-found = predict_logits(model, images, mean, std, runtime, 300)
+found = predict_logits(model, images, mean, std, runtime, 160)
 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 """
 
@@ -260,5 +260,5 @@ def test_a_real_limit_is_met_by_smaller_chunks(tmp_path: Path) -> None:
     call = [sys.executable, "-c", UNDER_A_LIMIT]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert halvings(tmp_path)[0] == 150
-    assert "inference: out of memory with 300 images at once, goes on with 150" in done.stderr
+    assert halvings(tmp_path)[0] == 80
+    assert "inference: out of memory with 160 images at once, goes on with 80" in done.stderr
