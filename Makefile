@@ -29,11 +29,12 @@ else
   RUN := $(VENV)/bin/python
 endif
 
-.PHONY: help demo test test-cuda test-faults bench lint format typecheck clean
+.PHONY: help demo test test-cuda test-faults test-sanitized bench lint format typecheck clean
 help:
 	@echo "make demo       distil scikit-learn's digits, made long-tailed, into $(OUT)/report.html"
 	@echo "make test       lint, typecheck and run the tests"
-	@echo "make test-faults  kill runs, damage files and fill disks (takes an hour)"
+	@echo "make test-faults     kill runs, damage files and fill disks (takes minutes)"
+	@echo "make test-sanitized  run the operator tests under address and undefined-behaviour sanitizers"
 	@echo "make test-cuda  run the tests that need a GPU"
 	@echo "make bench      time the operators against plain PyTorch"
 	@echo "make lint       check style with ruff"
@@ -52,6 +53,9 @@ test: lint typecheck $(READY)
 # -s shows the figures that the tests print.
 test-faults: has-tools $(READY)
 	$(RUN) -m pytest -s -m "slow or not slow" tests/faults
+
+test-sanitized: has-tools $(READY)
+	$(RUN) tools/test_sanitized.py
 
 test-cuda: has-tools $(READY)
 	$(RUN) -m pytest -m cuda

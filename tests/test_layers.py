@@ -36,6 +36,7 @@ LAYERS = (
         "targets",
         "drift",
         "inference",
+        "chunks",
         "weights",
     ),
     ("stages",),

@@ -234,8 +234,9 @@ def open_run(out: Path, config: Mapping[str, Any], split_sha256: str) -> RunLock
     _check_same_run(out, run, config)
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out: cannot create {out}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out: cannot create {str(out)!r}: {reason}") from error
     lock = RunLock(out)
     try:
         _check_same_run(out, run, config)  # again: another process may have been quicker

@@ -237,6 +237,9 @@ class DistillConfig:
     precision: Precision = "fp32"
     """`bf16` runs networks under autocast (statistics and losses stay in float32 or better); `auto`
     is bf16 on a GPU or a CPU with matrix tiles (AMX), where it is faster, and fp32 elsewhere."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits in every run, which is slower; on a CPU the
+    same number of threads always gives the same bits."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     initialization: InitializationConfig = field(default_factory=InitializationConfig)
@@ -253,8 +256,10 @@ class DistillConfig:
         return listed
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
-        """Rebuild a configuration from `to_dict`; an unknown field is a UserError."""
+    def from_dict(cls, values: Any) -> DistillConfig:
+        """Rebuild a configuration from `to_dict`; anything else is a UserError."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"config: expected a mapping of fields, got {values!r}")
         known = {f.name for f in dataclasses.fields(cls)}
         merged: dict[str, Any] = {}
         for name, value in values.items():
@@ -347,6 +352,8 @@ def check(config: DistillConfig) -> None:
         )
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"config: expected device auto, cpu or cuda, got {config.device!r}")
+    if config.experts.nesterov and config.experts.momentum == 0:
+        raise UserError("config: expected experts.momentum > 0 with experts.nesterov, got 0")
 
 
 def _check_fields(prefix: str, config: Any) -> None:
@@ -358,18 +365,21 @@ def _check_fields(prefix: str, config: Any) -> None:
                 choices = ", ".join(str(c) for c in get_args(hint))
                 raise UserError(f"config: expected {name} to be one of {choices}; got {value!r}")
             continue
-        if (
-            value is None
-            or isinstance(value, (str, bool, tuple))
-            or dataclasses.is_dataclass(value)
-        ):
+        types = set(get_args(hint) or (hint,))
+        if value is None and type(None) in types:
             continue
-        _check_number(name, value)
+        if types & {int, float}:
+            _check_number(name, value, whole=float not in types)
+        elif not isinstance(value, get_origin(hint) or hint):
+            words = {str: "text", bool: "true or false"}.get(hint, "a list of names")
+            raise UserError(f"config: expected {name} to be {words}, got {value!r}")
 
 
-def _check_number(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"config: expected {name} to be a finite number, got {value!r}")
+def _check_number(name: str, value: Any, whole: bool) -> None:
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        kind = "whole" if whole else "finite"
+        raise UserError(f"config: expected {name} to be a {kind} number, got {value!r}")
     low, high = _RANGES.get(name, (0, math.inf))
     if not low <= value <= high:
         bound = f">= {low:g}" if high == math.inf else f"between {low:g} and {high:g}"

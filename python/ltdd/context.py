@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from ltdd.events import EVENTS, EventLog, Sink
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model
 from ltdd.models.ensemble import MeanLogits
-from ltdd.runtime import Runtime, keep_freed_memory
+from ltdd.runtime import Runtime, choose_kernels, keep_freed_memory
 from ltdd.stage_runner import StageRunner
 from ltdd.stages.experts import train_expert
 from ltdd.weights import Weights, load_weights, read_weights
@@ -95,7 +96,7 @@ class Context:
         runtime = Runtime.from_config(config, log, quiet)
         if runtime.device.type == "cpu":
             keep_freed_memory()
-        common = {
+        common: dict[str, Any] = {
             "split": data.split_sha256,
             "pixels": data.content_sha256,
             "image_size": data.image_size,
@@ -105,6 +106,8 @@ class Context:
             "precision": runtime.precision,
             "device": runtime.device.type,
         }
+        if choose_kernels(runtime.device, config.deterministic):
+            common["deterministic"] = True
         stages = StageRunner(out, common, runtime, log, stored, checkpoint_seconds, pool)
         return cls(config, data, out, log, runtime, stages)
 

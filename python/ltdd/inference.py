@@ -5,8 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ltdd.chunks import Chunks
 from ltdd.data.augment import normalise
+from ltdd.errors import UserError
 from ltdd.runtime import Runtime
+
+
+@torch.no_grad()
+def view_logits(model: nn.Module, views: Tensor, runtime: Runtime, chunks: Chunks) -> Tensor:
+    """Return the logits (N, K) of normalised images, as many at once as fit into memory.
+
+    Args:
+        model: network in evaluation mode.
+        views: float32 (N, C, H, W), normalised, on the runtime's device.
+        runtime: device and precision.
+        chunks: how many.
+
+    Returns:
+        (N, K), of the precision that the network computes in, on the same device.
+    """
+
+    def compute(part: slice) -> Tensor:
+        with runtime.autocast():
+            logits: Tensor = model(views[part])
+        return logits
+
+    return torch.cat(list(chunks.map(compute, len(views))))
 
 
 @torch.no_grad()
@@ -25,18 +49,43 @@ def predict_logits(
         images: (N, C, H, W), uint8 or float in [0, 1], on any device.
         mean, std: (C,), in units of [0, 1].
         runtime: device and precision.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, fewer if memory does not suffice.
 
     Returns:
         float32 (N, K) on the CPU.
+
+    Raises:
+        UserError: a logit is NaN or infinite.
     """
     was_training = model.training
     model.eval()
     mean, std = mean.to(runtime.device), std.to(runtime.device)
-    with runtime.autocast():
-        logits = [
-            model(normalise(batch.to(runtime.device), mean, std)).float().cpu()
-            for batch in images.split(batch_size)
-        ]
+
+    def compute(part: slice) -> Tensor:
+        with runtime.autocast():
+            logits: Tensor = model(normalise(images[part].to(runtime.device), mean, std))
+        return logits.float().cpu()
+
+    chunks = Chunks("inference", batch_size, runtime)
+    logits = torch.cat(list(chunks.map(compute, len(images))))
     model.train(was_training)
-    return torch.cat(logits)
+    check_logits(logits, "inference")
+    return logits
+
+
+def check_logits(logits: Tensor, stage: str) -> None:
+    """Refuse logits that are no numbers.
+
+    Args:
+        logits: (N, K).
+        stage: named in the message.
+
+    Raises:
+        UserError: names the stage and the first image.
+    """
+    bad = torch.nonzero(~torch.isfinite(logits).all(dim=1)).flatten()
+    if len(bad):
+        raise UserError(
+            f"{stage}: expected finite logits, got NaN or infinity for image {int(bad[0])}, the "
+            f"first of {len(bad)} of {len(logits)}; lower the learning rate or use --precision fp32"
+        )

@@ -159,7 +159,7 @@ def evaluate_all(
         UserError: the folder holds no finished run, or its data are no longer the same.
     """
     stored = load(out).manifest
-    config = DistillConfig.from_dict(stored["config"])
+    config = DistillConfig.from_dict(stored.get("config"))
     settings = [
         dataclasses.replace(
             config.evaluation, student=student, seeds=seeds, baselines=tuple(baselines)
@@ -169,15 +169,16 @@ def evaluate_all(
     asked = [dataclasses.replace(config, evaluation=evaluation) for evaluation in settings]
     if data is None:
         data = load_source(config, on_bad_image, quiet)
-    if data.split_sha256 != stored["split_sha256"]:
+    expected = str(stored.get("split_sha256"))
+    if data.split_sha256 != expected:
         raise UserError(
-            f"evaluate: expected the data of split {stored['split_sha256'][:12]}, "
+            f"evaluate: expected the data of split {expected[:12]}, "
             f"got split {data.split_sha256[:12]} from {config.data}"
         )
     for wanted in asked:
         check_networks(wanted, data)
     found = {}
-    with open_run(out, config.to_dict(), data.split_sha256):
+    with open_run(out, stored["config"], data.split_sha256):
         origin = provenance.collect(None)
         for wanted in asked:
             student = wanted.evaluation.student

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -139,6 +140,24 @@ def resolve_precision(name: Precision, device: torch.device) -> Literal["bf16", 
     if device.type == "cuda":
         return "bf16"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def choose_kernels(device: torch.device, deterministic: bool) -> bool:
+    """Let a GPU use all kernels, or only those that give the same bits in every run.
+
+    The choice holds for the whole process. An operator without such a kernel raises a RuntimeError
+    when it is called. On a CPU there is nothing to choose: the bits depend only on the number of
+    threads.
+
+    Returns:
+        Whether the choice decides a result's bits, so that it belongs into a stage's hash.
+    """
+    if device.type != "cuda":
+        return False
+    if deterministic:  # cuBLAS reads it when it starts, and repeats itself in a fixed workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    return deterministic
 
 
 def keep_freed_memory() -> bool:

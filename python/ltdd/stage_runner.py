@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ class StageRunner:
         if found is None:
             with checkpoint, Meter(self._runtime.device) as meter:
                 runtime = dataclasses.replace(self._runtime, checkpoint=checkpoint)
-                tensors = {k: v.detach().cpu().contiguous() for k, v in compute(runtime).items()}
+                with _deterministic_kernels_asked_for(name):
+                    computed = compute(runtime)
+                tensors = {k: v.detach().cpu().contiguous() for k, v in computed.items()}
             cost = {
                 "seconds": checkpoint.seconds_before + meter.seconds,
                 "peak_bytes": meter.peak_bytes,
@@ -94,6 +97,21 @@ class StageRunner:
         total["seconds"] += cost["seconds"]
         total["peak_bytes"] = max(total["peak_bytes"], cost["peak_bytes"])
         return tensors
+
+
+@contextmanager
+def _deterministic_kernels_asked_for(stage: str) -> Iterator[None]:
+    """Name an operator that has no deterministic kernel, where only such are allowed."""
+    try:
+        yield
+    except RuntimeError as error:
+        operator, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(
+            f"{stage}: expected operators with deterministic kernels, got {operator} without one; "
+            "use another architecture or --deterministic false"
+        ) from error
 
 
 def check_all_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
     assert Forked(lambda: distill(out)).wait() == 0
     return out
-
-
-@pytest.fixture(scope="session")
-def run_seconds(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long an undisturbed run takes in a process that has everything imported."""
-    start = time.monotonic()
-    out = tmp_path_factory.mktemp("timed") / "run"
-    assert Forked(lambda: distill(out)).wait() == 0
-    return time.monotonic() - start

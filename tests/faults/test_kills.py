@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.tiny_run import Forked, Outcome, distill
+from faults.tiny_run import Forked, Outcome, distill, smaller
 
 from ltdd.artifacts import open_run, read_events, read_json, write_json
 from ltdd.errors import FolderInUse
@@ -24,32 +26,56 @@ def some(fast: int, full: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("count", [fast, pytest.param(full, marks=pytest.mark.slow)])
 
 
-@some(2, 50)
-def test_killed_runs_end_like_undisturbed_ones(
-    count: int, finished: Path, run_seconds: float, tmp_path: Path
-) -> None:
+def stage_spans(out: Path) -> list[tuple[str, float]]:
+    """Return (stage, seconds until the next one starts) of a finished run, in order."""
+    log = [e for e in read_events(out / "events.jsonl") if e["event"] in ("stage_start", "done")]
+    moments = [datetime.datetime.fromisoformat(event["time"]) for event in log]
+    spans = [(b - a).total_seconds() for a, b in itertools.pairwise(moments)]
+    return [(event["stage"], seconds) for event, seconds in zip(log[:-1], spans, strict=True)]
+
+
+def stages_started(out: Path) -> int:
+    events = out / "events.jsonl"
+    return events.read_bytes().count(b'"stage_start"') if events.exists() else 0
+
+
+@some(3, 50)
+def test_killed_runs_end_like_undisturbed_ones(count: int, tmp_path: Path) -> None:
+    start = functools.partial(distill, config=smaller(tmp_path / "data"))
+    finished = tmp_path / "finished"
+    for _ in range(2):  # the second is as quick as those that follow
+        shutil.rmtree(finished, ignore_errors=True)
+        begun = time.monotonic()
+        assert Forked(functools.partial(start, finished)).wait() == 0
     expected, moments = Outcome(finished), random.Random(count)
+    # Long and short stages are hit alike; before the first one lie reading the data and the lock.
+    run_seconds, spans = time.monotonic() - begun, stage_spans(finished)
+    spans.insert(0, ("before the first", run_seconds - sum(seconds for _, seconds in spans)))
     stages: collections.Counter[str] = collections.Counter()
     equal = kills = 0
     out = tmp_path / "run"
     while kills < count:
-        run = Forked(functools.partial(distill, out, moments.choice([0.0, 0.05, 60.0])))
-        time.sleep(moments.uniform(0, run_seconds))
+        target = (1 + 5 * kills) % len(spans)  # all of them, in strides
+        _, seconds = spans[target]
+        run = Forked(functools.partial(start, out, moments.choice([0.0, 0.05, 60.0])))
+        while stages_started(out) < target and not run.has_ended():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, seconds))
         if not run.kill():  # it was quicker
             shutil.rmtree(out)
             continue
         kills += 1
-        events = read_events(out / "events.jsonl") if (out / "events.jsonl").exists() else []
-        started = [e["stage"] for e in events if e["event"] == "stage_start"]
-        stages[started[-1] if started else "before the first"] += 1
+        started = stages_started(out)
+        stages[spans[started][0]] += 1
         if started:
             assert [found for found in verify(out) if found.problem] == []
-        assert Forked(functools.partial(distill, out)).wait() == 0
+        assert Forked(functools.partial(start, out)).wait() == 0
         assert list(out.glob("stages/*.checkpoint")) == []
         equal += Outcome(out) == expected
         shutil.rmtree(out)
     print(f"equal after a kill: {equal}/{kills}; killed in {dict(stages)}")
     assert equal == kills
+    assert count < len(spans) or set(stages) == {stage for stage, _ in spans}
 
 
 @some(10, 200)

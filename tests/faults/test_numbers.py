@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from faults.tiny_run import TINY, distill
 from PIL import Image
+from torch import nn
 
 from ltdd import pipeline
 from ltdd.artifacts import load
+from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
+from ltdd.inference import predict_logits
+from ltdd.models import build_model
+from ltdd.runtime import Runtime
+from ltdd.stages.initialization import initialize_images
+from ltdd.stages.recovery import recover_images
+from ltdd.stages.relabeling import label_views
+from ltdd.stages.statistics import calibrate_statistics
 from ltdd.verify import verify
 
 
@@ -32,6 +43,56 @@ def test_diverging_stages_stop_and_keep_what_is_good(
         pipeline.distill(dataclasses.replace(TINY, **{stage: settings}), tmp_path, quiet=True)
     assert "\n" not in str(failure.value)
     assert [found for found in verify(tmp_path) if found.problem] == []
+
+
+@pytest.fixture(scope="module")
+def data() -> LongTailedData:
+    return load_data(TINY.data, TINY.imbalance_factor)
+
+
+def network(data: LongTailedData, damage: float) -> nn.Module:
+    """Return a network in which one number has been replaced."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("convnet3_bn", data.num_classes, data.image_size, data.channels)
+    parameters = dict(model.named_parameters())
+    damaged = parameters["classifier.bias" if damage == 1e6 else "body.1.0.weight"]
+    damaged.data.view(-1)[0] = damage
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("damage", [math.nan, math.inf])
+def test_frozen_networks_that_give_no_numbers_stop_every_stage(
+    damage: float, data: LongTailedData
+) -> None:
+    good, bad = network(data, 0.5), network(data, damage)
+    runtime = Runtime(torch.device("cpu"), quiet=True)
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    images, labels = data.test_images[:20], torch.arange(10).repeat_interleave(2)
+    views = ViewSchedule(0, 20, 8, 8, False, TINY.evaluation)
+    # The damage is behind the first batch norm, in front of the second.
+    with pytest.raises(UserError, match=r"^statistics: expected a finite moment of layer 1 at"):
+        calibrate_statistics(bad, data, TINY.statistics, runtime)
+    with pytest.raises(UserError, match=r"^initialization: class 0: expected finite logits, got"):
+        initialize_images(bad, data, 2, TINY.initialization, runtime)
+    statistics = calibrate_statistics(good, data, TINY.statistics, runtime)
+    with pytest.raises(UserError, match=r"^recovery: expected a finite loss at step 0, got"):
+        recover_images(
+            images / 255, labels, bad, statistics, mean, std, False,
+            TINY.recovery, TINY.statistics, runtime,
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits, got"):
+        label_views(images, bad, views, mean, std, runtime)
+    with pytest.raises(UserError, match=r"^inference: expected finite logits, .* for image 0"):
+        predict_logits(bad, images, mean, std, runtime)
+
+
+def test_logits_that_float16_cannot_hold_stop_relabeling(data: LongTailedData) -> None:
+    views = ViewSchedule(0, 20, 8, 8, False, TINY.evaluation)
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    runtime = Runtime(torch.device("cpu"), quiet=True)
+    with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits"):
+        label_views(data.test_images[:20], network(data, 1e6), views, mean, std, runtime)
 
 
 def test_constant_images_and_one_image_a_class(tmp_path: Path) -> None:

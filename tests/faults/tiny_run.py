@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -9,6 +10,10 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from ltdd import pipeline
 from ltdd.artifacts import read_json
@@ -42,6 +47,11 @@ class Forked:
             finally:
                 os._exit(status)
 
+    def has_ended(self) -> bool:
+        """Return whether the process is gone; `wait` and `kill` still tell how."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, flags) is not None
+
     def kill(self) -> bool:
         """Send SIGKILL; return whether the process was still at work."""
         os.kill(self.pid, signal.SIGKILL)
@@ -63,8 +73,23 @@ class Outcome:
         return isinstance(other, Outcome) and vars(self) == vars(other)
 
 
-def distill(out: Path, checkpoint_seconds: float = 60.0) -> None:
-    pipeline.distill(TINY, out, quiet=True, checkpoint_seconds=checkpoint_seconds)
+def distill(out: Path, checkpoint_seconds: float = 60.0, config: DistillConfig = TINY) -> None:
+    pipeline.distill(config, out, quiet=True, checkpoint_seconds=checkpoint_seconds)
+
+
+def smaller(folder: Path) -> DistillConfig:
+    """Return a run of all stages in under a second, on digits written to a folder."""
+    digits = load_digits()
+    for label, count in enumerate((24, 8, 2)):
+        images = digits.images[digits.target == label]
+        for part, chosen in (("train", images[:count]), ("test", images[count : count + 10])):
+            (folder / part / str(label)).mkdir(parents=True)
+            for number, image in enumerate(chosen):
+                pixels = Image.fromarray((image * 15).astype(np.uint8))
+                pixels.save(folder / part / str(label) / f"{number}.png")
+    experts = dataclasses.replace(TINY.experts, batch_size=8)
+    data = f"imagefolder:{folder}"
+    return dataclasses.replace(TINY, data=data, imbalance_factor=None, experts=experts)
 
 
 def open_to_others(folder: Path) -> None:

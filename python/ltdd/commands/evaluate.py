@@ -53,23 +53,23 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"expected --labels {', '.join(_LABELS)}; got {options.labels!r}")
     if options.seeds is not None and options.seeds < 1:
         raise UserError(f"expected --seeds 1 or more, got {options.seeds}")
-    from ltdd.distilled import read_manifest
-
-    folder = Path(options.folder)
-    recipe = read_manifest(folder)["student_recipe"]
-    architectures = list(dict.fromkeys((options.arch or recipe["student"]).split(",")))
+    from ltdd.config import DistillConfig
+    from ltdd.distilled import load
     from ltdd.pipeline import evaluate_all
     from ltdd.report import write_report
     from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
     from ltdd.summary import accuracy_table
     from ltdd.tables import architecture_tables
 
+    folder = Path(options.folder)
+    config = DistillConfig.from_dict(load(folder).manifest.get("config"))
+    architectures = list(dict.fromkeys((options.arch or config.evaluation.student).split(",")))
     wanted = (LRS_BASELINES if options.lrs else ()) + (ARS_BASELINES if options.ars else ())
     results = evaluate_all(
         folder,
         architectures,
-        options.seeds or recipe["seeds"],
-        cast(Labels, options.labels or recipe["labels"]),
+        options.seeds or config.evaluation.seeds,
+        cast(Labels, options.labels or config.relabeling.labels),
         options.quiet,
         options.on_bad_image,
         baselines=list(dict.fromkeys(wanted)),

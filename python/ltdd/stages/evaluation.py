@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ltdd.chunks import Chunks, whole_batch
 from ltdd.config import EvaluationConfig
 from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
+from ltdd.inference import view_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.packing import PackedLogits
 from ltdd.runtime import Runtime, check_finite
@@ -39,16 +41,15 @@ def fkd_labels(table: PackedLogits) -> LabelSource:
 def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
     """Ask the teacher while the student trains."""
 
-    @torch.no_grad()
     def ask(epoch: int, start: int, view: View, batch: Tensor) -> Tensor:
-        with runtime.autocast():
-            logits: Tensor = teacher(batch)
-        return logits.to(torch.float16).float()
+        chunks = Chunks("relabeling", len(batch), runtime)
+        return view_logits(teacher, batch, runtime, chunks).to(torch.float16).float()
 
     teacher.eval()
     return ask
 
 
+@whole_batch("evaluation", "evaluation.batch_size")
 def train_student(
     model: nn.Module,
     images: Tensor,
@@ -77,7 +78,7 @@ def train_student(
         runtime: device, precision, seed.
 
     Raises:
-        UserError: the loss became NaN or infinite.
+        UserError: the loss became NaN or infinite, or a batch does not fit into memory.
     """
     config, device = schedule.config, runtime.device
     model = model.to(device).to(memory_format=torch.channels_last).train()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from ltdd.chunks import whole_batch
 from ltdd.config import ExpertsConfig
 from ltdd.data.augment import crop, cut_box, normalise, pad_crop_flip, paste, random_crops
 from ltdd.data.colour import distort
@@ -184,6 +185,7 @@ def _fits(images: Tensor, device: torch.device) -> bool:
     return device.type == "cpu" or 4 * images.numel() < torch.cuda.mem_get_info(device)[0]
 
 
+@whole_batch("experts", "experts.batch_size")
 def train_expert(
     role: str,
     architecture: str,
@@ -205,7 +207,7 @@ def train_expert(
         runtime: device, precision, seed.
 
     Raises:
-        UserError: the loss became NaN or infinite.
+        UserError: the loss became NaN or infinite, or a batch does not fit into memory.
     """
     with runtime.global_stream("experts", role, "parameters"):
         backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
@@ -314,11 +316,12 @@ def _schedule(
         return LambdaLR(optimizer, factor), False
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimizer, config.epochs), False
+    total = config.epochs * steps + 1
     one_cycle = OneCycleLR(
         optimizer,
         max_lr=config.learning_rate,
-        total_steps=config.epochs * steps + 1,
-        pct_start=0.2,
+        total_steps=total,
+        pct_start=max(0.2, 2 / total),  # one step up at least: over none, it divides by zero
         cycle_momentum=False,
     )
     return one_cycle, True

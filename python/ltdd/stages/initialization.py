@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltdd.chunks import Chunks
 from ltdd.config import InitializationConfig
-from ltdd.data.augment import Crops, crop, random_crops
+from ltdd.data.augment import Crops, crop, normalise, random_crops
 from ltdd.data.datasets import LongTailedData
-from ltdd.inference import predict_logits
+from ltdd.inference import check_logits, view_logits
 from ltdd.runtime import Runtime
 
-SCORING_BATCH = 500  # crops rendered at once; bounds memory, does not change a result
+SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def initialize_images(
         runtime: device, precision, seed.
     """
     images, sources = [], []
+    teacher.eval()
+    chunks = Chunks("initialization", SCORING_BATCH, runtime)
     with runtime.progress(data.num_classes, "initialization") as progress:
         for label in range(data.num_classes):
             members = torch.nonzero(data.train_labels == label).flatten()
             match config.method:
                 case "scored_crops":
                     chosen, source = _scored_crops(
-                        teacher, data, members, label, ipc, config, runtime
+                        teacher, data, members, label, ipc, config, runtime, chunks
                     )
                 case "random_real":
                     source = members[_cycled_draw(len(members), ipc, label, runtime)]
@@ -98,6 +101,7 @@ def _scored_crops(
     ipc: int,
     config: InitializationConfig,
     runtime: Runtime,
+    chunks: Chunks,
 ) -> tuple[Tensor, Tensor]:
     per_image = config.crops_per_image
     boxes: list[Tensor] = []
@@ -110,7 +114,7 @@ def _scored_crops(
         ).boxes
         source = members.repeat_interleave(per_image)
         boxes.append(drawn)
-        scores.append(_score(teacher, data, source, drawn, label, runtime))
+        scores.append(_score(teacher, data, source, drawn, label, runtime, chunks))
     # (refill, image, crop) -> one row of scores an image
     table = torch.cat([s.view(len(members), per_image) for s in scores], dim=1)
     image, column = select_in_rounds(table, ipc)
@@ -128,16 +132,18 @@ def _score(
     boxes: Tensor,
     label: int,
     runtime: Runtime,
+    chunks: Chunks,
 ) -> Tensor:
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    scores = []
-    for start in range(0, len(source), SCORING_BATCH):
-        indices, part = (v[start : start + SCORING_BATCH] for v in (source, boxes))
-        crops = Crops(part, torch.zeros(len(part), dtype=torch.bool))
-        views = crop(data.train_images[indices].to(runtime.device) / 255, crops)
-        logits = predict_logits(teacher, views, mean, std, runtime)
-        scores.append(F.log_softmax(logits, dim=1)[:, label])
-    return torch.cat(scores)
+    mean, std = (torch.tensor(v, device=runtime.device) for v in (data.mean, data.std))
+
+    def compute(part: slice) -> Tensor:
+        crops = Crops(boxes[part], torch.zeros(len(boxes[part]), dtype=torch.bool))
+        views = crop(data.train_images[source[part]].to(runtime.device) / 255, crops)
+        return view_logits(teacher, normalise(views, mean, std), runtime, chunks).float().cpu()
+
+    logits = torch.cat(list(chunks.map(compute, len(source))))
+    check_logits(logits, f"initialization: class {label}")
+    return F.log_softmax(logits, dim=1)[:, label]
 
 
 def select_in_rounds(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:

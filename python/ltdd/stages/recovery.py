@@ -8,6 +8,7 @@ does not grow with ipc. Every image draws its own crop in every iteration.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltdd.chunks import Chunks
 from ltdd.config import RecoveryConfig, StatisticsConfig
-from ltdd.data.augment import crop, random_crops
+from ltdd.data.augment import Crops, crop, random_crops
 from ltdd.observation import Observer
 from ltdd.progress import Progress
 from ltdd.runtime import Runtime, check_finite
@@ -83,6 +85,7 @@ def recover_images(
     recorders = [(Observer(network, runtime.ops), own) for network, own in observers]
     num_classes = len(recorders[0][1][0].count)
     plan = plan_batches(num_classes, len(labels) // num_classes, config.max_batch)
+    chunks = Chunks("recovery", max(len(part) for part in plan), runtime)
     shift, scale = (v.view(-1, 1, 1).to(runtime.device) for v in (mean, std))
     restored = runtime.checkpoint.restore()
     result = restored.get("result", result)
@@ -95,7 +98,7 @@ def recover_images(
                 continue
             start = (images[positions].to(runtime.device) - shift) / scale
             aims = [_Aim(*observed, labels[positions], targets, runtime) for observed in recorders]
-            problem = _Batch(start, labels[positions], aims, config, runtime)
+            problem = _Batch(start, labels[positions], aims, config, chunks, runtime)
             bounds = (-shift / scale, (1 - shift) / scale)
             state = restored if number == current else {}
             pixels = problem.optimise(number, bounds, flip, progress, result, state)
@@ -131,32 +134,62 @@ class _Batch:
         labels: Tensor,
         aims: Sequence[_Aim],
         config: RecoveryConfig,
+        chunks: Chunks,
         runtime: Runtime,
     ) -> None:
         self.pixels = pixels.detach().requires_grad_()
         self.labels = labels.to(runtime.device)
         self.aims, self.aim = aims, aims[0]
-        self.config, self.runtime = config, runtime
+        self.config, self.chunks, self.runtime = config, chunks, runtime
 
-    def objective(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (alignment, cross-entropy) of the augmented images."""
-        aim = self.aim
-        weights = [self.config.first_layer_weight] + [1.0] * (len(aim.global_means) - 1)
-        with self.runtime.autocast():
-            logits, moments = aim.recorder(views)
+    def objective(self, crops: Crops, chunk: int) -> tuple[Tensor, Tensor]:
+        """Set the gradient of the pixels; return (alignment, cross-entropy).
+
+        The objective is one of the whole batch, but it sees the images through a few rows each:
+        moments and logits. Its gradient by these rows is all that an image's own backward pass
+        needs. Smaller chunks therefore compute the same, with a second forward pass.
+
+        Args:
+            crops: one crop per image.
+            chunk: images that go through the network at once.
+        """
+        aim, config = self.aim, self.config
+        weights = [config.first_layer_weight] + [1.0] * (len(aim.global_means) - 1)
+        parts = [slice(start, start + chunk) for start in range(0, len(self.labels), chunk)]
+        with torch.set_grad_enabled(len(parts) == 1):
+            made = [self._rows(crops, part) for part in parts]
+        sizes = made[0][1]
+        columns = zip(*(own for own, _ in made), strict=True)
+        rows = [torch.cat(column).detach().requires_grad_() for column in columns]
+        logits, means, m2s = rows[0], rows[1::2], rows[2::2]
         alignment = self.runtime.ops.align_loss(
-            [rows.mean for rows in moments],
-            [rows.m2 for rows in moments],
-            [rows.spatial_size for rows in moments],
+            means,
+            m2s,
+            sizes,
             self.labels,
             aim.global_means,
             aim.global_vars,
             aim.class_means,
             aim.class_vars,
             weights,
-            self.config.class_alignment_weight,
+            config.class_alignment_weight,
         )
-        return alignment, F.cross_entropy(logits.float(), self.labels)
+        cross_entropy = F.cross_entropy(logits, self.labels)
+        loss = config.classification_weight * cross_entropy + config.alignment_weight * alignment
+        gradients = torch.autograd.grad(loss, rows)
+        self.pixels.grad = None
+        for part in parts:
+            own, _ = made[0] if len(parts) == 1 else self._rows(crops, part)
+            torch.autograd.backward(own, [gradient[part] for gradient in gradients])
+        return alignment.detach(), cross_entropy.detach()
+
+    def _rows(self, crops: Crops, part: slice) -> tuple[list[Tensor], list[int]]:
+        """Return logits, then mean and m2 of every layer, of a part; and the layers' pixels."""
+        views = crop(self.pixels[part], Crops(crops.boxes[part], crops.mirrored[part]))
+        with self.runtime.autocast():
+            logits, moments = self.aim.recorder(views)
+        rows = [logits.float(), *(row for layer in moments for row in (layer.mean, layer.m2))]
+        return rows, [layer.spatial_size for layer in moments]
 
     def optimise(
         self,
@@ -189,13 +222,13 @@ class _Batch:
             self.aim = self.aims[iteration % len(self.aims)]
             generator = runtime.stream("recovery", number, iteration)
             crops = random_crops(len(self.labels), config.crop_min_scale, flip, generator)
-            alignment, cross_entropy = self.objective(crop(self.pixels, crops))
+            alignment, cross_entropy = self.chunks.fit(
+                functools.partial(self.objective, crops), len(self.labels)
+            )
             loss = (
                 config.classification_weight * cross_entropy + config.alignment_weight * alignment
             )
-            value = check_finite(loss.detach(), "recovery", iteration, "loss")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value = check_finite(loss, "recovery", iteration, "loss")
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -206,8 +239,8 @@ class _Batch:
                     iteration=iteration,
                     batch=number,
                     loss=value,
-                    alignment=float(alignment.detach()),
-                    cross_entropy=float(cross_entropy.detach()),
+                    alignment=float(alignment),
+                    cross_entropy=float(cross_entropy),
                 )
             progress.step(f"loss {value:.3f}", len(self.labels))
             runtime.checkpoint.step(

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ltdd.chunks import Chunks
 from ltdd.data.views import ViewSchedule
+from ltdd.inference import check_logits, view_logits
 from ltdd.runtime import Runtime
 
 
@@ -34,18 +36,22 @@ def label_views(
 
     Returns:
         float16 (epochs, M, K) on the CPU; row [e, i] belongs to the i-th image shown in epoch e.
+
+    Raises:
+        UserError: a logit is NaN, infinite or too large for float16.
     """
     teacher.eval()
     epochs = schedule.config.epochs
     images = images.to(runtime.device)
     mean, std = mean.to(runtime.device), std.to(runtime.device)
+    chunks = Chunks("relabeling", schedule.config.batch_size, runtime)
     rows: list[Tensor] = []
     with runtime.progress(epochs, "relabeling") as progress:
         for epoch in range(epochs):
             for view in schedule.epoch(epoch):
                 batch = schedule.render(view, images, mean, std)
-                with runtime.autocast():
-                    logits = teacher(batch)
+                logits = view_logits(teacher, batch, runtime, chunks)
                 rows.append(logits.to(torch.float16).cpu())
+                check_logits(rows[-1], f"relabeling: epoch {epoch}")
             progress.step(images=len(images))
     return torch.cat(rows).view(epochs, len(images), -1)

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ltdd.chunks import Chunks
 from ltdd.config import StatisticsConfig
 from ltdd.data.augment import crop, normalise, random_crops
 from ltdd.data.datasets import LongTailedData
 from ltdd.observation import Observer, running_statistics
 from ltdd.progress import Progress
-from ltdd.runtime import Runtime
+from ltdd.runtime import Runtime, check_finite
 from ltdd.targets import LayerStatistics
+from ltdd_ext.nn import LayerMoments
 
 VIEWS = 4  # crops an image that are measured of synthetic images
 
@@ -37,12 +39,17 @@ def calibrate_statistics(
 
     Returns:
         One `LayerStatistics` a layer, in order of registration.
+
+    Raises:
+        UserError: a moment is NaN or infinite.
     """
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     parts = torch.arange(len(data.train_labels)).split(config.batch_size)
     batches = ((data.train_images[part], data.train_labels[part]) for part in parts)
     with runtime.progress(len(parts), "statistics") as progress:
-        return _class_statistics(observer, batches, data.num_classes, mean, std, progress, runtime)
+        return _class_statistics(
+            observer, batches, data.num_classes, mean, std, config, progress, runtime
+        )
 
 
 @torch.no_grad()
@@ -83,7 +90,9 @@ def synthetic_statistics(
 
     num_classes = int(labels.max()) + 1
     with runtime.progress(draws * len(parts), "statistics of the synthetic images") as progress:
-        return _class_statistics(observer, batches(), num_classes, mean, std, progress, runtime)
+        return _class_statistics(
+            observer, batches(), num_classes, mean, std, config, progress, runtime
+        )
 
 
 def _class_statistics(
@@ -92,19 +101,30 @@ def _class_statistics(
     num_classes: int,
     mean: Tensor,
     std: Tensor,
+    config: StatisticsConfig,
     progress: Progress,
     runtime: Runtime,
 ) -> list[LayerStatistics]:
     recorder = Observer(observer, runtime.ops)
     mean, std = mean.to(runtime.device), std.to(runtime.device)
     states = [_empty_state(num_classes, layer.num_features, runtime) for layer in recorder.layers]
-    for images, labels in batches:
-        with runtime.autocast():
-            _, moments = recorder(normalise(images.to(runtime.device), mean, std))
-        for state, rows in zip(states, moments, strict=True):
-            runtime.ops.class_moments_update_(
-                *state, rows.mean, rows.m2, rows.spatial_size, labels.to(runtime.device)
-            )
+    chunks = Chunks("statistics", config.batch_size, runtime)
+    for step, (images, labels) in enumerate(batches):
+
+        def observe(
+            part: slice, images: Tensor = images, labels: Tensor = labels
+        ) -> tuple[Tensor, list[LayerMoments]]:
+            with runtime.autocast():
+                _, moments = recorder(normalise(images[part].to(runtime.device), mean, std))
+            return labels[part].to(runtime.device), moments
+
+        for owners, moments in chunks.map(observe, len(labels)):
+            for layer, (state, rows) in enumerate(zip(states, moments, strict=True)):
+                # Every pixel is in the second moment, so it tells about the mean too.
+                check_finite(rows.m2.sum(), "statistics", step, f"moment of layer {layer}")
+                runtime.ops.class_moments_update_(
+                    *state, rows.mean, rows.m2, rows.spatial_size, owners
+                )
         progress.step(images=len(labels))
     layers = []
     for state, running in zip(states, running_statistics(recorder.layers), strict=True):

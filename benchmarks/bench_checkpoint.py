@@ -1,0 +1,120 @@
+"""What saving the state of unfinished stages costs, at CIFAR size: experts, recovery, students.
+
+Steps with and without a save alternate, so that other work on the machine costs both the same; all
+times are those of the clock, waiting for the disk included. A run saves once in `DEFAULT_SECONDS`,
+so the share of a stage's time is that of one save in that many seconds of steps.
+
+``python -m benchmarks -s -k saving`` prints the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.timing import keep_freed_pages
+from ltdd.checkpoint import DEFAULT_SECONDS, StageCheckpoint
+from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
+from ltdd.data.datasets import LongTailedData
+from ltdd.data.views import ViewSchedule
+from ltdd.models import build_model
+from ltdd.runtime import Runtime
+from ltdd.stages.evaluation import train_student
+from ltdd.stages.experts import train_expert
+from ltdd.stages.recovery import recover_images
+from ltdd.stages.statistics import calibrate_statistics
+
+CLASSES, SIDE, PER_CLASS = 10, 32, 20
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+LIMIT = 0.03
+
+
+def noise() -> LongTailedData:
+    """Return images of CIFAR's shape; their content does not decide how long anything takes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    shape = (len(labels), 3, SIDE, SIDE)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    names = tuple(map(str, range(CLASSES)))
+    return LongTailedData(images, labels, images, labels, names, MEAN, STD, "0" * 64, "noise")
+
+
+class TimedCheckpoint(StageCheckpoint):
+    """Saves after every second step, and notes how long steps and saves take."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "key", seconds=0.0)
+        self._calls: list[tuple[float, float]] = []
+
+    def step(self, **state: Any) -> None:
+        begun = time.monotonic()
+        if len(self._calls) % 2:
+            super().step(**state)
+        self._calls.append((begun, time.monotonic()))
+
+    @property
+    def step_seconds(self) -> float:
+        """Median time of a step, without saving."""
+        pairs = itertools.pairwise(self._calls)
+        return statistics.median(begun - ended for (_, ended), (begun, _) in pairs)
+
+    @property
+    def save_seconds(self) -> float:
+        """Median time of a save."""
+        return statistics.median(ended - begun for begun, ended in self._calls[1::2])
+
+
+def experts(data: LongTailedData, runtime: Runtime) -> None:
+    config = ExpertsConfig(observer="convnet3_bn", epochs=4, batch_size=64)
+    train_expert("observer", "convnet3_bn", data, config, True, runtime)
+
+
+def recovery(data: LongTailedData, runtime: Runtime) -> None:
+    torch.manual_seed(0)
+    observer = build_model("convnet3_bn", CLASSES, SIDE, 3).eval()
+    config, targets = RecoveryConfig(iterations=10, max_batch=100), StatisticsConfig()
+    plain = dataclasses.replace(runtime, checkpoint=Runtime(runtime.device).checkpoint)
+    recover_images(
+        data.train_images.view(CLASSES, PER_CLASS, 3, SIDE, SIDE)[:, :10].flatten(0, 1) / 255,
+        torch.arange(CLASSES).repeat_interleave(10),
+        observer,
+        calibrate_statistics(observer, data, targets, plain),
+        torch.tensor(MEAN),
+        torch.tensor(STD),
+        True,
+        config,
+        targets,
+        runtime,
+    )
+
+
+def students(data: LongTailedData, runtime: Runtime) -> None:
+    config = EvaluationConfig(epochs=6)
+    images, labels = data.train_images[:100], data.train_labels[:100]
+    views = ViewSchedule(0, 100, SIDE, SIDE, True, config)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    train_student(images, labels, None, CLASSES, views, mean, std, "student", 0, runtime)
+
+
+@pytest.mark.parametrize("stage", [experts, recovery, students])
+def test_share_of_saving(stage: Callable[[LongTailedData, Runtime], None], tmp_path: Path) -> None:
+    keep_freed_pages()
+    torch.set_num_threads(1)
+    timed = TimedCheckpoint(tmp_path / "stage.checkpoint")
+    stage(noise(), Runtime(torch.device("cpu"), quiet=True, checkpoint=timed))
+    share = timed.save_seconds / (DEFAULT_SECONDS + timed.save_seconds)
+    size = timed.path.stat().st_size / 2**20
+    print(
+        f"\n{stage.__name__}: a step {1e3 * timed.step_seconds:.1f} ms, a save "
+        f"{1e3 * timed.save_seconds:.1f} ms of {size:.1f} MiB: {share:.3%} of the time at one save "
+        f"in {DEFAULT_SECONDS:.0f} s"
+    )
+    assert share <= LIMIT
