@@ -114,3 +114,12 @@ def test_units_round_into_the_next_one() -> None:
     assert [units.size(b) for b in (0, 999, 1000, 2_400_000_000, 5e13)] == [
         "0 bytes", "999 bytes", "1 kB", "2.4 GB", "5e+04 GB",
     ]  # fmt: skip
+
+
+def test_a_teacher_near_chance_is_warned_about(tmp_path: Path) -> None:
+    results = read_json(finished_run(tmp_path) / "results.json")
+    assert "warning" not in run_summary(results, tmp_path)
+    results["teacher"]["accuracy"]["mean"] = 1 / len(results["class_names"]) + 0.01
+    shown = run_summary(results, tmp_path)
+    assert "warning: the teacher is right in" in shown
+    assert "--experts.epochs" in shown

@@ -47,6 +47,8 @@ class ExpertsConfig:
     `unimix`: mixing towards the tail with the prior in the logits."""
     epochs: int = 200
     """Passes over the long-tailed training images."""
+    min_steps: int | None = None
+    """Fewest training steps: a small set gets more epochs until it has them. None: no fewest."""
     batch_size: int = 64
     """Images per step and view."""
     learning_rate: float = 0.01
@@ -296,6 +298,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "image_size": (8, 224),
     "seed": (0, 2**63 - 1),
     "experts.epochs": (1, math.inf),
+    "experts.min_steps": (1, math.inf),
     "experts.batch_size": (2, math.inf),
     "experts.projection_dim": (1, math.inf),
     "experts.crop_padding": (0, math.inf),

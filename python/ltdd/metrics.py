@@ -84,6 +84,15 @@ def accuracy_report(predictions: Tensor, labels: Tensor, counts: Sequence[int]) 
     return report
 
 
+def usual_floor(num_classes: int) -> float:
+    """Return the accuracy below which a network has probably not learned: a tenth above chance.
+
+    A tenth of the way from chance, ``1 / K`` on a balanced test set, to perfect.
+    """
+    chance = 1 / num_classes
+    return chance + 0.1 * (1 - chance)
+
+
 def summarize(reports: Sequence[Mapping[str, Any]]) -> Report:
     """Summarise the reports of several networks on the same test set.
 

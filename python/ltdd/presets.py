@@ -48,6 +48,7 @@ def _cpu(data: str) -> dict[str, Any]:
         "experts": {
             "observer": "convnet3_bn",
             "epochs": 30,
+            "min_steps": 600,  # a few hundred images would see 30 to 60
             "batch_size": 128,
             "learning_rate": 0.05,
             "nesterov": True,

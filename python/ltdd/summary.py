@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdd import units
+from ltdd.metrics import usual_floor
 
 
 def run_summary(results: Mapping[str, Any], out: Path) -> str:
@@ -16,8 +17,20 @@ def run_summary(results: Mapping[str, Any], out: Path) -> str:
         results: the content of ``results.json``.
         out: the run folder.
     """
-    parts = [accuracy_table(results), cost_table(results), _places(out)]
-    return "\n\n".join(parts)
+    parts = [accuracy_table(results), weak_teacher(results), cost_table(results), _places(out)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def weak_teacher(results: Mapping[str, Any]) -> str:
+    """Return a warning if the teacher has hardly learned anything, else an empty string."""
+    accuracy, classes = results["teacher"]["accuracy"]["mean"], len(results["class_names"])
+    if accuracy >= usual_floor(classes):
+        return ""
+    return (
+        f"warning: the teacher is right in {100 * accuracy:.1f} % of the test images, chance is "
+        f"{100 / classes:.1f} %; images and labels come from it, so give it more "
+        "--experts.epochs before judging the rest"
+    )
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:

@@ -15,12 +15,10 @@ from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
-from ltdd.metrics import GROUPS, accuracy_report
+from ltdd.metrics import GROUPS, accuracy_report, usual_floor
 from ltdd.models import build_model
 from ltdd.runtime import NullLog, Runtime
 from ltdd.weights import load_weights, read_weights
-
-_FLOOR_SHARE = 0.1  # of the way from chance to perfect
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class TeacherCheck:
 
     @property
     def usual_floor(self) -> float:
-        """Accuracy below which something is probably wrong: a tenth above chance."""
-        return self.chance + _FLOOR_SHARE * (1 - self.chance)
+        """Accuracy below which something is probably wrong."""
+        return usual_floor(self.data.num_classes)
 
     def table(self) -> str:
         """Return accuracies in percent: overall, per group, per class."""

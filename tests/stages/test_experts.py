@@ -334,3 +334,14 @@ def test_numbers_that_are_not_finite_stop_the_stage(data: LongTailedData, runtim
     config = dataclasses.replace(FAST, learning_rate=1e30)
     with pytest.raises(UserError, match="experts: observer: expected a finite loss at step"):
         train_expert("observer", "convnet3_bn", data, config, False, runtime)
+
+
+def test_a_small_set_gets_more_epochs_until_it_has_the_fewest_steps(
+    runtime: Runtime, log: Any
+) -> None:
+    data = coloured(8)  # 25 images are 3 steps of 8
+    for min_steps, epochs in ((None, 2), (5, 2), (10, 4)):
+        log.events.clear()
+        config = dataclasses.replace(FAST, epochs=2, min_steps=min_steps)
+        train_expert("observer", "convnet3_bn", data, config, False, runtime)
+        assert max(event["epoch"] for event in log.of("train")) == epochs - 1

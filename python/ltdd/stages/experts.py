@@ -9,6 +9,7 @@ plain cross-entropy, and UniMix (arXiv:2111.03874).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, cast
@@ -216,6 +217,9 @@ def train_expert(
     batches = _Batches(data, config, flip, runtime)
     batch_size = min(config.batch_size, len(data.train_labels))
     steps = len(data.train_labels) // batch_size
+    if config.min_steps is not None:
+        enough = math.ceil(config.min_steps / steps)
+        config = dataclasses.replace(config, epochs=max(config.epochs, enough))
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config.learning_rate,
