@@ -85,8 +85,7 @@ def recovery(data: LongTailedData, runtime: Runtime) -> None:
     recover_images(
         data.train_images.view(CLASSES, PER_CLASS, 3, SIDE, SIDE)[:, :10].flatten(0, 1) / 255,
         torch.arange(CLASSES).repeat_interleave(10),
-        observer,
-        calibrate_statistics(observer, data, targets, plain),
+        [(observer, calibrate_statistics(observer, data, targets, plain))],
         torch.tensor(MEAN),
         torch.tensor(STD),
         True,
@@ -101,7 +100,8 @@ def students(data: LongTailedData, runtime: Runtime) -> None:
     images, labels = data.train_images[:100], data.train_labels[:100]
     views = ViewSchedule(0, 100, SIDE, SIDE, True, config)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    train_student(images, labels, None, CLASSES, views, mean, std, "student", 0, runtime)
+    model = build_model("convnet3", CLASSES, SIDE, 3)
+    train_student(model, images, labels, None, CLASSES, views, mean, std, "student", 0, runtime)
 
 
 @pytest.mark.parametrize("stage", [experts, recovery, students])

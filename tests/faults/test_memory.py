@@ -174,8 +174,7 @@ def recovery(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict
     images = recover_images(
         torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
         torch.arange(10).repeat_interleave(3),
-        network,
-        calibrated(network),
+        [(network, calibrated(network))],
         torch.tensor(data.mean),
         torch.tensor(data.std),
         False,
@@ -224,9 +223,10 @@ def test_training_names_the_setting_to_lower(
     views = ViewSchedule(0, 20, data.image_size, data.image_size, False, TINY.evaluation)
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     images, labels = data.test_images[:20], data.test_labels[:20]
+    model = build_model("convnet3", data.num_classes, data.image_size, data.channels)
     with pytest.raises(UserError, match=r"^evaluation: .*lower --evaluation\.batch_size$"):
         train_student(
-            images, labels, None, data.num_classes, views, mean, std, "student", 0, runtime
+            model, images, labels, None, data.num_classes, views, mean, std, "student", 0, runtime
         )
 
 

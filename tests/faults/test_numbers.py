@@ -78,7 +78,7 @@ def test_frozen_networks_that_give_no_numbers_stop_every_stage(
     statistics = calibrate_statistics(good, data, TINY.statistics, runtime)
     with pytest.raises(UserError, match=r"^recovery: expected a finite loss at step 0, got"):
         recover_images(
-            images / 255, labels, bad, statistics, mean, std, False,
+            images / 255, labels, [(bad, statistics)], mean, std, False,
             TINY.recovery, TINY.statistics, runtime,
         )  # fmt: skip
     with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits, got"):
