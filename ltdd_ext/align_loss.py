@@ -134,8 +134,8 @@ def align_loss(
         >>> mean, m2 = ltdd_ext.row_moments(torch.zeros(4, 2, 3, 3))
         >>> target = torch.ones(2)
         >>> y = torch.zeros(4, dtype=torch.int64)
-        >>> float(ltdd_ext.align_loss([mean], [m2], [9], y, [0 * target], [target]))
-        1.4142135381698608
+        >>> round(float(ltdd_ext.align_loss([mean], [m2], [9], y, [0 * target], [target])), 6)
+        1.414214
     """
     layer_weights = [1.0] * len(means) if weights is None else list(weights)
     check_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -22,7 +23,7 @@ from ltdd.artifacts import (
     save_distilled,
     write_json,
 )
-from ltdd.config import DistillConfig, StatisticsConfig
+from ltdd.config import DistillConfig, EvaluationConfig, StatisticsConfig
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.drift import layer_drift
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
@@ -115,7 +116,8 @@ def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **sett
         split_sha256="5f" * 32,
         normalization=([0.3], [0.37]),
         config=config.to_dict(),
-        student_recipe={"student": "convnet3", "seeds": 3, "labels": "fkd"},
+        student_recipe=dataclasses.asdict(EvaluationConfig())
+        | {"labels": "fkd", "horizontal_flip": False},
     )
     StageStore(out).put(
         "initialization",

@@ -373,8 +373,10 @@ def _check_fields(prefix: str, config: Any) -> None:
             continue
         if types & {int, float}:
             _check_number(name, value, whole=float not in types)
-        elif not isinstance(value, get_origin(hint) or hint):
-            words = {str: "text", bool: "true or false"}.get(hint, "a list of names")
+            continue
+        (kind,) = (tuple,) if get_origin(hint) is tuple else types - {type(None)}
+        if not isinstance(value, kind):
+            words = {str: "text", bool: "true or false"}.get(kind, "a list of names")
             raise UserError(f"config: expected {name} to be {words}, got {value!r}")
 
 

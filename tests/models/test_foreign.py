@@ -184,7 +184,7 @@ def test_moments_of_converted_networks_are_those_of_plain_hooks(name: str) -> No
         logits, moments = Observer(net, ltdd_ext)(images)
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
     assert len(moments) == len(layers)
-    for rows, maps in zip(moments, seen, strict=True):
+    for rows, maps in zip(moments, map(Tensor.double, seen), strict=True):
         torch.testing.assert_close(rows.mean, maps.mean((2, 3)), rtol=1e-3, atol=1e-4)
         spread = maps.var((2, 3), correction=0)
         torch.testing.assert_close(rows.m2 / rows.spatial_size, spread, rtol=1e-3, atol=1e-4)
