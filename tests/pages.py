@@ -163,6 +163,7 @@ def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **sett
                 "command": "ltdd distill --data digits --imbalance-factor 50 --out runs/demo",
                 "preset": "demo",
                 "commit": "0123456789ab",
+                "date": "2026-11-25T00:00:00+00:00",
                 "python": "3.11.7",
                 "machine": "some processor, 2 cores",
             },
