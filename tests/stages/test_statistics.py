@@ -327,3 +327,17 @@ def test_synthetic_images_are_measured_like_real_ones(
     # a crop of everything is the image itself
     for layer, cut in zip(whole, measured(data.train_images, (1.0, False)), strict=True):
         torch.testing.assert_close(cut.mean, layer.mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet3_bn", "resnet9"])
+def test_the_batch_size_changes_no_bit(name: str, data: LongTailedData) -> None:
+    runtime = Runtime(torch.device("cpu"), quiet=True)
+    with runtime.global_stream("test"):
+        network = build_model(name, data.num_classes, data.image_size, data.channels)
+    network = network.to(memory_format=torch.channels_last)
+    expected = calibrate(network, data, runtime)
+    # 3 leaves a single image for the last batch of some counts.
+    for batch_size in (1, 2, 3, 7):
+        for one, other in zip(calibrate(network, data, runtime, batch_size), expected, strict=True):
+            for field in ("mean", "within", "between"):
+                assert torch.equal(getattr(one, field), getattr(other, field)), (batch_size, field)
