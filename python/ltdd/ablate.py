@@ -67,15 +67,7 @@ def ablate(variants: Sequence[Variant], request: Request, pool: Path) -> list[Ou
     for number, variant in enumerate(variants, 1):
         if not request.quiet:
             print(f"\n[{number}/{len(variants)}] {variant.name}", flush=True)
-        results = distill(
-            variant.config,
-            out / variant.folder,
-            preset=request.preset,
-            quiet=request.quiet,
-            checkpoint_seconds=request.checkpoint_seconds,
-            on_bad_image=request.on_bad_image,
-            pool=pool,
-        )
+        results = distill(variant.config, out / variant.folder, **request.run_options, pool=pool)
         files: Mapping[str, float] = results["files"]
         new = {name: seconds for name, seconds in files.items() if name not in known}
         stages = dict.fromkeys(_stage(name) for name in files)

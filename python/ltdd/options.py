@@ -225,6 +225,12 @@ class Request:
     verbose: bool = False
     tensorboard: bool = False
 
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """What `ltdd.pipeline.distill` takes from a request besides configuration and folder."""
+        names = ("preset", "quiet", "checkpoint_seconds", "on_bad_image")
+        return {name: getattr(self, name) for name in names}
+
 
 def parse_distill(argv: Sequence[str]) -> Request:
     """Turn the arguments of ``ltdd distill`` into a checked configuration.

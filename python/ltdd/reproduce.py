@@ -67,15 +67,7 @@ def reproduce(row: Row, request: Request, pool: Path) -> Outcome:
     config = request.config
     data = load_source(config, request.on_bad_image, request.quiet)
     check_split(row, data)
-    results = distill(
-        config,
-        request.out,
-        preset=request.preset,
-        quiet=request.quiet,
-        checkpoint_seconds=request.checkpoint_seconds,
-        on_bad_image=request.on_bad_image,
-        pool=pool,
-    )
+    results = distill(config, request.out, **request.run_options, pool=pool)
     return Outcome(row, results)
 
 

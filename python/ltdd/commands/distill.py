@@ -30,15 +30,7 @@ def run(argv: Sequence[str]) -> None:
     sinks: list[Sink] = [EventPrinter()] if request.verbose else []
     if request.tensorboard:
         sinks.append(TensorBoard(request.out / "tensorboard"))
-    results = distill(
-        request.config,
-        request.out,
-        preset=request.preset,
-        quiet=request.quiet,
-        checkpoint_seconds=request.checkpoint_seconds,
-        on_bad_image=request.on_bad_image,
-        sinks=sinks,
-    )
+    results = distill(request.config, request.out, **request.run_options, sinks=sinks)
     report = write_report(request.out)
     if not (request.out / CARD).exists():  # its owner may have edited it
         write_card(load(request.out), request.out)
