@@ -247,6 +247,7 @@ def parse_distill(argv: Sequence[str]) -> Request:
         first.add_argument("--preset")
         first.add_argument("--data")
         first.add_argument("--image-size")
+        first.add_argument("--ipc")
         chosen, _ = first.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from error
@@ -257,9 +258,9 @@ def parse_distill(argv: Sequence[str]) -> Request:
     name = chosen.preset or stored.get("preset")
     if name is not None:
         data = chosen.data or stored.get("data") or DistillConfig.data
-        size = str(chosen.image_size or stored.get("image_size"))
-        known = int(size) if size.isdecimal() else None  # the parser refuses what is no number
-        parser.set_defaults(dict(_flatten(preset(name, data, known))))
+        size = _whole(chosen.image_size or stored.get("image_size"))
+        ipc = _whole(chosen.ipc or stored.get("ipc")) or DistillConfig.ipc
+        parser.set_defaults(dict(_flatten(preset(name, data, size, ipc))))
     # Files first, whatever their place: the command line always overrides them.
     words = [word for path in files.config for word in ("--config", path)]
     values = parser.parse_args([*words, *rest]).as_dict()
@@ -276,6 +277,11 @@ def parse_distill(argv: Sequence[str]) -> Request:
     if request.quiet and request.verbose:
         raise UserError("expected --quiet or --verbose, got both")
     return request
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number; None for anything else, which the parser refuses if it is wrong."""
+    return int(str(value)) if str(value).isdecimal() else None
 
 
 def _canonical(word: str) -> str:

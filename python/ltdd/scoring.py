@@ -182,9 +182,14 @@ def robustness(accuracies: Mapping[str, list[float]]) -> dict[str, Any]:
 
 
 def plain_training(context: Context) -> ExpertsConfig:
-    """Return the experts' recipe without mixing and debiasing, for the full-data baseline."""
+    """Return the experts' recipe without mixing and debiasing, for the full-data baseline.
+
+    Images keep their size: the students' architectures take no other.
+    """
     experts, epochs = context.config.experts, context.config.evaluation.full_epochs
-    return dataclasses.replace(experts, loss="ce", epochs=epochs or experts.epochs)
+    return dataclasses.replace(
+        experts, loss="ce", epochs=epochs or experts.epochs, progressive_resizing=False
+    )
 
 
 def students(context: Context, made: Distillation, who: str, labels: str) -> Tensor:

@@ -25,6 +25,7 @@ from ltdd.config import ExpertsConfig
 from ltdd.data.augment import crop, cut_box, normalise, pad_crop_flip, paste, random_crops
 from ltdd.data.colour import distort
 from ltdd.data.datasets import LongTailedData
+from ltdd.errors import UserError
 from ltdd.losses import (
     bayias_loss,
     class_debias_weights,
@@ -37,6 +38,8 @@ from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime, check_finite
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
+GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
+SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images
 EMA_DECAY = 0.999  # per step, of `averaging: ema`
 SWA_SHARE = 0.25  # of the epochs, at the end, that `averaging: swa` averages
 UNIMIX_ALPHA = 0.8  # published
@@ -158,23 +161,26 @@ class _Objective:
             return self.batches.unimixed(indices, generator)[0]
         return self.batches.view(indices, generator)
 
-    def loss(self, indices: Tensor, generator: torch.Generator, share: float) -> Tensor:
-        """Return the loss of a batch; ``share`` is that of the rebalanced term."""
+    def loss(self, indices: Tensor, generator: torch.Generator, share: float, size: int) -> Tensor:
+        """Return the loss of a batch; ``share`` is that of the rebalanced term.
+
+        Images are drawn and mixed whole, then shown with sides of ``size`` pixels.
+        """
         batches, network = self.batches, self.network
         if self.config.loss == "ce":
             inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
             with self.runtime.autocast():
-                logits = network.backbone(inputs)
+                logits = network.backbone(_resized(inputs, size))
             return soft_cross_entropy(logits, labels)
         if self.config.loss == "unimix":
             inputs, partner, kept = batches.unimixed(indices, generator)
             with self.runtime.autocast():
-                logits = network.backbone(inputs)
+                logits = network.backbone(_resized(inputs, size))
             classes = batches.labels[indices]
             return bayias_loss(logits, classes, classes[partner], kept, self.counts)
         inputs, targets = batches.mixed_views(indices, generator)
         with self.runtime.autocast():
-            plain, rebalanced, z, p = (o.chunk(2) for o in network(inputs))
+            plain, rebalanced, z, p = (o.chunk(2) for o in network(_resized(inputs, size)))
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
         return expert_loss(
             plain, rebalanced, consistency, targets, self.weights, share, self.config
@@ -184,6 +190,39 @@ class _Objective:
 def _fits(images: Tensor, device: torch.device) -> bool:
     """Return whether images may be copied to a device: a quarter of its free memory holds them."""
     return device.type == "cpu" or 4 * images.numel() < torch.cuda.mem_get_info(device)[0]
+
+
+def training_size(config: ExpertsConfig, epoch: int, image_size: int) -> int:
+    """Return the side, in pixels, of the images that the network is shown in an epoch."""
+    if config.progressive_resizing:
+        for until, part in GROWTH:
+            if epoch < until * config.epochs:
+                return max(int(part * image_size), min(SMALLEST_SIZE, image_size))
+    return image_size
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[2] == size:
+        return images
+    return nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+@torch.no_grad()
+def _check_sizes(backbone: nn.Module, config: ExpertsConfig, data: LongTailedData) -> None:
+    """Try a network on the smallest images it will be shown, before any work.
+
+    Raises:
+        UserError: it takes whole images only.
+    """
+    size = training_size(config, 0, data.image_size)
+    try:
+        backbone.eval()(torch.zeros(1, data.channels, size, size))
+    except RuntimeError as error:
+        raise UserError(
+            "experts: expected a network that takes images of any size with "
+            f"experts.progressive_resizing, got one of {data.image_size} px only; set "
+            "experts.progressive_resizing false"
+        ) from error
 
 
 @whole_batch("experts", "experts.batch_size")
@@ -208,11 +247,13 @@ def train_expert(
         runtime: device, precision, seed.
 
     Raises:
-        UserError: the loss became NaN or infinite, or a batch does not fit into memory.
+        UserError: the loss became NaN or infinite, a batch does not fit into memory, or the
+            network cannot take the smaller images of ``progressive_resizing``.
     """
     with runtime.global_stream("experts", role, "parameters"):
         backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
         network = ExpertNetwork(backbone, data.num_classes, config)
+    _check_sizes(backbone, config, data)
     network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
     batches = _Batches(data, config, flip, runtime)
     batch_size = min(config.batch_size, len(data.train_labels))
@@ -243,12 +284,13 @@ def train_expert(
             generator = runtime.stream("experts", role, "epoch", epoch)
             order = torch.randperm(len(data.train_labels), generator=generator)
             share, total, first = debias_progress(epoch, config.epochs), torch.zeros(()), 0
+            size = training_size(config, epoch, data.image_size)
             if restored and epoch == start:  # in the middle of an epoch
                 first, total = step, restored["total"]
                 generator.set_state(restored["generator"])
             drawn = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in enumerate(drawn[first:], first + 1):
-                loss = objective.loss(indices, generator, share)
+                loss = objective.loss(indices, generator, share, size)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()
