@@ -156,3 +156,13 @@ def test_the_image_size_on_the_command_line_chooses_too() -> None:
     assert (large.image_size, large.evaluation.student) == (224, "resnext50")
     small = parse_distill([*words.split(), "--image-size=32"]).config
     assert (small.image_size, small.evaluation.student) == (32, "convnet4")
+
+
+def test_more_images_have_fewer_epochs_on_few_cores() -> None:
+    words = "--preset cpu --data imagefolder:/photos --out x".split()
+    epochs = [
+        parse_distill([*words, "--ipc", str(ipc)]).config.evaluation.epochs
+        for ipc in (1, 5, 10, 20, 50, 200)
+    ]
+    assert epochs == [2000, 1000, 1000, 500, 250, 250]
+    assert parse_distill(words).config.evaluation.epochs == 1000

@@ -69,6 +69,9 @@ TINY = DataSet(
     {10: 39072, 20: 31711, 100: 21549},
 )
 IMAGENET = DataSet("ImageNet-LT", "imagenet", None, 1000, 64, "convnet4")
+IMAGENET_LIST = DataSet(
+    "ImageNet-LT list", "imagenet-lt", None, 1000, 224, "resnext50", {256: 115846}, cut=False
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ _ACCURACY: tuple[_Cell, ...] = (
     (IMAGENET, 5, 20, 25.0, 21.0, None),
     (IMAGENET, 10, 10, 23.5, 20.3, None),
     (IMAGENET, 10, 20, 24.1, 20.7, None),
+    (IMAGENET_LIST, 256, 10, 48.2, 17.2, None),
+    (IMAGENET_LIST, 256, 20, 48.9, 17.9, None),
 )
 _ARCHITECTURES = {"vgg11": (64.6, 29.7), "resnet18": (58.7, 43.6), "alexnet": (56.5, 37.9)}
 # What the paper takes away. Without debiasing the experts neither resample nor reweigh; without

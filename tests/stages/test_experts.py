@@ -16,7 +16,14 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime
-from ltdd.stages.experts import ExpertNetwork, _Batches, _fits, _schedule, train_expert
+from ltdd.stages.experts import (
+    ExpertNetwork,
+    _Batches,
+    _fits,
+    _schedule,
+    train_expert,
+    training_size,
+)
 
 FAST = ExpertsConfig(
     observer="convnet3_bn", epochs=6, batch_size=8, learning_rate=0.05, weight_decay=1e-3
@@ -334,6 +341,44 @@ def test_numbers_that_are_not_finite_stop_the_stage(data: LongTailedData, runtim
     config = dataclasses.replace(FAST, learning_rate=1e30)
     with pytest.raises(UserError, match="experts: observer: expected a finite loss at step"):
         train_expert("observer", "convnet3_bn", data, config, False, runtime)
+
+
+def test_images_grow_with_the_epochs() -> None:
+    config = dataclasses.replace(FAST, epochs=10, progressive_resizing=True)
+    sizes = {size: [training_size(config, e, size) for e in range(10)] for size in (64, 32, 28, 8)}
+    assert sizes[64] == [32] * 4 + [48] * 3 + [64] * 3
+    assert sizes[32] == [16] * 4 + [24] * 3 + [32] * 3
+    assert sizes[28] == [16] * 4 + [21] * 3 + [28] * 3  # never below 16
+    assert sizes[8] == [8] * 10
+    plain = dataclasses.replace(config, progressive_resizing=False)
+    assert {training_size(plain, epoch, 64) for epoch in range(10)} == {64}
+
+
+@pytest.mark.parametrize("loss", ["rldd", "ce", "unimix"])
+def test_the_network_sees_images_as_they_grow(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    seen: list[int] = []
+    original = Network.features
+
+    def watch(self: Network, images: Tensor) -> Tensor:
+        if self.training:
+            seen.append(images.shape[2])
+        return original(self, images)
+
+    monkeypatch.setattr(Network, "features", watch)
+    config = dataclasses.replace(
+        FAST, epochs=10, batch_size=25, loss=loss, progressive_resizing=True
+    )
+    train_expert("observer", "resnet9", coloured(32), config, False, runtime)
+    assert seen == [16] * 4 + [24] * 3 + [32] * 3
+
+
+def test_a_network_of_one_image_size_cannot_see_smaller_ones(runtime: Runtime) -> None:
+    config = dataclasses.replace(FAST, progressive_resizing=True)
+    message = "expected a network that takes images of any size .* got one of 32 px only"
+    with pytest.raises(UserError, match=message):
+        train_expert("observer", "convnet3_bn", coloured(32), config, False, runtime)
 
 
 def test_a_small_set_gets_more_epochs_until_it_has_the_fewest_steps(
