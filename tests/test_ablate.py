@@ -106,8 +106,9 @@ def test_variants_share_their_stages_and_the_table_says_so(
 ) -> None:
     out = tmp_path / "ablation"
     words = ["ablate", *FAST, "--out", str(out), "--switch", "labels=static", "recovery"]
-    assert main(words) == 0
-    shown = capsys.readouterr().out
+    assert main([*words, "--verbose"]) == 0
+    shown, events_shown = capsys.readouterr()
+    assert events_shown.count(" done\n") == 3
     table = [line.strip("| ").split("|") for line in shown.splitlines() if line.startswith("| ")]
     assert [row[0].strip() for row in table[2:]] == ["base", "labels=static", "recovery=off"]
     assert [row[-1].strip() for row in table[3:]] == [

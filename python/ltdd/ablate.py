@@ -67,7 +67,8 @@ def ablate(variants: Sequence[Variant], request: Request, pool: Path) -> list[Ou
     for number, variant in enumerate(variants, 1):
         if not request.quiet:
             print(f"\n[{number}/{len(variants)}] {variant.name}", flush=True)
-        results = distill(variant.config, out / variant.folder, **request.run_options, pool=pool)
+        folder = out / variant.folder
+        results = distill(variant.config, folder, **request.run_options(folder), pool=pool)
         files: Mapping[str, float] = results["files"]
         new = {name: seconds for name, seconds in files.items() if name not in known}
         stages = dict.fromkeys(_stage(name) for name in files)

@@ -55,11 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        # torch reports exhausted memory as a RuntimeError, in one of these wordings.
+        from ltdd.chunks import is_out_of_memory  # imports torch, as has what raised this
+
+        if not is_out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0]
-        if isinstance(error, MemoryError) or "memory" in reason:
-            return _fail(f"out of memory: {reason}")
-        raise
+        return _fail(f"out of memory: {reason}")
 
 
 def _fail(reason: str, status: int = 2) -> int:

@@ -225,11 +225,16 @@ class Request:
     verbose: bool = False
     tensorboard: bool = False
 
-    @property
-    def run_options(self) -> dict[str, Any]:
-        """What `ltdd.pipeline.distill` takes from a request besides configuration and folder."""
+    def run_options(self, out: Path) -> dict[str, Any]:
+        """Return what `ltdd.pipeline.distill` takes besides a configuration and its folder."""
+        from ltdd.events import EventPrinter, Sink
+        from ltdd.tensorboard import TensorBoard
+
+        sinks: list[Sink] = [EventPrinter()] if self.verbose else []
+        if self.tensorboard:
+            sinks.append(TensorBoard(out / "tensorboard"))
         names = ("preset", "quiet", "checkpoint_seconds", "on_bad_image")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"sinks": sinks}
 
 
 def parse_distill(argv: Sequence[str]) -> Request:

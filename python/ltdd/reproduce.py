@@ -67,7 +67,7 @@ def reproduce(row: Row, request: Request, pool: Path) -> Outcome:
     config = request.config
     data = load_source(config, request.on_bad_image, request.quiet)
     check_split(row, data)
-    results = distill(config, request.out, **request.run_options, pool=pool)
+    results = distill(config, request.out, **request.run_options(request.out), pool=pool)
     return Outcome(row, results)
 
 

@@ -116,7 +116,9 @@ def test_a_single_row_that_does_not_fit_ends_in_one_sentence(runtime: Runtime) -
 
 
 def test_other_errors_are_not_taken_for_exhausted_memory(runtime: Runtime, tmp_path: Path) -> None:
-    for error in (RuntimeError("mat1 and mat2 shapes"), ValueError("out of memory"), OSError()):
+    access = RuntimeError("CUDA error: an illegal memory access was encountered")
+    shapes = RuntimeError("mat1 and mat2 shapes")
+    for error in (access, shapes, ValueError("out of memory"), OSError()):
         assert not is_out_of_memory(error)
 
     def work(chunk: int) -> None:

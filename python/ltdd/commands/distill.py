@@ -14,7 +14,6 @@ def run(argv: Sequence[str]) -> None:
     request = parse_distill(argv)
     from ltdd.card import CARD, write_card
     from ltdd.distilled import load
-    from ltdd.events import EventPrinter, Sink
 
     if request.preset == "paper" and not request.quiet:
         from ltdd.paper import recipe_for
@@ -25,12 +24,8 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.pipeline import distill
     from ltdd.report import write_report
     from ltdd.summary import run_summary
-    from ltdd.tensorboard import TensorBoard
 
-    sinks: list[Sink] = [EventPrinter()] if request.verbose else []
-    if request.tensorboard:
-        sinks.append(TensorBoard(request.out / "tensorboard"))
-    results = distill(request.config, request.out, **request.run_options, sinks=sinks)
+    results = distill(request.config, request.out, **request.run_options(request.out))
     report = write_report(request.out)
     if not (request.out / CARD).exists():  # its owner may have edited it
         write_card(load(request.out), request.out)
