@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../common/moments.h"
+#include "kernels.h"
 #include "tensors.h"
 
 namespace ltdd {
@@ -70,29 +71,21 @@ void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tenso
 
   const Tensor means = contiguous_as(mean, acc_dtype(mean.scalar_type()));
   const Tensor m2s = contiguous_as(m2, means.scalar_type());
-  const auto add_batch = [&]<typename scalar_t>() {
-    const auto* row_mean = static_cast<const scalar_t*>(means.const_data_ptr());
-    const auto* row_m2 = static_cast<const scalar_t*>(m2s.const_data_ptr());
-    const double inverse_size = 1.0 / static_cast<double>(spatial_size);
-    for_each_task(blocks_of(state), n * kBlock, [&](int64_t block) {
-      const int64_t begin = block * kBlock, end = std::min(begin + kBlock, state.channels);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t row = i * state.channels, at = label[i] * state.channels;
-        for (int64_t c = begin; c < end; ++c) {
-          ClassChannelState one{state.mu[at + c], state.within[at + c], state.between[at + c]};
-          add_image(one, inverse_count[i], static_cast<double>(row_mean[row + c]),
-                    static_cast<double>(row_m2[row + c]) * inverse_size);
-          state.mu[at + c] = one.mu;
-          state.within[at + c] = one.within;
-          state.between[at + c] = one.between;
-        }
-      }
-    });
-  };
-  if (means.scalar_type() == ScalarType::Double)
-    add_batch.template operator()<double>();
-  else
-    add_batch.template operator()<float>();
+  const AddImagesArgs args{means.const_data_ptr(),
+                           m2s.const_data_ptr(),
+                           label,
+                           inverse_count.data(),
+                           n,
+                           state.channels,
+                           1.0 / static_cast<double>(spatial_size),
+                           state.mu,
+                           state.within,
+                           state.between};
+  const Kernels& run = kernels(storage_of(op, means));
+  for_each_task(blocks_of(state), n * kBlock, [&](int64_t block) {
+    const int64_t begin = block * kBlock, end = std::min(begin + kBlock, state.channels);
+    run.add_images(args, begin, end);
+  });
 }
 
 void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,

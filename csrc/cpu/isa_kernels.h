@@ -14,6 +14,12 @@ namespace {
 #include "pixels_kernels.h"
 // And the fused operator.
 #include "bn_act_kernels.h"
+// And the state of classes.
+#include "class_kernels.h"
+
+// Row moments are double or float; the other sets have no such kernel.
+template <typename scalar_t>
+constexpr auto kAddImages = sizeof(scalar_t) >= sizeof(float) ? add_images<Acc<scalar_t>> : nullptr;
 
 template <typename scalar_t>
 constexpr Kernels kKernels = {
@@ -21,6 +27,7 @@ constexpr Kernels kKernels = {
     moments_backward_rows<scalar_t>, moments_backward_pixels<scalar_t>,
     bn_act_rows<scalar_t>,           bn_act_pixels<scalar_t>,
     bn_act_backward_rows<scalar_t>,  bn_act_backward_pixels<scalar_t>,
+    kAddImages<scalar_t>,
 };
 
 }  // namespace

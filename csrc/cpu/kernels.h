@@ -53,6 +53,16 @@ struct BnActBackwardArgs {
   int64_t s() const { return height * width; }
 };
 
+// Images of one batch, in their order, for the running statistics of their classes.
+struct AddImagesArgs {
+  const void *mean, *m2;        // [N, C], double or float
+  const int64_t* label;         // [N]
+  const double* inverse_count;  // [N], 1 / images of the class once this one is in
+  int64_t n, c;
+  double inverse_size;            // 1 / S
+  double *mu, *within, *between;  // [K, C]
+};
+
 // "rows" functions work on rows [begin, end) of an NCHW tensor, row = sample * C + channel;
 // "pixels" functions on channels [begin, end) of one sample of an NHWC tensor.
 struct Kernels {
@@ -66,6 +76,8 @@ struct Kernels {
   void (*bn_act_backward_rows)(const BnActBackwardArgs&, int64_t begin, int64_t end);
   void (*bn_act_backward_pixels)(const BnActBackwardArgs&, int64_t sample, int64_t begin,
                                  int64_t end);
+  // Channels [begin, end); the set of kDouble or kFloat, as the row moments are.
+  void (*add_images)(const AddImagesArgs&, int64_t begin, int64_t end);
 };
 
 // The set for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.

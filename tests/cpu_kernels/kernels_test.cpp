@@ -234,6 +234,50 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937
       }
 }
 
+// Images of three classes, added in two batches; within a channel range and outside it.
+void check_classes(const char* isa, const Kernels& run, Storage row, int64_t channels,
+                   std::mt19937& generator) {
+  constexpr int64_t n = 9, classes = 3;
+  const Case t{isa, run, row, {n, channels, 1, 1}, false};
+  const auto mean = random_values(n * channels, generator, row);
+  const auto m2 = random_values(n * channels, generator, row);
+  const auto mean_bytes = pack(mean, row), m2_bytes = pack(m2, row);
+  std::vector<int64_t> label(n), count(classes);
+  std::vector<double> inverse_count(n);
+  for (int64_t i = 0; i < n; ++i) {
+    label[i] = i * i % classes;  // classes 0 and 1; 2 stays empty
+    inverse_count[i] = 1.0 / static_cast<double>(++count[label[i]]);
+  }
+  std::vector<double> mu(classes * channels), within(mu), between(mu);
+  const auto add = [&](int64_t first, int64_t images, int64_t begin, int64_t end) {
+    const int64_t at = first * channels * item_bytes(row);
+    run.add_images({mean_bytes.data() + at, m2_bytes.data() + at, label.data() + first,
+                    inverse_count.data() + first, images, channels, 1.0 / 16, mu.data(),
+                    within.data(), between.data()},
+                   begin, end);
+  };
+  const int64_t cut = channels / 2;
+  add(0, 4, 0, cut);
+  add(0, 4, cut, channels);
+  add(4, n - 4, 0, channels);
+  for (int64_t k = 0; k < classes; ++k)
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0, sum_m2 = 0, squares = 0;
+      for (int64_t i = 0; i < n; ++i)
+        if (label[i] == k) {
+          sum += mean[i * channels + c];
+          sum_m2 += m2[i * channels + c];
+        }
+      const double center = count[k] > 0 ? sum / static_cast<double>(count[k]) : 0.0;
+      for (int64_t i = 0; i < n; ++i)
+        if (label[i] == k) squares += std::pow(mean[i * channels + c] - center, 2);
+      const int64_t at = k * channels + c;
+      t.expect("class mu", mu[at], center, 1.0, 1e-12);
+      t.expect("class within", within[at], sum_m2 / 16, 1.0, 1e-12);
+      t.expect("class between", between[at], squares, 10.0, 1e-12);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -249,7 +293,8 @@ int main() {
 #endif
   };
   const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
-                          {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2}};
+                          {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2},
+                          {3, 11, 2, 4},  {2, 9, 4, 8}};
   std::mt19937 generator(7);
   int cases = 0;
   for (const auto& set : sets) {
@@ -263,6 +308,11 @@ int main() {
         for (int bits = 0; bits < 16; ++bits, ++cases)
           check({set.name, set.kernels(storage), storage, shape, (bits & 1) != 0}, (bits & 2) != 0,
                 (bits & 4) != 0, (bits & 8) != 0, generator);
+    for (const Storage row : {Storage::kFloat, Storage::kDouble})
+      for (const int64_t channels : {1, 3, 8, 67, 130}) {
+        check_classes(set.name, set.kernels(row), row, channels, generator);
+        ++cases;
+      }
   }
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures == 0 ? 0 : 1;
