@@ -196,6 +196,21 @@ def test_foreign_folders_and_files_are_left_alone(tmp_path: Path) -> None:
         open_run(tmp_path / "thesis.tex" / "run", {}, SPLIT)
 
 
+def test_a_run_begun_by_another_process_meanwhile_is_not_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.glob
+
+    def begin_and_list(self: Path, pattern: str) -> list[Path]:
+        monkeypatch.setattr(Path, "glob", original)
+        open_run(self, {}, SPLIT).release()
+        return list(self.glob(pattern))
+
+    monkeypatch.setattr(Path, "glob", begin_and_list)
+    open_run(tmp_path, {}, SPLIT).release()
+    assert Path.glob is original
+
+
 def test_a_second_process_is_refused_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from ltdd.artifacts import open_run\n"

@@ -253,8 +253,9 @@ def open_run(out: Path, config: Mapping[str, Any], split_sha256: str) -> RunLock
 def _check_same_run(out: Path, run: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"out: expected a folder, got the file {out}")
+    # Listed first: a run that another process begins in between must not look foreign.
+    foreign = sorted(p.name for p in out.glob("*") if not p.name.startswith("."))
     if not (out / _RUN).exists():
-        foreign = sorted(p.name for p in out.glob("*") if not p.name.startswith("."))
         if foreign:
             raise UserError(
                 f"out: expected an empty folder or an earlier run in {out}, got one that holds "
