@@ -159,7 +159,7 @@ def test_the_image_size_on_the_command_line_chooses_too() -> None:
 
 
 def test_more_images_have_fewer_epochs_on_few_cores() -> None:
-    words = "--preset cpu --data imagefolder:/photos --out x".split()
+    words = ["--preset", "cpu", "--data", "imagefolder:/photos", "--out", "x"]
     epochs = [
         parse_distill([*words, "--ipc", str(ipc)]).config.evaluation.epochs
         for ipc in (1, 5, 10, 20, 50, 200)

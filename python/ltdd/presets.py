@@ -48,17 +48,17 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
     return {
         "precision": "auto",
         "experts": {
-            "observer": "resnet9",
-            "epochs": 56,
+            # A ResNet-9 of 78 % teaches ConvNets worse than one of their own kind of 72 %.
+            "observer": "convnet3_bn",
+            "epochs": 30,
             "min_steps": 600,  # a few hundred images would see 30 to 60
-            "progressive_resizing": True,
-            "batch_size": 64,
+            "batch_size": 128,
             "learning_rate": 0.05,
             "nesterov": True,
             "weight_decay": 1e-3,
             "schedule": "one_cycle",
-            "resampling_power": 1.0,
-            "debias_power": 0.5,
+            "resampling_power": 0.2,  # code
+            "debias_power": 0.8,  # code
         },
         "recovery": {
             "iterations": 200,
