@@ -1,0 +1,150 @@
+"""Images a second of expert training, against the loop of published code with the same network.
+
+The plain loop is that of arXiv:2511.18858's ancestors: two data loaders (one drawing evenly, one
+resampled) that give two augmented views of every image one by one through torchvision's transforms,
+one forward pass a view, contiguous float32. Ours draws and mixes batches in memory and passes both
+views at once, channels last. Loss, heads and optimizer are the same code. Blocks of steps of both
+alternate; all times are those of the clock, with as many threads as torch takes.
+
+``python -m benchmarks -s -k experts`` prints the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torchvision import transforms
+
+from benchmarks.bench_checkpoint import CLASSES, MEAN, SIDE, STD, noise
+from benchmarks.timing import keep_freed_pages
+from ltdd.config import ExpertsConfig
+from ltdd.data.augment import cut_box, paste
+from ltdd.data.datasets import LongTailedData
+from ltdd.losses import class_debias_weights, consistency_loss, expert_loss
+from ltdd.models import build_model
+from ltdd.runtime import Runtime
+from ltdd.stages.experts import ExpertNetwork, _Batches, _Objective, training_size
+
+BATCH, BLOCK, ROUNDS = 64, 4, 5
+CONFIG = ExpertsConfig(observer="resnet9", epochs=100, batch_size=BATCH)
+Step = Callable[[], None]
+
+
+class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images as torchvision's data sets hold them: arrays, of which each item makes a picture."""
+
+    def __init__(self, data: LongTailedData) -> None:
+        self.arrays = data.train_images.permute(0, 2, 3, 1).numpy()
+        self.labels = data.train_labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                transforms.RandomCrop(SIDE, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        picture = self.arrays[index]
+        return self.transform(picture), self.transform(picture), self.labels[index]
+
+
+def forever(loader: DataLoader[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
+    """Return a step of the plain loop, which moves 2 * BATCH views."""
+    views = TwoViews(data)
+    weights = WeightedRandomSampler([1.0] * len(views), len(views))
+    plain = forever(DataLoader(views, BATCH, shuffle=True, drop_last=True))
+    resampled = forever(DataLoader(views, BATCH, sampler=weights, drop_last=True))
+    optimizer = sgd(network)
+    class_weights = class_debias_weights(data.counts, CONFIG.debias_power, CONFIG.weight_norm)
+
+    def step() -> None:
+        (first, second, y), (other_first, other_second, other_y) = next(plain), next(resampled)
+        lam, row, column = torch.rand(3).tolist()
+        one_hot, other = (torch.nn.functional.one_hot(t, CLASSES).float() for t in (y, other_y))
+        box = cut_box(SIDE, SIDE, lam, row, column)
+        mixup = lam * first + (1 - lam) * other_first
+        cutmix = paste(second, other_second, box)
+        targets = (
+            lam * one_hot + (1 - lam) * other,
+            box.kept * one_hot + (1 - box.kept) * other,
+        )
+        heads = [network(mixup), network(cutmix)]
+        logits, rebalanced, z, p = ([a, b] for a, b in zip(*heads, strict=True))
+        consistency = consistency_loss(p[0], z[0], p[1], z[1])
+        update(
+            optimizer,
+            expert_loss(logits, rebalanced, consistency, targets, class_weights, 0.5, CONFIG),
+        )
+
+    return step
+
+
+def our_loop(data: LongTailedData, network: ExpertNetwork, size: int) -> Step:
+    """Return a step of the package's own, on images of ``size`` pixels."""
+    runtime = Runtime(torch.device("cpu"), quiet=True)
+    objective = _Objective(network, _Batches(data, CONFIG, True, runtime), data, runtime)
+    generator, optimizer = torch.Generator().manual_seed(0), sgd(network)
+
+    def step() -> None:
+        drawn = torch.randperm(len(data.train_labels), generator=generator)[:BATCH]
+        update(optimizer, objective.loss(drawn, generator, 0.5, size))
+
+    return step
+
+
+def sgd(network: ExpertNetwork) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimizer.step()
+
+
+def network() -> ExpertNetwork:
+    torch.manual_seed(0)
+    return ExpertNetwork(build_model("resnet9", CLASSES, SIDE, 3), CLASSES, CONFIG).train()
+
+
+def test_images_per_second_of_experts() -> None:
+    keep_freed_pages()
+    data = noise()
+    growing = dataclasses.replace(CONFIG, progressive_resizing=True)
+    sizes = [training_size(growing, epoch, SIDE) for epoch in range(CONFIG.epochs)]
+    steps = {"plain": plain_loop(data, network())}
+    for size in sorted(set(sizes)):
+        ours = network().to(memory_format=torch.channels_last)
+        steps[str(size)] = our_loop(data, ours, size)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(ROUNDS + 1):
+        for name, step in steps.items():
+            begun = time.monotonic()
+            for _ in range(BLOCK):
+                step()
+            if number:  # the first block warms up
+                seconds[name].append((time.monotonic() - begun) / BLOCK)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    whole = statistics.mean(median[str(size)] for size in sizes)
+    print(f"\n{torch.get_num_threads()} threads, resnet9 on {SIDE} px, batch {BATCH}, two views")
+    for name, value in {**median, "growing images": whole}.items():
+        ratio = median["plain"] / value
+        print(f"{name:>15}: {2 * BATCH / value:6.0f} images/s, x {ratio:.2f} of the plain loop")
