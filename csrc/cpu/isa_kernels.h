@@ -23,10 +23,14 @@ constexpr auto kAddImages = sizeof(scalar_t) >= sizeof(float) ? add_images<Acc<s
 
 template <typename scalar_t>
 constexpr Kernels kKernels = {
-    moments_rows<scalar_t>,          moments_pixels<scalar_t>,
-    moments_backward_rows<scalar_t>, moments_backward_pixels<scalar_t>,
-    bn_act_rows<scalar_t>,           bn_act_pixels<scalar_t>,
-    bn_act_backward_rows<scalar_t>,  bn_act_backward_pixels<scalar_t>,
+    moments_rows<scalar_t>,
+    moments_pixels<scalar_t>,
+    moments_backward_rows<scalar_t>,
+    moments_backward_pixels<scalar_t>,
+    bn_act_rows<scalar_t>,
+    bn_act_pixels<scalar_t>,
+    bn_act_backward_rows<scalar_t>,
+    bn_act_backward_pixels<scalar_t>,
     kAddImages<scalar_t>,
 };
 

@@ -2,6 +2,7 @@
 //
 // Buffers have exactly the size of their tensor, so a sanitizer sees any access outside.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -114,7 +115,7 @@ struct Case {
   }
 
   void expect(const char* what, double got, double want, double scale, double tolerance) const {
-    if (std::abs(got - want) <= tolerance * (scale + 1e-6)) return;
+    if (std::abs(got - want) <= tolerance * (std::max(scale, std::abs(want)) + 1e-6)) return;
     if (++failures <= 20)
       std::printf("%s storage %d %s %ldx%ldx%ldx%ld %s: got %.9g, want %.9g\n", isa,
                   static_cast<int>(storage), pixels ? "NHWC" : "NCHW", shape.n, shape.c,
