@@ -115,8 +115,9 @@ class StatisticsConfig:
 class InitializationConfig:
     """Where the images start."""
 
-    method: Literal["scored_crops", "random_real", "noise"] = "scored_crops"
-    """Teacher-scored crops picked in rounds, random real images, or Gaussian noise."""
+    method: Literal["scored_crops", "clustered_crops", "random_real", "noise"] = "scored_crops"
+    """Teacher-scored crops picked in rounds, the crops in the middle of clusters of the teacher's
+    features, random real images, or Gaussian noise."""
     crops_per_image: int = 5
     """K: candidate crops of every real image."""
     crop_min_scale: float = 0.08

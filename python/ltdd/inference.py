@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +14,13 @@ from ltdd.runtime import Runtime
 
 
 @torch.no_grad()
-def view_logits(model: nn.Module, views: Tensor, runtime: Runtime, chunks: Chunks) -> Tensor:
+def view_logits(
+    model: Callable[[Tensor], Tensor], views: Tensor, runtime: Runtime, chunks: Chunks
+) -> Tensor:
     """Return the logits (N, K) of normalised images, as many at once as fit into memory.
 
     Args:
-        model: network in evaluation mode.
+        model: network in evaluation mode, or the features of one.
         views: float32 (N, C, H, W), normalised, on the runtime's device.
         runtime: device and precision.
         chunks: how many.
@@ -27,8 +31,7 @@ def view_logits(model: nn.Module, views: Tensor, runtime: Runtime, chunks: Chunk
 
     def compute(part: slice) -> Tensor:
         with runtime.autocast():
-            logits: Tensor = model(views[part])
-        return logits
+            return model(views[part])
 
     return torch.cat(list(chunks.map(compute, len(views))))
 

@@ -60,9 +60,10 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
             "resampling_power": 0.2,  # code
             "debias_power": 0.8,  # code
         },
+        "initialization": {"method": "clustered_crops", "crop_min_scale": 0.5},
         "recovery": {
             "iterations": 200,
-            "alignment_weight": 0.05,
+            "alignment_weight": 0.5,
             "max_batch": 100,  # code: batch 100
         },
         "evaluation": {

@@ -59,7 +59,9 @@ SWITCHES: Mapping[str, Switch] = {
     ),
     "initialization": Switch(
         "where the images start",
-        _choices("initialization.method", "scored_crops", "random_real", "noise"),
+        _choices(
+            "initialization.method", "scored_crops", "clustered_crops", "random_real", "noise"
+        ),
     ),
     "recovery": Switch("no optimisation of the images", {"off": {"recovery.iterations": 0}}),
     "alignment": Switch(

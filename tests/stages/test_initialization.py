@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from ltdd.config import InitializationConfig
 from ltdd.data.datasets import LongTailedData
+from ltdd.models import build_model
+from ltdd.models.ensemble import MeanLogits
 from ltdd.runtime import Runtime
-from ltdd.stages.initialization import InitialImages, initialize_images, select_in_rounds
+from ltdd.stages.initialization import (
+    InitialImages,
+    initialize_images,
+    nearest_to_centres,
+    select_in_rounds,
+)
 
 Start = Callable[..., InitialImages]
 
@@ -28,6 +35,9 @@ class Brightness(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.seen.append(images.clone())
         return self.sign * 20 * images.mean(dim=(2, 3))
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3)) + 3
 
 
 @pytest.fixture
@@ -75,8 +85,45 @@ def test_one_image_gives_distinct_crops() -> None:
     assert column.tolist() == [1, 3, 2]
 
 
+def test_every_cluster_gives_the_row_in_its_middle() -> None:
+    middles = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    around = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    rows = torch.cat([torch.cat([middle[None], middle + around]) for middle in middles])
+    rows = torch.cat([rows, middles[2:] + 0.01])  # the largest cluster, which chooses first
+    picked = nearest_to_centres(rows, 3, seed=0).tolist()
+    assert picked[0] == 10
+    assert sorted(picked) == [0, 5, 10]
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 6])
+def test_centres_pick_distinct_rows_even_among_equals(wanted: int) -> None:
+    rows = torch.tensor([[1.0, 2.0]] * 5 + [[3.0, 4.0]])
+    picked = nearest_to_centres(rows, wanted, seed=0).tolist()
+    assert len(set(picked)) == wanted
+
+
+def test_clusters_show_more_of_a_class_than_scores(start: Start) -> None:
+    def spread(method: str) -> float:
+        return float(start(4, method=method).images[:4].mean(dim=(2, 3)).std(dim=0).mean())
+
+    assert spread("clustered_crops") > spread("scored_crops")
+
+
+def test_a_class_of_few_images_is_refilled_for_clusters(start: Start) -> None:
+    result = start(11, method="clustered_crops", crops_per_image=2)
+    tail = result.images.view(3, 11, 3, 8, 8)[2]
+    assert len(tail.flatten(1).unique(dim=0)) == 11
+
+
+def test_a_teacher_of_several_has_features_of_all() -> None:
+    members = [build_model("convnet3", 3, 8, 3) for _ in range(2)]
+    features = MeanLogits(members).features(torch.rand(2, 3, 8, 8))
+    assert features.shape == (2, 2 * members[0].feature_dim)
+    assert torch.allclose(features.norm(dim=1), torch.tensor(2.0).sqrt())
+
+
 def test_shape_range_and_order(start: Start, data: LongTailedData) -> None:
-    for method in ("scored_crops", "random_real", "noise"):
+    for method in ("scored_crops", "clustered_crops", "random_real", "noise"):
         result = start(4, method=method)
         assert result.images.shape == (12, 3, 8, 8)
         assert result.images.dtype == torch.float32
@@ -172,7 +219,7 @@ def test_noise_has_the_moments_of_the_data(start: Start, data: LongTailedData) -
     torch.testing.assert_close(images.std(dim=(0, 2, 3)), std, rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("method", ["scored_crops", "random_real", "noise"])
+@pytest.mark.parametrize("method", ["scored_crops", "clustered_crops", "random_real", "noise"])
 def test_the_seed_decides(data: LongTailedData, runtime: Runtime, method: str) -> None:
     config = InitializationConfig(method=method)
 

@@ -1,16 +1,26 @@
-"""Stage 3: where the synthetic images start (arXiv:2511.18858, confidence-guided initialization).
+"""Stage 3: where the synthetic images start.
 
-Every real image offers K random crops, scored by the teacher's log-probability of the true class.
-Selection goes in rounds: the best unused crop of every image first, then the second best, and so
-on. A head class never uses an image twice, and a tail class with few images stays diverse.
+Every real image offers K random crops. The published choice (arXiv:2511.18858, confidence-guided
+initialization) scores them by the teacher's log-probability of the true class and goes in rounds:
+the best unused crop of every image first, then the second best, and so on. A head class never uses
+an image twice, and a tail class with few images stays diverse.
+
+The best of thousands of crops are all of one kind, though. The other choice clusters the crops of a
+class by the teacher's features and takes the one nearest to every centre (k-means representatives,
+DREAM, arXiv:2302.14416), so that they stand for the whole class.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from ltdd.chunks import Chunks
@@ -21,6 +31,7 @@ from ltdd.inference import check_logits, view_logits
 from ltdd.runtime import Runtime
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
+CLUSTERED_CROPS = 10_000  # of a class at most, of images drawn at random
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ def initialize_images(
     """Return ``ipc`` images of every class.
 
     Args:
-        teacher: scores the crops (``scored_crops`` only).
+        teacher: sees the crops of ``scored_crops``; of ``clustered_crops``, its ``features`` do.
         data: the long-tailed data; only its training images are read.
         ipc: images per class.
         config: method and crop settings.
@@ -63,6 +74,10 @@ def initialize_images(
             match config.method:
                 case "scored_crops":
                     chosen, source = _scored_crops(
+                        teacher, data, members, label, ipc, config, runtime, chunks
+                    )
+                case "clustered_crops":
+                    chosen, source = _clustered_crops(
                         teacher, data, members, label, ipc, config, runtime, chunks
                     )
                 case "random_real":
@@ -103,47 +118,92 @@ def _scored_crops(
     runtime: Runtime,
     chunks: Chunks,
 ) -> tuple[Tensor, Tensor]:
-    per_image = config.crops_per_image
-    boxes: list[Tensor] = []
-    scores: list[Tensor] = []
-    # One refill round is enough unless the class has fewer than ipc / K images.
-    while not boxes or sum(map(len, scores)) < ipc:
-        generator = runtime.stream("initialization", label, len(boxes))
-        drawn = random_crops(
-            len(members) * per_image, config.crop_min_scale, False, generator
-        ).boxes
-        source = members.repeat_interleave(per_image)
-        boxes.append(drawn)
-        scores.append(_score(teacher, data, source, drawn, label, runtime, chunks))
+    candidates = _Candidates(teacher, data, members, label, ipc, config, runtime, chunks)
+    scores = [F.log_softmax(part, dim=1)[:, label] for part in candidates.seen]
     # (refill, image, crop) -> one row of scores an image
-    table = torch.cat([s.view(len(members), per_image) for s in scores], dim=1)
+    per_image = config.crops_per_image
+    table = torch.cat([part.view(len(members), per_image) for part in scores], dim=1)
     image, column = select_in_rounds(table, ipc)
     refill, position = column // per_image, image * per_image + column % per_image
-    picked = torch.stack(boxes)[refill, position]
-    source = members[image]
-    crops = Crops(picked, torch.zeros(ipc, dtype=torch.bool))
-    return crop(data.train_images[source] / 255, crops).contiguous(), source
+    return candidates.cut(refill * len(candidates.source) + position)
 
 
-def _score(
+def _clustered_crops(
     teacher: nn.Module,
     data: LongTailedData,
-    source: Tensor,
-    boxes: Tensor,
+    members: Tensor,
     label: int,
+    ipc: int,
+    config: InitializationConfig,
     runtime: Runtime,
     chunks: Chunks,
-) -> Tensor:
-    mean, std = (torch.tensor(v, device=runtime.device) for v in (data.mean, data.std))
+) -> tuple[Tensor, Tensor]:
+    most = max(CLUSTERED_CROPS // config.crops_per_image, ipc)
+    generator = runtime.stream("initialization", "clusters", label)
+    drawn = members[torch.randperm(len(members), generator=generator)[:most]]
+    features = cast(Callable[[Tensor], Tensor], teacher.features)
+    candidates = _Candidates(features, data, drawn, label, ipc, config, runtime, chunks)
+    directions = F.normalize(torch.cat(candidates.seen), dim=1)
+    return candidates.cut(nearest_to_centres(directions, ipc, generator.initial_seed()))
 
-    def compute(part: slice) -> Tensor:
-        crops = Crops(boxes[part], torch.zeros(len(boxes[part]), dtype=torch.bool))
-        views = crop(data.train_images[source[part]].to(runtime.device) / 255, crops)
-        return view_logits(teacher, normalise(views, mean, std), runtime, chunks).float().cpu()
 
-    logits = torch.cat(list(chunks.map(compute, len(source))))
-    check_logits(logits, f"initialization: class {label}")
-    return F.log_softmax(logits, dim=1)[:, label]
+class _Candidates:
+    """Crops of a class to choose from, and what the teacher makes of them.
+
+    Attributes:
+        source: int64 (n K,), index of the training image of each crop.
+        boxes: float (n K, 4), where it lies; one tensor a refill.
+        seen: float32 (n K, ...), what the teacher returns; one tensor a refill.
+    """
+
+    def __init__(
+        self,
+        teacher: Callable[[Tensor], Tensor],
+        data: LongTailedData,
+        members: Tensor,
+        label: int,
+        ipc: int,
+        config: InitializationConfig,
+        runtime: Runtime,
+        chunks: Chunks,
+    ) -> None:
+        self.data, self.source = data, members.repeat_interleave(config.crops_per_image)
+        self.boxes: list[Tensor] = []
+        self.seen: list[Tensor] = []
+        # One refill is enough unless the class has fewer than ipc / K images.
+        while len(self.seen) * len(self.source) < ipc:
+            generator = runtime.stream("initialization", label, len(self.boxes))
+            drawn = random_crops(len(self.source), config.crop_min_scale, False, generator).boxes
+            self.boxes.append(drawn)
+            self.seen.append(self._see(teacher, drawn, runtime, chunks))
+            check_logits(self.seen[-1], f"initialization: class {label}")
+
+    def _see(
+        self,
+        teacher: Callable[[Tensor], Tensor],
+        boxes: Tensor,
+        runtime: Runtime,
+        chunks: Chunks,
+    ) -> Tensor:
+        data = self.data
+        mean, std = (torch.tensor(v, device=runtime.device) for v in (data.mean, data.std))
+
+        def compute(part: slice) -> Tensor:
+            images = data.train_images[self.source[part]].to(runtime.device) / 255
+            views = normalise(crop(images, _upright(boxes[part])), mean, std)
+            return view_logits(teacher, views, runtime, chunks).float().cpu()
+
+        return torch.cat(list(chunks.map(compute, len(self.source))))
+
+    def cut(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the crops of some rows, counted through all refills, and their sources."""
+        source = self.source[rows % len(self.source)]
+        images = crop(self.data.train_images[source] / 255, _upright(torch.cat(self.boxes)[rows]))
+        return images.contiguous(), source
+
+
+def _upright(boxes: Tensor) -> Crops:
+    return Crops(boxes, torch.zeros(len(boxes), dtype=torch.bool))
 
 
 def select_in_rounds(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
@@ -163,3 +223,31 @@ def select_in_rounds(scores: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
         image_rounds.append(order)
         column_rounds.append(columns[order, r])
     return torch.cat(image_rounds)[:wanted], torch.cat(column_rounds)[:wanted]
+
+
+def nearest_to_centres(features: Tensor, wanted: int, seed: int) -> Tensor:
+    """Pick rows that stand for all: k-means, then the nearest row to each centre.
+
+    Centres choose in the order of their clusters' sizes, largest first, among the rows that are
+    left, so that no row is picked twice.
+
+    Args:
+        features: float32 (n, D), n >= wanted.
+        wanted: M, number of rows to pick.
+        seed: of the first centres.
+
+    Returns:
+        int64 (M,), distinct rows.
+    """
+    with warnings.catch_warnings():
+        # Fewer different rows than centres: the nearest of those that are left are as good as any.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(wanted, n_init=1, random_state=seed % 2**32).fit(features.numpy())
+    sizes = torch.from_numpy(found.labels_).long().bincount(minlength=wanted)
+    distances = torch.cdist(torch.from_numpy(found.cluster_centers_), features)
+    picked = []
+    for centre in sizes.sort(descending=True, stable=True).indices.tolist():
+        row = int(distances[centre].argmin())
+        distances[:, row] = torch.inf
+        picked.append(row)
+    return torch.tensor(picked)
