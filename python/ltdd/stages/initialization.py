@@ -68,18 +68,15 @@ def initialize_images(
     images, sources = [], []
     teacher.eval()
     chunks = Chunks("initialization", SCORING_BATCH, runtime)
+    cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)
     with runtime.progress(data.num_classes, "initialization") as progress:
         for label in range(data.num_classes):
             members = torch.nonzero(data.train_labels == label).flatten()
             match config.method:
                 case "scored_crops":
-                    chosen, source = _scored_crops(
-                        teacher, data, members, label, ipc, config, runtime, chunks
-                    )
+                    chosen, source = cropping.scored(members, label)
                 case "clustered_crops":
-                    chosen, source = _clustered_crops(
-                        teacher, data, members, label, ipc, config, runtime, chunks
-                    )
+                    chosen, source = cropping.clustered(members, label)
                 case "random_real":
                     source = members[_cycled_draw(len(members), ipc, label, runtime)]
                     chosen = data.train_images[source] / 255
@@ -108,98 +105,75 @@ def _noise(data: LongTailedData, ipc: int, label: int, runtime: Runtime) -> Tens
     return (mean + std * torch.randn(shape, generator=generator)).clamp(0, 1)
 
 
-def _scored_crops(
-    teacher: nn.Module,
-    data: LongTailedData,
-    members: Tensor,
-    label: int,
-    ipc: int,
-    config: InitializationConfig,
-    runtime: Runtime,
-    chunks: Chunks,
-) -> tuple[Tensor, Tensor]:
-    candidates = _Candidates(teacher, data, members, label, ipc, config, runtime, chunks)
-    scores = [F.log_softmax(part, dim=1)[:, label] for part in candidates.seen]
-    # (refill, image, crop) -> one row of scores an image
-    per_image = config.crops_per_image
-    table = torch.cat([part.view(len(members), per_image) for part in scores], dim=1)
-    image, column = select_in_rounds(table, ipc)
-    refill, position = column // per_image, image * per_image + column % per_image
-    return candidates.cut(refill * len(candidates.source) + position)
+@dataclass(frozen=True)
+class _Cropping:
+    """Crops of real images, chosen by what a teacher makes of them."""
 
+    teacher: nn.Module
+    data: LongTailedData
+    ipc: int
+    config: InitializationConfig
+    runtime: Runtime
+    chunks: Chunks
 
-def _clustered_crops(
-    teacher: nn.Module,
-    data: LongTailedData,
-    members: Tensor,
-    label: int,
-    ipc: int,
-    config: InitializationConfig,
-    runtime: Runtime,
-    chunks: Chunks,
-) -> tuple[Tensor, Tensor]:
-    most = max(CLUSTERED_CROPS // config.crops_per_image, ipc)
-    generator = runtime.stream("initialization", "clusters", label)
-    drawn = members[torch.randperm(len(members), generator=generator)[:most]]
-    features = cast(Callable[[Tensor], Tensor], teacher.features)
-    candidates = _Candidates(features, data, drawn, label, ipc, config, runtime, chunks)
-    directions = F.normalize(torch.cat(candidates.seen), dim=1)
-    return candidates.cut(nearest_to_centres(directions, ipc, generator.initial_seed()))
+    def scored(self, members: Tensor, label: int) -> tuple[Tensor, Tensor]:
+        """Return the best scored crops of a class, picked in rounds, and their images."""
+        boxes, seen = self._candidates(self.teacher, members, label)
+        scores = F.log_softmax(seen, dim=2)[..., label]
+        # (refill, image, crop) -> one row of scores an image
+        per_image = self.config.crops_per_image
+        table = torch.cat(list(scores.view(-1, len(members), per_image)), dim=1)
+        image, column = select_in_rounds(table, self.ipc)
+        refill, position = column // per_image, image * per_image + column % per_image
+        return self._cut(members[image], boxes[refill, position])
 
+    def clustered(self, members: Tensor, label: int) -> tuple[Tensor, Tensor]:
+        """Return the crops of a class nearest to the centres of clusters, and their images."""
+        per_image = self.config.crops_per_image
+        generator = self.runtime.stream("initialization", "clusters", label)
+        order = torch.randperm(len(members), generator=generator)
+        drawn = members[order[: max(CLUSTERED_CROPS // per_image, self.ipc)]]
+        features = cast(Callable[[Tensor], Tensor], self.teacher.features)
+        boxes, seen = self._candidates(features, drawn, label)
+        directions = F.normalize(seen.flatten(0, 1), dim=1)
+        row = nearest_to_centres(directions, self.ipc, generator.initial_seed())
+        image = row % boxes.shape[1] // per_image
+        return self._cut(drawn[image], boxes.flatten(0, 1)[row])
 
-class _Candidates:
-    """Crops of a class to choose from, and what the teacher makes of them.
+    def _candidates(
+        self, look: Callable[[Tensor], Tensor], members: Tensor, label: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw crops of every image and look at them, again until there are enough.
 
-    Attributes:
-        source: int64 (n K,), index of the training image of each crop.
-        boxes: float (n K, 4), where it lies; one tensor a refill.
-        seen: float32 (n K, ...), what the teacher returns; one tensor a refill.
-    """
+        Returns:
+            Boxes (refills, n K, 4) and what was seen (refills, n K, ...), image by image. One
+            refill is enough unless the class has fewer than ipc / K images.
+        """
+        boxes: list[Tensor] = []
+        seen: list[Tensor] = []
+        source = members.repeat_interleave(self.config.crops_per_image)
+        while len(boxes) * len(source) < self.ipc:
+            generator = self.runtime.stream("initialization", label, len(boxes))
+            drawn = random_crops(len(source), self.config.crop_min_scale, False, generator).boxes
+            boxes.append(drawn)
+            seen.append(self._look(look, source, drawn))
+            check_logits(seen[-1], f"initialization: class {label}")
+        return torch.stack(boxes), torch.stack(seen)
 
-    def __init__(
-        self,
-        teacher: Callable[[Tensor], Tensor],
-        data: LongTailedData,
-        members: Tensor,
-        label: int,
-        ipc: int,
-        config: InitializationConfig,
-        runtime: Runtime,
-        chunks: Chunks,
-    ) -> None:
-        self.data, self.source = data, members.repeat_interleave(config.crops_per_image)
-        self.boxes: list[Tensor] = []
-        self.seen: list[Tensor] = []
-        # One refill is enough unless the class has fewer than ipc / K images.
-        while len(self.seen) * len(self.source) < ipc:
-            generator = runtime.stream("initialization", label, len(self.boxes))
-            drawn = random_crops(len(self.source), config.crop_min_scale, False, generator).boxes
-            self.boxes.append(drawn)
-            self.seen.append(self._see(teacher, drawn, runtime, chunks))
-            check_logits(self.seen[-1], f"initialization: class {label}")
-
-    def _see(
-        self,
-        teacher: Callable[[Tensor], Tensor],
-        boxes: Tensor,
-        runtime: Runtime,
-        chunks: Chunks,
-    ) -> Tensor:
-        data = self.data
-        mean, std = (torch.tensor(v, device=runtime.device) for v in (data.mean, data.std))
+    def _look(self, look: Callable[[Tensor], Tensor], source: Tensor, boxes: Tensor) -> Tensor:
+        data, device = self.data, self.runtime.device
+        mean, std = (torch.tensor(v, device=device) for v in (data.mean, data.std))
 
         def compute(part: slice) -> Tensor:
-            images = data.train_images[self.source[part]].to(runtime.device) / 255
+            images = data.train_images[source[part]].to(device) / 255
             views = normalise(crop(images, _upright(boxes[part])), mean, std)
-            return view_logits(teacher, views, runtime, chunks).float().cpu()
+            return view_logits(look, views, self.runtime, self.chunks).float().cpu()
 
-        return torch.cat(list(chunks.map(compute, len(self.source))))
+        return torch.cat(list(self.chunks.map(compute, len(source))))
 
-    def cut(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the crops of some rows, counted through all refills, and their sources."""
-        source = self.source[rows % len(self.source)]
-        images = crop(self.data.train_images[source] / 255, _upright(torch.cat(self.boxes)[rows]))
-        return images.contiguous(), source
+    def _cut(self, source: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.data.train_images[source] / 255
+        return crop(images, _upright(boxes)).contiguous(), source
 
 
 def _upright(boxes: Tensor) -> Crops:
