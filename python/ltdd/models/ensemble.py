@@ -16,7 +16,7 @@ class MeanLogits(nn.Module):
     """Averages the raw logits of networks for the same classes.
 
     Args:
-        members: networks that map images (N, C, H, W) to logits (N, K).
+        members: networks that map (N, C, H, W) to logits (N, K).
     """
 
     def __init__(self, members: Sequence[Network]) -> None:

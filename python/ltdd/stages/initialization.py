@@ -5,9 +5,9 @@ initialization) scores them by the teacher's log-probability of the true class a
 the best unused crop of every image first, then the second best, and so on. A head class never uses
 an image twice, and a tail class with few images stays diverse.
 
-The best of thousands of crops are all of one kind, though. The other choice clusters the crops of a
-class by the teacher's features and takes the one nearest to every centre (k-means representatives,
-DREAM, arXiv:2302.14416), so that they stand for the whole class.
+The other choice clusters the crops of a class by the teacher's features and takes the one nearest
+to every centre (k-means representatives, DREAM, arXiv:2302.14416), so that they stand for the whole
+class and not for what the teacher is surest of.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from ltdd.chunks import Chunks
@@ -213,6 +211,10 @@ def nearest_to_centres(features: Tensor, wanted: int, seed: int) -> Tensor:
     Returns:
         int64 (M,), distinct rows.
     """
+    # Imported here because it takes a second or two, which no other method needs.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # Fewer different rows than centres: the nearest of those that are left are as good as any.
         warnings.simplefilter("ignore", ConvergenceWarning)
