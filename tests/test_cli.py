@@ -113,6 +113,7 @@ def test_dashes_and_underscores_are_alike() -> None:
         ("evaluate", "required: folder"),
         ("evaluate nowhere", "expected a distilled set in nowhere, got no manifest.json"),
         ("evaluate x --labels some", "expected --labels static, fkd, online, hard; got 'some'"),
+        ("evaluate x --quiet --verbose", "expected --quiet or --verbose, got both"),
         ("evaluate x --seeds 0", "expected --seeds 1 or more, got 0"),
         ("report nowhere", "nowhere"),
         ("compare", "required: folders"),

@@ -116,11 +116,16 @@ def test_another_configuration_is_refused_and_nothing_is_lost(run: Path) -> None
 @pytest.mark.parametrize("labels", ["static", "online", "hard", "fkd"])
 def test_other_students_train_on_a_finished_run(run: Path, labels: str) -> None:
     manifest = (run / "manifest.json").read_bytes()
+    events = (run / "events.jsonl").read_bytes()
     results = pipeline.evaluate(run, "alexnet", 1, labels, quiet=True)
     assert results["student"]["arch"] == "alexnet"
     assert results["student"]["accuracy"]["n"] == 1
     assert (run / "evaluations" / f"alexnet-{labels}.json").exists()
     assert (run / "manifest.json").read_bytes() == manifest
+    # The report of the run draws its own students' losses; these have a log of their own.
+    assert (run / "events.jsonl").read_bytes() == events
+    own = read_events(run / "evaluations" / f"alexnet-{labels}" / "events.jsonl")
+    assert {event["who"] for event in own if event["event"] == "student"} == {"student"}
 
 
 def test_evaluate_never_trains_an_expert_anew(run: Path, tmp_path: Path) -> None:
@@ -227,9 +232,10 @@ def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path:
 def test_several_architectures_are_evaluated_in_one_table(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--arch", "convnet3,alexnet", "--labels", "static", "--seeds", "1"]
+    words = ["--arch", "convnet3,alexnet", "--labels", "static", "--seeds", "1", "--verbose"]
     assert main(["evaluate", str(run), *words]) == 0
-    shown = capsys.readouterr().out
+    shown, events = capsys.readouterr()
+    assert "student who=student seed=0 epoch=0 loss=" in events
     rows = [line.strip("| ").split("|") for line in shown.splitlines() if line.startswith("|")]
     table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
     assert table["accuracy in %"] == [
@@ -241,10 +247,10 @@ def test_several_architectures_are_evaluated_in_one_table(
         assert table[name][:4] == [f"{100 * score['mean']:.1f}" for score in wanted]
     assert table["class"] == ["images", "convnet3", "alexnet"]
     assert table["9"][2] == f"{100 * student['per_class'][9]:.1f}"
-    before = {path: path.read_bytes() for path in (run / "evaluations").iterdir()}
+    before = {path: path.read_bytes() for path in (run / "evaluations").glob("*.json")}
     assert main(["evaluate", str(run), "--arch", "convnet3,vgg"]) == 2
     assert "got 'vgg'" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (run / "evaluations").iterdir()} == before
+    assert {path: path.read_bytes() for path in (run / "evaluations").glob("*.json")} == before
 
 
 def test_robust_scores_come_from_their_baselines(

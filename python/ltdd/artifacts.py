@@ -5,6 +5,7 @@ stages/<stage>-<key>.safetensors results of finished stages, keyed by a hash of 
 events.jsonl, metrics.csv        one line for every loss worth plotting
 data.safetensors, manifest.json  the distilled set and what is needed to use it
 results.json, report.html        how well students learn from it
+evaluations/<student>-<labels>   events of other students, beside their results in <...>.json
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class Context:
         stored: frozenset[str] = frozenset(),
         checkpoint_seconds: float = DEFAULT_SECONDS,
         pool: Path | None = None,
+        logs: Path | None = None,
         sinks: Sequence[Sink] = (),
     ) -> Context:
         """Prepare a run.
@@ -90,9 +91,10 @@ class Context:
             stored: names of stages that must be found in the folder, never computed.
             checkpoint_seconds: time between two saves of an unfinished stage.
             pool: folder of stage results shared with other runs.
+            logs: folder of the event log; None takes the run folder.
             sinks: receive every event beside the log.
         """
-        log = EventLog(out / EVENTS, sinks)
+        log = EventLog((logs or out) / EVENTS, sinks)
         runtime = Runtime.from_config(config, log, quiet)
         if runtime.device.type == "cpu":
             keep_freed_memory()

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import jsonargparse
 
@@ -23,6 +23,9 @@ from ltdd import config as config_module
 from ltdd.config import STAGES, DistillConfig, OnBadImage
 from ltdd.errors import UserError
 from ltdd.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from ltdd.events import Sink
 
 _RUN_OPTIONS = (
     "preset", "out", "quiet", "checkpoint_seconds", "on_bad_image", "verbose", "tensorboard",
@@ -169,6 +172,35 @@ def add_on_bad_image(parser: Parser) -> None:
     )
 
 
+def add_watching(parser: Parser) -> None:
+    """Add the options that say what to show and to write of what happens; see `event_sinks`."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
+    )
+    parser.add_argument("--verbose", action="store_true", help="Show every event on stderr too.")
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="Write a folder tensorboard beside events.jsonl too, with every loss; needs the "
+        "package tensorboard.",
+    )
+
+
+def event_sinks(verbose: bool, tensorboard: bool, folder: Path) -> list[Sink]:
+    """Return what receives the events of a run beside its log, which is in ``folder``."""
+    from ltdd.events import EventPrinter
+    from ltdd.tensorboard import TensorBoard
+
+    sinks: list[Sink] = [EventPrinter()] if verbose else []
+    return [*sinks, TensorBoard(folder / "tensorboard")] if tensorboard else sinks
+
+
+def check_watching(quiet: bool, verbose: bool) -> None:
+    """Raise a UserError if both were asked for."""
+    if quiet and verbose:
+        raise UserError("expected --quiet or --verbose, got both")
+
+
 def distill_parser() -> Parser:
     """Return the parser of ``ltdd distill``: one option for every field of the configuration."""
     parser = Parser(
@@ -183,15 +215,7 @@ def distill_parser() -> Parser:
     names = ", ".join(PRESETS)
     parser.add_argument("--preset", type=str | None, default=None, help=f"Named settings: {names}.")
     parser.add_argument("--out", type=str | None, default=None, help="Folder for the results.")
-    parser.add_argument(
-        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
-    )
-    parser.add_argument("--verbose", action="store_true", help="Show every event on stderr too.")
-    parser.add_argument(
-        "--tensorboard",
-        action="store_true",
-        help="Write DIR/tensorboard too, with every loss; needs the package tensorboard.",
-    )
+    add_watching(parser)
     parser.add_argument(
         "--checkpoint-seconds",
         type=float,
@@ -227,12 +251,7 @@ class Request:
 
     def run_options(self, out: Path) -> dict[str, Any]:
         """Return what `ltdd.pipeline.distill` takes besides a configuration and its folder."""
-        from ltdd.events import EventPrinter, Sink
-        from ltdd.tensorboard import TensorBoard
-
-        sinks: list[Sink] = [EventPrinter()] if self.verbose else []
-        if self.tensorboard:
-            sinks.append(TensorBoard(out / "tensorboard"))
+        sinks = event_sinks(self.verbose, self.tensorboard, out)
         names = ("preset", "quiet", "checkpoint_seconds", "on_bad_image")
         return {name: getattr(self, name) for name in names} | {"sinks": sinks}
 
@@ -279,8 +298,7 @@ def parse_distill(argv: Sequence[str]) -> Request:
         raise UserError(
             f"expected --checkpoint-seconds 0 or more, got {request.checkpoint_seconds:g}"
         )
-    if request.quiet and request.verbose:
-        raise UserError("expected --quiet or --verbose, got both")
+    check_watching(request.quiet, request.verbose)
     return request
 
 

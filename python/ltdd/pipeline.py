@@ -11,7 +11,7 @@ one stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,12 @@ def evaluate_all(
     on_bad_image: OnBadImage = "fail",
     data: LongTailedData | None = None,
     baselines: Sequence[str] = (),
+    sinks: Callable[[Path], Sequence[Sink]] = lambda folder: (),
 ) -> dict[str, dict[str, Any]]:
     """Train other students on a finished run and write ``evaluations/<student>-<labels>.json``.
+
+    Their losses go to ``events.jsonl`` and ``metrics.csv`` in a folder of the same name, so that
+    the run's own stay those of its own students.
 
     Args:
         out: folder of a finished run.
@@ -151,6 +155,7 @@ def evaluate_all(
         on_bad_image: as the run was made with.
         data: those the run was made from, where they were given to `distill`.
         baselines: what each architecture is compared with, as in ``evaluation.baselines``.
+        sinks: what receives every event beside the files, given their folder.
 
     Returns:
         For each architecture the same structure as ``results.json``.
@@ -182,10 +187,19 @@ def evaluate_all(
         origin = provenance.collect(None)
         for wanted in asked:
             student = wanted.evaluation.student
-            context = Context.create(wanted, data, out, quiet=quiet, stored=BUILDING_STAGES)
+            logs = out / "evaluations" / f"{student}-{labels}"
+            context = Context.create(
+                wanted,
+                data,
+                out,
+                quiet=quiet,
+                stored=BUILDING_STAGES,
+                logs=logs,
+                sinks=sinks(logs),
+            )
             results = score(context, build(context), student, labels)
             results["provenance"] = origin
-            write_json(out / "evaluations" / f"{student}-{labels}.json", results)
+            write_json(logs.with_name(f"{logs.name}.json"), results)
             found[student] = results
     return found
 

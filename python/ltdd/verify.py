@@ -17,6 +17,7 @@ from ltdd.calibration import label_shift
 from ltdd.config import DistillConfig
 from ltdd.distilled import DATA, FKD
 from ltdd.errors import UserError
+from ltdd.events import EVENTS
 from ltdd.files import read_sealed_tensors
 from ltdd.packing import pack
 
@@ -74,8 +75,9 @@ def _findings(folder: Path) -> Iterator[Finding]:
     for path in sorted([*folder.glob("results.json"), *folder.glob("evaluations/*.json")]):
         name = path.relative_to(folder).as_posix()
         yield _tried(name, lambda path=path: _results(path))[1]  # type: ignore[misc]
-    if (folder / "events.jsonl").exists():
-        yield _tried("events.jsonl", lambda: _events(folder / "events.jsonl"))[1]
+    for path in sorted([*folder.glob(EVENTS), *folder.glob(f"evaluations/*/{EVENTS}")]):
+        name = path.relative_to(folder).as_posix()
+        yield _tried(name, lambda path=path: _events(path))[1]  # type: ignore[misc]
 
 
 def _tried(name: str, check: Callable[[], Any]) -> tuple[Any, Finding]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 from ltdd.config import Labels
 from ltdd.errors import UserError
-from ltdd.options import Parser, add_on_bad_image
+from ltdd.options import Parser, add_on_bad_image, add_watching, check_watching, event_sinks
 
 SUMMARY = "Train other students on the distilled set of a finished run."
 _LABELS = get_args(Labels)
@@ -44,15 +45,14 @@ def run(argv: Sequence[str]) -> None:
         action="store_true",
         help="Also its augmentation-robust score: four times as many students.",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
-    )
+    add_watching(parser)
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
     if options.labels not in (None, *_LABELS):
         raise UserError(f"expected --labels {', '.join(_LABELS)}; got {options.labels!r}")
     if options.seeds is not None and options.seeds < 1:
         raise UserError(f"expected --seeds 1 or more, got {options.seeds}")
+    check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
     from ltdd.distilled import load
     from ltdd.pipeline import evaluate_all
@@ -73,6 +73,7 @@ def run(argv: Sequence[str]) -> None:
         options.quiet,
         options.on_bad_image,
         baselines=list(dict.fromkeys(wanted)),
+        sinks=functools.partial(event_sinks, options.verbose, options.tensorboard),
     )
     report = write_report(folder)
     if options.quiet:
