@@ -247,10 +247,12 @@ def test_several_architectures_are_evaluated_in_one_table(
         assert table[name][:4] == [f"{100 * score['mean']:.1f}" for score in wanted]
     assert table["class"] == ["images", "convnet3", "alexnet"]
     assert table["9"][2] == f"{100 * student['per_class'][9]:.1f}"
-    before = {path: path.read_bytes() for path in (run / "evaluations").glob("*.json")}
+    files = [path for path in (run / "evaluations").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
     assert main(["evaluate", str(run), "--arch", "convnet3,vgg"]) == 2
     assert "got 'vgg'" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (run / "evaluations").glob("*.json")} == before
+    assert sorted(p for p in (run / "evaluations").rglob("*") if p.is_file()) == sorted(files)
+    assert {path: path.read_bytes() for path in files} == before
 
 
 def test_robust_scores_come_from_their_baselines(
