@@ -19,6 +19,17 @@ STABLE_TORCH_LIBRARY(ltdd_ext, m) {
       "-> (Tensor dx, Tensor dresidual)");
 
   m.def(
+      "norm_act(Tensor x, Tensor weight, Tensor bias, bool per_image, float eps, int act, "
+      "int pool) -> (Tensor y, Tensor mean, Tensor m2)");
+  m.def(
+      "norm_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, "
+      "Tensor m2, bool per_image, float eps, int act, int pool) "
+      "-> (Tensor dx, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  m.def("conv3x3_backward(Tensor grad_y, Tensor x) -> (Tensor grad_weight, Tensor grad_bias)");
+
+  m.def(
       "class_moments_update_(Tensor(a!) count, Tensor(b!) mu, Tensor(c!) within, "
       "Tensor(d!) between, Tensor mean, Tensor m2, int spatial_size, Tensor labels) -> ()");
   m.def(

@@ -16,6 +16,8 @@ from .class_moments import (
     class_moments_merge_,
     class_moments_update_,
 )
+from .conv3x3 import conv3x3
+from .norm_act import norm_act
 from .row_moments import row_moments
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "class_moments_finish",
     "class_moments_merge_",
     "class_moments_update_",
+    "conv3x3",
     "nn",
+    "norm_act",
     "reference",
     "row_moments",
 ]

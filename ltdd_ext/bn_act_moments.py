@@ -20,25 +20,13 @@ POOLS: dict[str, int] = {"none": 1, "avg2": 2}
 _WIDEST_POOLED = 8192
 
 
-def check_arguments(
-    op: str, x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: str, pool: str
-) -> None:
-    """Refuse coefficients, residual or switches that do not fit the activation."""
+def check_fused(op: str, x: Tensor, act: str, pool: str) -> None:
+    """Refuse an activation or switches that no fused operator takes."""
     _check.activation(op, "x", x)
     if act not in ACTS:
         _check.bad_value(op, "act", f"one of {tuple(ACTS)}", repr(act))
     if pool not in POOLS:
         _check.bad_value(op, "pool", f"one of {tuple(POOLS)}", repr(pool))
-    for name, value in (("k", k), ("h", h)):
-        _check.tensor(op, name, value)
-        _check.dtype_in(op, name, value, (_check.acc_dtype(x.dtype),))
-        _check.shape(op, name, value, (x.shape[1],))
-        _check.same_device(op, name, value, x.device)
-    if residual is not None:
-        _check.tensor(op, "residual", residual)
-        _check.dtype_in(op, "residual", residual, (x.dtype,))
-        _check.shape(op, "residual", residual, tuple(x.shape))
-        _check.same_device(op, "residual", residual, x.device)
     if pool == "avg2":
         if x.dim() != 4:
             _check.bad_value(op, "x", "of shape (N, C, H, W) with pool", tuple(x.shape))
@@ -49,6 +37,28 @@ def check_arguments(
                 f"of height >= 2 and width in [2, {_WIDEST_POOLED}] with pool",
                 tuple(x.shape),
             )
+
+
+def check_channel_vector(op: str, name: str, value: Tensor, x: Tensor) -> None:
+    """Refuse what is not one number a channel of ``x``, in the dtype it is computed in."""
+    _check.tensor(op, name, value)
+    _check.dtype_in(op, name, value, (_check.acc_dtype(x.dtype),))
+    _check.shape(op, name, value, (x.shape[1],))
+    _check.same_device(op, name, value, x.device)
+
+
+def check_arguments(
+    op: str, x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: str, pool: str
+) -> None:
+    """Refuse coefficients, residual or switches that do not fit the activation."""
+    check_fused(op, x, act, pool)
+    check_channel_vector(op, "k", k, x)
+    check_channel_vector(op, "h", h, x)
+    if residual is not None:
+        _check.tensor(op, "residual", residual)
+        _check.dtype_in(op, "residual", residual, (x.dtype,))
+        _check.shape(op, "residual", residual, tuple(x.shape))
+        _check.same_device(op, "residual", residual, x.device)
 
 
 def bn_act_moments(
@@ -101,17 +111,20 @@ def bn_act_moments(
     return y, mean, m2
 
 
+def fused_output(x: Tensor, pool: int) -> Tensor:
+    """Make the empty output that the kernels would: ``x`` after the pool, in its layout."""
+    if pool == 1:
+        return output_like(x)
+    pixels = x.numel() > 0 and not is_rows(x) and is_pixels(x)
+    order = torch.channels_last if pixels else torch.contiguous_format
+    shape = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
 def _fake(
     x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: int, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean, m2 = empty_rows(x), empty_rows(x)
-    if pool == 1:
-        return output_like(x), mean, m2
-    shape = (*mean.shape, x.shape[2] // 2, x.shape[3] // 2)
-    pixels = x.numel() > 0 and not is_rows(x) and is_pixels(x)
-    order = torch.channels_last if pixels else torch.contiguous_format
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
-    return y, mean, m2
+    return fused_output(x, pool), empty_rows(x), empty_rows(x)
 
 
 def _fake_backward(

@@ -16,6 +16,9 @@ from .align_loss import check_arguments
 from .bn_act_moments import Act, Pool
 from .bn_act_moments import check_arguments as check_bn_act
 from .class_moments import FinishedMoments, check_merge, check_state, check_update
+from .conv3x3 import check_arguments as check_conv3x3
+from .norm_act import Over
+from .norm_act import check_arguments as check_norm_act
 
 __all__ = [
     "align_loss",
@@ -23,6 +26,8 @@ __all__ = [
     "class_moments_finish",
     "class_moments_merge_",
     "class_moments_update_",
+    "conv3x3",
+    "norm_act",
     "row_moments",
 ]
 
@@ -50,11 +55,39 @@ def bn_act_moments(
     y = k.detach().view(per_channel) * x.to(k.dtype) + h.detach().view(per_channel)
     if residual is not None:
         y = y + residual
+    return (_activated(y, act, pool).to(x.dtype), *row_moments(x))
+
+
+def norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    over: Over = "batch",
+    eps: float = 1e-5,
+    act: Act = "relu",
+    pool: Pool = "none",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm by the statistics of x, activation, pool, and moments; see :func:`ltdd_ext.norm_act`."""
+    check_norm_act("norm_act", x, weight, bias, over, eps, act, pool)
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    shared = [dim for dim in range(x.dim()) if dim > 1 or (dim == 0 and over == "batch")]
+    wide = x.to(weight.dtype)
+    var, mean = torch.var_mean(wide, shared, correction=0, keepdim=True)
+    normed = (wide - mean) * torch.rsqrt(var + eps)
+    y = normed * weight.view(per_channel) + bias.view(per_channel)
+    return (_activated(y, act, pool).to(x.dtype), *row_moments(x.detach()))
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution with padding 1; see :func:`ltdd_ext.conv3x3`."""
+    check_conv3x3("conv3x3", x, weight, bias)
+    return torch.nn.functional.conv2d(x, weight, bias, padding=1)
+
+
+def _activated(y: Tensor, act: Act, pool: Pool) -> Tensor:
     if act == "relu":
         y = torch.relu(y)
-    if pool == "avg2":
-        y = torch.nn.functional.avg_pool2d(y, 2)
-    return (y.to(x.dtype), *row_moments(x))
+    return torch.nn.functional.avg_pool2d(y, 2) if pool == "avg2" else y
 
 
 def class_moments_update_(

@@ -122,8 +122,9 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
   acc_t buffer[kPlane + 2 * kWidth<acc_t>];
   // Calls put_value(i, count, value) for the elements [first, first + size) of a row.
   const auto for_values = [&](int64_t row, int64_t first, int64_t size, const auto& put_value) {
-    const Vec<acc_t> k = broadcast<acc_t>(static_cast<const acc_t*>(a.k)[row % a.c]);
-    const Vec<acc_t> h = broadcast<acc_t>(static_cast<const acc_t*>(a.h)[row % a.c]);
+    const int64_t scale = a.scale_of(row);
+    const Vec<acc_t> k = broadcast<acc_t>(static_cast<const acc_t*>(a.k)[scale]);
+    const Vec<acc_t> h = broadcast<acc_t>(static_cast<const acc_t*>(a.h)[scale]);
     for_vectors<acc_t>(size, [&](int64_t i, int64_t count) {
       const int64_t at = row * s + first + i;
       Vec<acc_t> v = k * get(x + at, count) + h;
@@ -134,7 +135,8 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
   const int64_t together = rows_at_once<scalar_t>(s);
   for (int64_t first = begin; first < end; first += together) {
     const int64_t last = least(end, first + together);
-    moments_of_rows(x, s, a.n * a.c, first, last, a.mean, a.m2);  // brings them into the cache
+    if (a.mean != nullptr)  // which brings them into the cache
+      moments_of_rows(x, s, a.n * a.c, first, last, a.mean, a.m2);
     for (int64_t row = first; row < last && !a.pool; ++row)
       for_values(row, 0, s, [&](int64_t i, int64_t count, const Vec<acc_t>& v) {
         set(y + row * s + i, v, count, stream);
@@ -160,21 +162,49 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
   finish_streaming(stream);
 }
 
+// Calls visit(row, first, size, gradient) for the elements [first, first + size) of rows
+// [begin, end), all of them in order; gradient(i, count) is what reaches their activation.
+template <typename scalar_t, typename Visit>
+static inline void for_row_gradients(const BnActBackwardArgs& a, int64_t begin, int64_t end,
+                                     const Visit& visit) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
+  const auto* grad_y = static_cast<const scalar_t*>(a.grad_y);
+  acc_t buffer[kPlane + 2 * kWidth<acc_t>];
+  const auto from_buffer = [&](int64_t offset) {
+    return [&, offset](int64_t i, int64_t count) { return get(buffer + offset + i, count); };
+  };
+  const int64_t strip = buffered_image_rows(a.height, a.width);
+  const int64_t together = a.pool && pooled_together<acc_t>(a.height, a.width) ? kWidth<acc_t> : 1;
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t last = least(end, first + together);
+    if (!a.pool) {
+      const scalar_t* incoming = grad_y + first * s;
+      visit(first, 0, s, [&](int64_t i, int64_t count) { return get(incoming + i, count); });
+    } else if (together > 1) {
+      spread_pairs(grad_y + first * out_s, (last - first) * a.height, a.width, buffer);
+      for (int64_t row = first; row < last; ++row) visit(row, 0, s, from_buffer((row - first) * s));
+    } else {
+      for (int64_t top = 0; top < a.height; top += strip) {
+        const int64_t rows = least(strip, a.height - top);
+        spread_pairs(grad_y + first * out_s + top / 2 * half, rows, a.width, buffer);
+        visit(first, top * a.width, rows * a.width, from_buffer(0));
+      }
+    }
+  }
+}
+
 template <typename scalar_t, bool relu, bool residual>
 static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
-  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
+  const int64_t s = a.s();
   const double inverse = 1.0 / static_cast<double>(s);
-  const auto* grad_y = static_cast<const scalar_t*>(a.grad_y);
   const bool stream = a.stream && can_stream<scalar_t>(a.dx, s) &&
                       (!residual || can_stream<scalar_t>(a.dresidual, s));
-  acc_t buffer[kPlane + 2 * kWidth<acc_t>];
-  // The elements [first, first + size) of a row, whose gradients are gradient(i, count).
   const auto pass = [&](int64_t row, int64_t first, int64_t size, const auto& gradient) {
-    const auto at_channel = [&](const void* from) {
-      return broadcast<acc_t>(static_cast<const acc_t*>(from)[row % a.c]);
-    };
-    const Vec<acc_t> k = at_channel(a.k), h = at_channel(a.h);
+    const int64_t scale = a.scale_of(row);
+    const Vec<acc_t> k = broadcast<acc_t>(static_cast<const acc_t*>(a.k)[scale]);
+    const Vec<acc_t> h = broadcast<acc_t>(static_cast<const acc_t*>(a.h)[scale]);
     const auto one =
         moments_gradient<acc_t>(a.grad_mean[row], a.grad_m2[row], a.mean[row], inverse);
     const Vec<acc_t> shift = broadcast<acc_t>(one.shift), slope = broadcast<acc_t>(one.slope);
@@ -190,27 +220,7 @@ static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, i
       if constexpr (residual) set(static_cast<scalar_t*>(a.dresidual) + at, g, count, stream);
     });
   };
-  const auto from_buffer = [&](int64_t offset) {
-    return [&, offset](int64_t i, int64_t count) { return get(buffer + offset + i, count); };
-  };
-  const int64_t strip = buffered_image_rows(a.height, a.width);
-  const int64_t together = a.pool && pooled_together<acc_t>(a.height, a.width) ? kWidth<acc_t> : 1;
-  for (int64_t first = begin; first < end; first += together) {
-    const int64_t last = least(end, first + together);
-    if (!a.pool) {
-      const scalar_t* incoming = grad_y + first * s;
-      pass(first, 0, s, [&](int64_t i, int64_t count) { return get(incoming + i, count); });
-    } else if (together > 1) {
-      spread_pairs(grad_y + first * out_s, (last - first) * a.height, a.width, buffer);
-      for (int64_t row = first; row < last; ++row) pass(row, 0, s, from_buffer((row - first) * s));
-    } else {
-      for (int64_t top = 0; top < a.height; top += strip) {
-        const int64_t rows = least(strip, a.height - top);
-        spread_pairs(grad_y + first * out_s + top / 2 * half, rows, a.width, buffer);
-        pass(first, top * a.width, rows * a.width, from_buffer(0));
-      }
-    }
-  }
+  for_row_gradients<scalar_t>(a, begin, end, pass);
   finish_streaming(stream);
 }
 
@@ -227,9 +237,9 @@ static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, 
     const auto* r =
         static_cast<const scalar_t*>(a.residual) + (residual ? sample * s * a.c + first : 0);
     auto* y = static_cast<scalar_t*>(a.y) + sample * out_s * a.c + first;
-    const auto* k = static_cast<const acc_t*>(a.k) + first;
-    const auto* h = static_cast<const acc_t*>(a.h) + first;
-    const bool stream = a.stream && can_stream<scalar_t>(y, a.c);
+    const auto* k = static_cast<const acc_t*>(a.k) + a.scale_of(row);
+    const auto* h = static_cast<const acc_t*>(a.h) + a.scale_of(row);
+    const bool measured = a.mean != nullptr, stream = a.stream && can_stream<scalar_t>(y, a.c);
     const auto value = [&](int64_t pixel, int64_t c, int64_t count) {
       const int64_t at = pixel * a.c + c;
       Vec<acc_t> v = get(k + c, count) * get(x + at, count) + get(h + c, count);
@@ -245,10 +255,10 @@ static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, 
           set(y + (top / 2 * half + j) * a.c + c, acc_t(0.25) * sum, count, stream);
         });
     };
-    begin_slab(slab, x, s, a.c, channels);
+    if (measured) begin_slab(slab, x, s, a.c, channels);
     for (int64_t p = 0; p < s; p += piece) {
       const int64_t last = least(s, p + piece);
-      add_pixels(slab, x, p, last, a.c, channels);
+      if (measured) add_pixels(slab, x, p, last, a.c, channels);
       if (a.pool) {
         if (last - p == piece) pool_pair(p / a.width);
         continue;
@@ -258,33 +268,50 @@ static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, 
           set(y + q * a.c + c, value(q, c, count), count, stream);
         });
     }
-    end_slab(slab, x, s, a.c, channels, a.mean + row, a.m2 + row);
+    if (measured) end_slab(slab, x, s, a.c, channels, a.mean + row, a.m2 + row);
     finish_streaming(stream);
   }
+}
+
+// Calls visit(pixel, gradient) for every pixel of the sample, in order; gradient(c, count) is what
+// reaches the activation of these channels, counted from `first` on.
+template <typename scalar_t, typename Visit>
+static inline void for_pixel_gradients(const BnActBackwardArgs& a, int64_t sample, int64_t first,
+                                       const Visit& visit) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
+  const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + sample * out_s * a.c + first;
+  for (int64_t p = 0; p < s && !a.pool; ++p)
+    visit(p, [&](int64_t c, int64_t count) { return get(grad_y + p * a.c + c, count); });
+  for (int64_t i = 0; a.pool && i < a.height; ++i)
+    for (int64_t j = 0; j < a.width; ++j) {
+      const scalar_t* from = grad_y + (i / 2 * half + j / 2) * a.c;
+      const bool pooled = i / 2 < a.height / 2 && j / 2 < half;
+      visit(i * a.width + j, [&](int64_t c, int64_t count) {
+        return pooled ? Vec<acc_t>(acc_t(0.25) * get(from + c, count)) : Vec<acc_t>{};
+      });
+    }
 }
 
 template <typename scalar_t, bool relu, bool residual>
 static void bn_act_backward_pixels_as(const BnActBackwardArgs& a, int64_t sample, int64_t begin,
                                       int64_t end) {
   using acc_t = Acc<scalar_t>;
-  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
-  const double inverse = 1.0 / static_cast<double>(s);
+  const double inverse = 1.0 / static_cast<double>(a.s());
   for (int64_t first = begin; first < end; first += kGradientSlab) {
     const int64_t channels = least(kGradientSlab, end - first), row = sample * a.c + first;
-    const int64_t start = sample * s * a.c + first;
+    const int64_t start = sample * a.s() * a.c + first;
     const auto* x = static_cast<const scalar_t*>(a.x) + start;
     const auto* r = static_cast<const scalar_t*>(a.residual) + (residual ? start : 0);
-    const auto* grad_y = static_cast<const scalar_t*>(a.grad_y) + sample * out_s * a.c + first;
     auto* dx = static_cast<scalar_t*>(a.dx) + start;
     auto* dr = static_cast<scalar_t*>(a.dresidual) + (residual ? start : 0);
-    const auto* k = static_cast<const acc_t*>(a.k) + first;
-    const auto* h = static_cast<const acc_t*>(a.h) + first;
+    const auto* k = static_cast<const acc_t*>(a.k) + a.scale_of(row);
+    const auto* h = static_cast<const acc_t*>(a.h) + a.scale_of(row);
     const MomentsGradients<acc_t> moments(a.grad_mean + row, a.grad_m2 + row, a.mean + row, inverse,
                                           channels);
     const bool stream =
         a.stream && can_stream<scalar_t>(dx, a.c) && (!residual || can_stream<scalar_t>(dr, a.c));
-    // gradient(c, count): what reaches the activation of these channels of the pixel.
-    const auto pass = [&](int64_t pixel, const auto& gradient) {
+    for_pixel_gradients<scalar_t>(a, sample, first, [&](int64_t pixel, const auto& gradient) {
       for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
         const int64_t at = pixel * a.c + c;
         const Vec<acc_t> in = get(x + at, count), k_c = get(k + c, count);
@@ -294,17 +321,7 @@ static void bn_act_backward_pixels_as(const BnActBackwardArgs& a, int64_t sample
         set(dx + at, k_c * g + moments.at(c, count, in), count, stream);
         if constexpr (residual) set(dr + at, g, count, stream);
       });
-    };
-    for (int64_t p = 0; p < s && !a.pool; ++p)
-      pass(p, [&](int64_t c, int64_t count) { return get(grad_y + p * a.c + c, count); });
-    for (int64_t i = 0; a.pool && i < a.height; ++i)
-      for (int64_t j = 0; j < a.width; ++j) {
-        const scalar_t* from = grad_y + (i / 2 * half + j / 2) * a.c;
-        const bool pooled = i / 2 < a.height / 2 && j / 2 < half;
-        pass(i * a.width + j, [&](int64_t c, int64_t count) {
-          return pooled ? Vec<acc_t>(acc_t(0.25) * get(from + c, count)) : Vec<acc_t>{};
-        });
-      }
+    });
     finish_streaming(stream);
   }
 }

@@ -13,63 +13,10 @@
 #include <optional>
 #include <tuple>
 
-#include "kernels.h"
-#include "tensors.h"
+#include "fused.h"
 
 namespace ltdd {
 namespace {
-
-constexpr int64_t kWidestPooled = 8192;  // two image rows must fit the pooling buffer
-
-struct Shape {
-  int64_t height, width;
-};
-
-// Checks what the kernels rely on and returns the image size; (N, C, S) is an image of height 1.
-Shape check_fused(const char* op, const Activation& a, const Tensor& k, const Tensor& h,
-                  int64_t act, int64_t pool) {
-  check_vector(op, "k", k, a.c);
-  check_vector(op, "h", h, a.c);
-  if (act != 0 && act != 1) refuse(op, "act 0 (none) or 1 (ReLU), got ", act);
-  if (pool != 1 && pool != 2) refuse(op, "pool 1 (none) or 2 (2x2 average), got ", pool);
-  if (a.tensor.dim() == 3) {
-    if (pool == 2) refuse(op, "x of shape (N, C, H, W) with pool, got ", shape_of(a.tensor));
-    return {1, a.s};
-  }
-  const Shape shape{a.tensor.size(2), a.tensor.size(3)};
-  if (pool == 2 && (shape.height < 2 || shape.width < 2 || shape.width > kWidestPooled))
-    refuse(op, "x of height >= 2 and width in [2, ", kWidestPooled, "] with pool, got ",
-           shape_of(a.tensor));
-  return shape;
-}
-
-// A tensor that accompanies x, (N, C) + image, in the layout of x; copied if it lies otherwise.
-Tensor in_layout_of(const char* op, const char* name, const Activation& a, const Shape& image,
-                    const Tensor& other) {
-  if (other.dim() != a.tensor.dim() || other.size(0) != a.n || other.size(1) != a.c ||
-      other.numel() != a.n * a.c * image.height * image.width ||
-      other.size(other.dim() - 1) != image.width)
-    refuse(op, name, " to fit x of shape ", shape_of(a.tensor), ", got ", shape_of(other));
-  if (other.scalar_type() != a.tensor.scalar_type())
-    refuse(op, name, " of the dtype of x, got another");
-  const bool same = a.layout == Layout::kRows ? is_rows(other) : is_pixels(other);
-  if (same) return other;
-  if (a.layout == Layout::kRows) return torch::stable::contiguous(other);
-  if (other.dim() == 4)
-    return torch::stable::contiguous(other, torch::headeronly::MemoryFormat::ChannelsLast);
-  Tensor copy = empty_like(a);  // three dimensions: no memory format names this layout
-  torch::stable::copy_(copy, other);
-  return copy;
-}
-
-// An empty output of the activation's layout, for images of another size.
-Tensor empty_images(const Activation& a, int64_t height, int64_t width) {
-  const int64_t shape[] = {a.n, a.c, height, width};
-  using torch::headeronly::MemoryFormat;
-  if (a.layout == Layout::kRows) return torch::stable::new_empty(a.tensor, {shape, 4});
-  return torch::stable::empty({shape, 4}, a.tensor.scalar_type(), std::nullopt, a.tensor.device(),
-                              std::nullopt, MemoryFormat::ChannelsLast);
-}
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Tensor& k,
                                                       const Tensor& h,
@@ -77,7 +24,9 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
                                                       int64_t act, int64_t pool) {
   const char* op = "bn_act_moments";
   const Activation a = as_activation(op, x);
-  const Shape image = check_fused(op, a, k, h, act, pool);
+  const Image image = check_fused(op, a, act, pool);
+  check_vector(op, "k", k, a.c);
+  check_vector(op, "h", h, a.c);
   const Kernels& run = kernels(storage_of(op, x));
   const ScalarType acc_type = acc_dtype(x.scalar_type());
   const Tensor scale = contiguous_as(k, acc_type), offset = contiguous_as(h, acc_type);
@@ -100,6 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
                        act == 1,
                        pool == 2,
                        worth_streaming(y),
+                       false,
                        y.mutable_data_ptr(),
                        row_data(mean),
                        row_data(m2)};
@@ -118,7 +68,9 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
     int64_t act, int64_t pool) {
   const char* op = "bn_act_moments_backward";
   const Activation a = as_activation(op, x);
-  const Shape image = check_fused(op, a, k, h, act, pool);
+  const Image image = check_fused(op, a, act, pool);
+  check_vector(op, "k", k, a.c);
+  check_vector(op, "h", h, a.c);
   check_matrix(op, "grad_mean", grad_mean, a.n, a.c);
   check_matrix(op, "grad_m2", grad_m2, a.n, a.c);
   check_matrix(op, "mean", mean, a.n, a.c);
@@ -130,7 +82,7 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
   const Tensor grad_m2s = contiguous_as(grad_m2, ScalarType::Double);
   std::optional<Tensor> added;
   if (residual) added = in_layout_of(op, "residual", a, image, *residual);
-  const Shape out = pool == 2 ? Shape{image.height / 2, image.width / 2} : image;
+  const Image out = pool == 2 ? Image{image.height / 2, image.width / 2} : image;
   const Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
   const Tensor dx = empty_like(a);
   const Tensor dresidual =
@@ -151,6 +103,7 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
                                act == 1,
                                pool == 2,
                                worth_streaming(dx),
+                               false,
                                dx.mutable_data_ptr(),
                                residual ? dresidual.mutable_data_ptr() : nullptr};
   if (a.layout == Layout::kRows)

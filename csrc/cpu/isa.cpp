@@ -11,6 +11,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels& (*kernels)(Storage);
+  const Conv3x3Kernels& (*conv3x3)();
 };
 
 InstructionSet choose() {
@@ -21,10 +22,10 @@ InstructionSet choose() {
   // The levels of the x86-64 psABI; a kernel may use any instruction of its level.
   const bool has_v3 = __builtin_cpu_supports("x86-64-v3");
   const bool has_v4 = has_v3 && __builtin_cpu_supports("x86-64-v4");
-  if (has_v4 && limit == "avx512") return {"avx512", avx512_kernels};
-  if (has_v3 && limit != "baseline") return {"avx2", avx2_kernels};
+  if (has_v4 && limit == "avx512") return {"avx512", avx512_kernels, avx512_conv3x3_kernels};
+  if (has_v3 && limit != "baseline") return {"avx2", avx2_kernels, avx2_conv3x3_kernels};
 #endif
-  return {"baseline", baseline_kernels};
+  return {"baseline", baseline_kernels, baseline_conv3x3_kernels};
 }
 
 const InstructionSet& chosen() {
@@ -35,6 +36,7 @@ const InstructionSet& chosen() {
 }  // namespace
 
 const Kernels& kernels(Storage storage) { return chosen().kernels(storage); }
+const Conv3x3Kernels& conv3x3_kernels() { return chosen().conv3x3(); }
 
 }  // namespace ltdd
 

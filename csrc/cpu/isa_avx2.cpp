@@ -22,5 +22,6 @@
 #endif
 
 const ltdd::Kernels& ltdd::avx2_kernels(Storage storage) { return ltdd::avx2::choose(storage); }
+const ltdd::Conv3x3Kernels& ltdd::avx2_conv3x3_kernels() { return ltdd::avx2::kConv3x3; }
 
 #endif

@@ -23,5 +23,6 @@
 #endif
 
 const ltdd::Kernels& ltdd::avx512_kernels(Storage storage) { return ltdd::avx512::choose(storage); }
+const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels() { return ltdd::avx512::kConv3x3; }
 
 #endif

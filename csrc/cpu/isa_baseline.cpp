@@ -9,3 +9,4 @@
 const ltdd::Kernels& ltdd::baseline_kernels(Storage storage) {
   return ltdd::baseline::choose(storage);
 }
+const ltdd::Conv3x3Kernels& ltdd::baseline_conv3x3_kernels() { return ltdd::baseline::kConv3x3; }

@@ -14,6 +14,10 @@ namespace {
 #include "pixels_kernels.h"
 // And the fused operator.
 #include "bn_act_kernels.h"
+// And what training adds to it.
+#include "norm_act_kernels.h"
+// And a convolution.
+#include "conv3x3_kernels.h"
 // And the state of classes.
 #include "class_kernels.h"
 
@@ -31,7 +35,14 @@ constexpr Kernels kKernels = {
     bn_act_pixels<scalar_t>,
     bn_act_backward_rows<scalar_t>,
     bn_act_backward_pixels<scalar_t>,
+    norm_sums_rows<scalar_t>,
+    norm_sums_pixels<scalar_t>,
     kAddImages<scalar_t>,
+};
+
+constexpr Conv3x3Kernels kConv3x3 = {
+    conv3x3_planes_size, conv3x3_packed_size, conv3x3_pack,
+    conv3x3_forward,     conv3x3_backward,    conv3x3_unpack,
 };
 
 }  // namespace

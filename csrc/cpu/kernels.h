@@ -31,26 +31,34 @@ struct MomentsBackwardArgs {
 struct BnActArgs {
   const void* x;
   const void* residual;  // or null
-  const void *k, *h;     // acc_t [C]
+  const void *k, *h;     // acc_t [C], or [N, C] where every image has its own
   int64_t n, c, height, width;
-  bool relu, pool, stream;
+  bool relu, pool, stream, own_scale;
   void* y;
-  double *mean, *m2;  // [N, C]
+  double *mean, *m2;  // [N, C], or null: x is not measured
 
   int64_t s() const { return height * width; }
+  int64_t scale_of(int64_t row) const { return own_scale ? row : row % c; }
 };
 
 struct BnActBackwardArgs {
   const double *grad_mean, *grad_m2, *mean;  // [N, C]
   const void *grad_y, *x;
   const void* residual;  // or null
-  const void *k, *h;     // acc_t [C]
+  const void *k, *h;     // acc_t [C], or [N, C] where every image has its own
   int64_t n, c, height, width;
-  bool relu, pool, stream;
+  bool relu, pool, stream, own_scale;
   void* dx;
   void* dresidual;  // or null
 
   int64_t s() const { return height * width; }
+  int64_t scale_of(int64_t row) const { return own_scale ? row : row % c; }
+};
+
+// What a trained norm needs of the gradient g that reaches it: sum g and sum g (x - mean) of a row.
+struct NormSumsArgs {
+  BnActBackwardArgs pass;  // without residual; of its outputs nothing is written
+  double *sum_g, *sum_gx;  // [N, C]
 };
 
 // Images of one batch, in their order, for the running statistics of their classes.
@@ -61,6 +69,18 @@ struct AddImagesArgs {
   int64_t n, c;
   double inverse_size;            // 1 / S
   double *mu, *within, *between;  // [K, C]
+};
+
+// A 3x3 convolution with padding 1 of NHWC images; `packed` is what conv3x3_pack made of the taps.
+struct Conv3x3Args {
+  const float *x, *packed, *bias;
+  int64_t height, width, in, out;
+  float* y;
+};
+
+struct Conv3x3BackwardArgs {
+  const float *x, *grad_y;
+  int64_t height, width, in, out;
 };
 
 // "rows" functions work on rows [begin, end) of an NCHW tensor, row = sample * C + channel;
@@ -76,15 +96,35 @@ struct Kernels {
   void (*bn_act_backward_rows)(const BnActBackwardArgs&, int64_t begin, int64_t end);
   void (*bn_act_backward_pixels)(const BnActBackwardArgs&, int64_t sample, int64_t begin,
                                  int64_t end);
+  void (*norm_sums_rows)(const NormSumsArgs&, int64_t begin, int64_t end);
+  void (*norm_sums_pixels)(const NormSumsArgs&, int64_t sample, int64_t begin, int64_t end);
   // Channels [begin, end); the set of kDouble or kFloat, as the row moments are.
   void (*add_images)(const AddImagesArgs&, int64_t begin, int64_t end);
 };
 
-// The set for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
+// Convolution exists in float only. Images [first, last) are worked on together, in `scratch` of
+// planes_size(tiles, in) + planes_size(tiles, out) elements, a tile being 4x4 outputs.
+struct Conv3x3Kernels {
+  int64_t (*planes_size)(int64_t rows, int64_t columns);
+  int64_t (*packed_size)(int64_t depth, int64_t columns);
+  void (*pack)(const float* taps, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+               float* packed);
+  void (*forward)(const Conv3x3Args&, int64_t first, int64_t last, float* scratch);
+  void (*backward)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, bool add,
+                   float* grad_windows, float* scratch);
+  void (*unpack)(const float* grad_windows, int64_t tables, int64_t size, int64_t in, int64_t out,
+                 int64_t k, float* grad_taps);
+};
+
+// The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
 const Kernels& kernels(Storage storage);
+const Conv3x3Kernels& conv3x3_kernels();
 
 const Kernels& baseline_kernels(Storage storage);
+const Conv3x3Kernels& baseline_conv3x3_kernels();
 const Kernels& avx2_kernels(Storage storage);
+const Conv3x3Kernels& avx2_conv3x3_kernels();
 const Kernels& avx512_kernels(Storage storage);
+const Conv3x3Kernels& avx512_conv3x3_kernels();
 
 }  // namespace ltdd

@@ -71,9 +71,14 @@ static inline void prefetch(const scalar_t* x) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(x) + i);
 }
 
+template <typename acc_t, int64_t... i>
+static inline Vec<acc_t> repeat(acc_t value, std::integer_sequence<int64_t, i...>) {
+  return Vec<acc_t>{(static_cast<void>(i), value)...};
+}
+
 template <typename acc_t>
 static inline Vec<acc_t> broadcast(acc_t value) {
-  return Vec<acc_t>{} + value;
+  return repeat(value, std::make_integer_sequence<int64_t, kWidth<acc_t>>{});
 }
 
 template <typename acc_t>

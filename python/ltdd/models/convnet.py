@@ -8,6 +8,7 @@ from torch import nn
 
 from ltdd.errors import UserError
 from ltdd.models.network import Network
+from ltdd.models.normalization import NormBlock
 
 WIDTH = 128
 
@@ -36,14 +37,8 @@ def convnet(
             f"times), got {image_size}"
         )
     inputs = [channels] + [WIDTH] * (depth - 1)
-    # conv, norm, ReLU, pool in this order and as one Sequential: the fused operators look for it.
     blocks = [
-        nn.Sequential(
-            nn.Conv2d(width, WIDTH, kernel_size=3, padding=1),
-            norm(WIDTH),
-            nn.ReLU(inplace=True),
-            nn.AvgPool2d(kernel_size=2, stride=2),
-        )
+        NormBlock(nn.Conv2d(width, WIDTH, kernel_size=3, padding=1), norm(WIDTH), pool=True)
         for width in inputs
     ]
     return Network(nn.Sequential(*blocks), WIDTH * side * side, num_classes)

@@ -1,4 +1,4 @@
-"""The two normalisation layers of the field's networks."""
+"""The two normalisation layers of the field's networks, alone and with what follows them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltdd_ext import conv3x3, norm_act
+
+
+_WINOGRAD_CHANNELS, _WINOGRAD_SIDE = 32, 64  # where `conv3x3` pays
+
 
 class InstanceNorm(nn.Module):
     """Affine instance norm: a group norm with one channel per group.
 
-    It has no running statistics, so there is nothing to match in recovery.
+    It has no running statistics, so there is nothing to match in recovery. On a CPU it is
+    `ltdd_ext.norm_act`: torch's own layers are slow on channels_last maps.
 
     Args:
         channels: Number of channels C.
         eps: Added to the variance.
-
-    Note:
-        torch's own layers are slow on channels_last maps on a CPU. Forward and backward of
-        25x128x32x32 on one core of a 2-core Xeon: group norm 25 ms in float32 and 111 ms in
-        bfloat16, `nn.InstanceNorm2d` 27 and 19 ms, this layer 13 and 9 ms.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -31,24 +32,88 @@ class InstanceNorm(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return normalised maps of the shape (N, C, H, W), dtype and memory format given."""
-        # 1x1 maps count as both formats; they go to group norm, which accepts a single pixel.
-        channels_last = not maps.is_contiguous() and maps.is_contiguous(
-            memory_format=torch.channels_last
-        )
-        if maps.device.type == "cpu" and channels_last:
-            # The batch norm of one image is its instance norm, and that kernel reads channels_last
-            # maps in order.
-            return torch.cat(
-                [
-                    F.batch_norm(image, None, None, self.weight, self.bias, True, 0.0, self.eps)
-                    for image in torch.split(maps, 1)
-                ]
-            )
+        if maps.is_cpu:
+            return norm_act(maps, *_affine(self, maps), "image", self.eps, act="none")[0]
         return F.group_norm(maps, self.channels, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """Return the number of channels for `repr`."""
         return f"{self.channels}, eps={self.eps}"
+
+
+class NormBlock(nn.Sequential):
+    """A layer, a norm, a ReLU and, if given, a 2x2 average pool.
+
+    The same as `nn.Sequential` of them, and traced as one. On a CPU, wherever the norm takes its
+    statistics from the maps themselves (always in an instance norm, in training in a batch norm),
+    `ltdd_ext.norm_act` computes all but the first together, and `ltdd_ext.conv3x3` the first where
+    it is a 3x3 convolution of enough channels.
+
+    Args:
+        layer: What comes first.
+        norm: `InstanceNorm` or `nn.BatchNorm2d`.
+        pool: Halve the maps' sides.
+    """
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, pool: bool) -> None:
+        pools = [nn.AvgPool2d(kernel_size=2, stride=2)] if pool else []
+        super().__init__(layer, norm, nn.ReLU(inplace=True), *pools)
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return maps (N, C, H, W), or of half that height and width."""
+        norm = self[1]
+        live = isinstance(norm, InstanceNorm) or norm.training
+        if not live or not images.is_cpu:
+            return super().forward(images)
+        maps = _convolved(self[0], images)
+        over = "image" if isinstance(norm, InstanceNorm) else "batch"
+        y, mean, m2 = norm_act(
+            maps, *_affine(norm, maps), over, norm.eps, pool="avg2" if self.pool else "none"
+        )
+        if isinstance(norm, nn.BatchNorm2d):
+            _track(norm, mean, m2, maps.shape[2] * maps.shape[3])
+        return y
+
+
+def _convolved(layer: nn.Module, images: Tensor) -> Tensor:
+    if (
+        type(layer) is nn.Conv2d
+        and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+        and layer.bias is not None
+        and layer.in_channels >= _WINOGRAD_CHANNELS
+        and max(images.shape[2:]) <= _WINOGRAD_SIDE
+        and images.dtype == layer.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return conv3x3(images, layer.weight, layer.bias)
+    maps: Tensor = layer(images)
+    return maps
+
+
+def _affine(norm: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias in the dtype that `norm_act` computes in."""
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    return norm.weight.to(dtype), norm.bias.to(dtype)
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm2d, mean: Tensor, m2: Tensor, size: int) -> None:
+    """Move running statistics towards a batch's, given its row moments, as the layer itself does.
+
+    Without a momentum, they become the mean over all batches so far.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    center = mean.mean(0)
+    squares = (m2 + size * (mean - center).square()).sum(0)
+    var = squares / (len(mean) * size - 1)  # unbiased
+    norm.running_mean.lerp_(center.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(var.to(norm.running_var.dtype), share)
 
 
 def instance_norm(channels: int) -> nn.Module:

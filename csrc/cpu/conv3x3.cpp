@@ -1,0 +1,163 @@
+// conv3x3: convolution with 3x3 taps and padding 1 of channels_last images in float32.
+//
+//   y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]
+//
+// The loops are in conv3x3_kernels.h: Winograd's algorithm, a quarter of the multiplications. Work
+// is split into groups of whole images by shape alone; the gradient of the taps is summed in at most
+// kTables tables of consecutive groups, then over them, so no bit depends on the number of threads.
+
+#include <torch/csrc/stable/library.h>
+
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "tensors.h"
+
+namespace ltdd {
+namespace {
+
+constexpr int64_t kTaps = 9;
+constexpr int64_t kTileOutputs = 4;
+constexpr int64_t kTilesTogether = 48;  // enough rows for the products, few enough for the cache
+constexpr int64_t kTables = 8;
+
+struct Geometry {
+  int64_t n, in, out, height, width;
+
+  int64_t tiles_of_image() const {
+    const auto tiles = [](int64_t side) { return (side + kTileOutputs - 1) / kTileOutputs; };
+    return tiles(height) * tiles(width);
+  }
+  int64_t images_together() const {
+    return std::max<int64_t>(1, kTilesTogether / std::max<int64_t>(1, tiles_of_image()));
+  }
+  int64_t groups() const { return (n + images_together() - 1) / images_together(); }
+};
+
+void check_images(const char* op, const char* name, const Tensor& images) {
+  if (images.dim() != 4 || images.scalar_type() != ScalarType::Float)
+    refuse(op, name, " of shape (N, C, H, W) and dtype float32, got ", shape_of(images));
+}
+
+Tensor channels_last(const Tensor& x) {
+  if (is_pixels(x)) return x;
+  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+const float* floats(const Tensor& tensor) {
+  return static_cast<const float*>(tensor.const_data_ptr());
+}
+
+std::unique_ptr<float[]> uninitialised(int64_t size) {
+  return std::unique_ptr<float[]>(new float[static_cast<size_t>(size)]);
+}
+
+// Scratch that no result may depend on: lanes nobody needs are computed from what lies there.
+std::vector<float> scratch_for(const Conv3x3Kernels& run, const Geometry& g) {
+  const int64_t tiles = g.images_together() * g.tiles_of_image();
+  return std::vector<float>(
+      static_cast<size_t>(run.planes_size(tiles, g.in) + run.planes_size(tiles, g.out)));
+}
+
+std::unique_ptr<float[]> pack(const Conv3x3Kernels& run, const Geometry& g, const Tensor& weight) {
+  auto taps = uninitialised(kTaps * g.in * g.out);
+  for (int64_t t = 0; t < kTaps; ++t) {
+    const float* tap = floats(weight) + t / 3 * weight.stride(2) + t % 3 * weight.stride(3);
+    for (int64_t k = 0; k < g.in; ++k)
+      for (int64_t o = 0; o < g.out; ++o)
+        taps[(t * g.in + k) * g.out + o] = tap[o * weight.stride(0) + k * weight.stride(1)];
+  }
+  auto packed = uninitialised(run.packed_size(g.in, g.out));
+  torch::stable::parallel_for(0, g.in, 16, [&](int64_t begin, int64_t end) {
+    run.pack(taps.get(), g.in, g.out, begin, end, packed.get());
+  });
+  return packed;
+}
+
+Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const char* op = "conv3x3";
+  check_images(op, "x", x);
+  check_images(op, "weight", weight);
+  if (weight.size(1) != x.size(1) || weight.size(2) != 3 || weight.size(3) != 3)
+    refuse(op, "weight of shape (O, ", x.size(1), ", 3, 3), got ", shape_of(weight));
+  check_vector(op, "bias", bias, weight.size(0));
+  const Geometry g{x.size(0), x.size(1), weight.size(0), x.size(2), x.size(3)};
+  const int64_t shape[] = {g.n, g.out, g.height, g.width};
+  const Tensor y =
+      torch::stable::empty({shape, 4}, ScalarType::Float, std::nullopt, x.device(), std::nullopt,
+                           torch::headeronly::MemoryFormat::ChannelsLast);
+  if (y.numel() == 0) return y;
+  const Conv3x3Kernels& run = conv3x3_kernels();
+  const Tensor images = channels_last(x), offsets = contiguous_as(bias, ScalarType::Float);
+  const auto packed = pack(run, g, weight);
+  const Conv3x3Args args{floats(images), packed.get(), floats(offsets), g.height, g.width,
+                         g.in,           g.out,        static_cast<float*>(y.mutable_data_ptr())};
+  const int64_t together = g.images_together();
+  torch::stable::parallel_for(0, g.groups(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch = scratch_for(run, g);
+    for (int64_t group = begin; group < end; ++group)
+      run.forward(args, group * together, std::min(g.n, (group + 1) * together), scratch.data());
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tensor& x) {
+  const char* op = "conv3x3_backward";
+  check_images(op, "x", x);
+  check_images(op, "grad_y", grad_y);
+  if (grad_y.size(0) != x.size(0) || grad_y.size(2) != x.size(2) || grad_y.size(3) != x.size(3))
+    refuse(op, "grad_y to fit x of shape ", shape_of(x), ", got ", shape_of(grad_y));
+  const Geometry g{x.size(0), x.size(1), grad_y.size(1), x.size(2), x.size(3)};
+  const int64_t shape[] = {g.out, g.in, 3, 3};
+  Tensor grad_weight = torch::stable::new_empty(x, {shape, 4});
+  Tensor grad_bias = torch::stable::new_empty(x, {&g.out, 1});
+  torch::stable::fill_(grad_weight, 0.0);
+  torch::stable::fill_(grad_bias, 0.0);
+  if (x.numel() == 0 || grad_y.numel() == 0) return {grad_weight, grad_bias};
+  const Conv3x3Kernels& run = conv3x3_kernels();
+  const Tensor images = channels_last(x), grads = channels_last(grad_y);
+  const Conv3x3BackwardArgs args{floats(images), floats(grads), g.height, g.width, g.in, g.out};
+  const int64_t together = g.images_together(), groups = g.groups();
+  const int64_t tables = std::min(groups, kTables), stride = run.planes_size(g.in, g.out);
+  const auto grad_windows = uninitialised(tables * stride);
+  std::vector<double> bias_sums(static_cast<size_t>(tables * g.out));
+  torch::stable::parallel_for(0, tables, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch = scratch_for(run, g);
+    for (int64_t table = begin; table < end; ++table) {
+      const int64_t first = groups * table / tables, last = groups * (table + 1) / tables;
+      for (int64_t group = first; group < last; ++group)
+        run.backward(args, group * together, std::min(g.n, (group + 1) * together), group > first,
+                     grad_windows.get() + table * stride, scratch.data());
+      double* sums = bias_sums.data() + table * g.out;
+      const int64_t pixels = g.height * g.width, end_pixel = std::min(g.n, last * together) * pixels;
+      for (int64_t p = first * together * pixels; p < end_pixel; ++p)
+        for (int64_t o = 0; o < g.out; ++o) sums[o] += args.grad_y[p * g.out + o];
+    }
+  });
+  const auto grad_taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
+  torch::stable::parallel_for(0, g.in, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      run.unpack(grad_windows.get(), tables, stride, g.in, g.out, k, grad_taps.get());
+  });
+  auto* weight = static_cast<float*>(grad_weight.mutable_data_ptr());
+  auto* bias = static_cast<float*>(grad_bias.mutable_data_ptr());
+  for (int64_t o = 0; o < g.out; ++o) {
+    for (int64_t k = 0; k < g.in; ++k)
+      for (int64_t t = 0; t < kTaps; ++t)
+        weight[(o * g.in + k) * kTaps + t] = grad_taps[(t * g.in + k) * g.out + o];
+    double sum = 0.0;
+    for (int64_t table = 0; table < tables; ++table) sum += bias_sums[table * g.out + o];
+    bias[o] = static_cast<float>(sum);
+  }
+  return {grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace ltdd
+
+STABLE_TORCH_LIBRARY_IMPL(ltdd_ext, CPU, m) {
+  m.impl("conv3x3", TORCH_BOX(&ltdd::conv3x3_cpu));
+  m.impl("conv3x3_backward", TORCH_BOX(&ltdd::conv3x3_backward_cpu));
+}

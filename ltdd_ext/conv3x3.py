@@ -1,0 +1,91 @@
+"""3x3 convolution of channels_last images on a CPU, with a quarter of the multiplications."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check
+
+_OP = "conv3x3"
+
+
+def check_arguments(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Refuse images or parameters that do not fit."""
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        _check.tensor(op, name, value)
+        if value.is_cuda:
+            _check.bad_value(op, name, "on cpu", value.device)
+    if x.dim() != 4:
+        _check.bad_value(op, "x", "of shape (N, C, H, W)", tuple(x.shape))
+    if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
+        _check.bad_value(op, "weight", f"of shape (O, {x.shape[1]}, 3, 3)", tuple(weight.shape))
+    _check.shape(op, "bias", bias, (weight.shape[0],))
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        _check.dtype_in(op, name, value, (torch.float32,))
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve with 3x3 taps, stride 1 and padding 1, by Winograd's F(4x4, 3x3).
+
+    ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, computed on tiles of
+    4x4 outputs as ``A' ((G w G') (B' d B)) A`` (arXiv:1509.09308, section 4), forward and backward.
+
+    Args:
+        x: Images (N, C, H, W) on the CPU, float32; other layouts than channels_last are copied.
+        weight: Taps (O, C, 3, 3), float32.
+        bias: (O,), float32.
+
+    Returns:
+        Images (N, O, H, W), float32, channels_last.
+
+    Raises:
+        TypeError: an argument is no float32 tensor.
+        ValueError: a shape does not fit, or an argument is not on the CPU.
+
+    Note:
+        Differentiable once in all arguments. The transforms cost about a digit: errors are around
+        1e-5 of the largest output, ten times those of the direct sum. Deterministic for any number
+        of threads. It pays from about 32 channels on and up to maps of about 64x64.
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> x = torch.ones(1, 2, 4, 4)
+        >>> y = ltdd_ext.conv3x3(x, torch.ones(5, 2, 3, 3), torch.zeros(5))
+        >>> y.shape, round(float(y[0, 0, 0, 0]), 3)
+        (torch.Size([1, 5, 4, 4]), 8.0)
+    """
+    check_arguments(_OP, x, weight, bias)
+    y: Tensor = torch.ops.ltdd_ext.conv3x3(x, weight, bias)
+    return y
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+    return torch.empty(shape, device=x.device, memory_format=torch.channels_last)
+
+
+def _fake_backward(grad_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    channels = grad_y.shape[1]
+    return x.new_empty(channels, x.shape[1], 3, 3), x.new_empty(channels)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    dx = None
+    if ctx.needs_input_grad[0]:  # the same sum from the other side: mirrored taps
+        mirrored = weight.flip(2, 3).transpose(0, 1)
+        dx = torch.ops.ltdd_ext.conv3x3(grad_y, mirrored, x.new_zeros(x.shape[1]))
+    return dx, *torch.ops.ltdd_ext.conv3x3_backward(grad_y, x)
+
+
+torch.library.register_fake("ltdd_ext::conv3x3", _fake)
+torch.library.register_fake("ltdd_ext::conv3x3_backward", _fake_backward)
+torch.library.register_autograd("ltdd_ext::conv3x3", _backward, setup_context=_setup_context)

@@ -1,0 +1,130 @@
+"""Batch or instance norm in training, activation and pooling, in one pass each way."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import _check
+from .bn_act_moments import ACTS, POOLS, Act, Pool, check_channel_vector, check_fused, fused_output
+from .row_moments import empty_rows, output_like
+
+_OP = "norm_act"
+
+Over = Literal["batch", "image"]
+_OVERS = ("batch", "image")
+
+
+def check_arguments(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor, over: str, eps: float, act: str, pool: str
+) -> None:
+    """Refuse parameters or switches that do not fit the activation."""
+    check_fused(op, x, act, pool)
+    if x.is_cuda:
+        _check.bad_value(op, "x", "on cpu", x.device)
+    check_channel_vector(op, "weight", weight, x)
+    check_channel_vector(op, "bias", bias, x)
+    if over not in _OVERS:
+        _check.bad_value(op, "over", f"one of {_OVERS}", repr(over))
+    if not eps > 0:
+        _check.bad_value(op, "eps", "> 0", eps)
+    if over == "batch" and x.numel() == x.shape[1] > 0:
+        _check.bad_value(op, "x", "with several values a channel over the batch", tuple(x.shape))
+
+
+def norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    over: Over = "batch",
+    eps: float = 1e-5,
+    act: Act = "relu",
+    pool: Pool = "none",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute ``pool(act(norm(x)))``, norm by the statistics of ``x``, and its row moments.
+
+    ``norm(x) = weight (x - mu) / sqrt(var + eps) + bias``. Over the batch, ``mu`` and ``var`` are
+    mean and biased variance of a channel over all images and pixels: batch norm as it trains
+    (arXiv:1502.03167, Algorithm 1). Over an image they are those of the image's own channel:
+    instance norm (arXiv:1607.08022, Eq. 1).
+
+    Args:
+        x: Activation (N, C, H, W) or (N, C, S) on the CPU, float32, bfloat16, float16 or float64,
+            contiguous or channels_last (read as it lies; other strides are copied first).
+        weight: (C,), float32 (float64 for float64).
+        bias: (C,), like ``weight``.
+        over: ``"batch"`` or ``"image"``.
+        eps: Added to the variance.
+        act: ``"relu"`` or ``"none"``.
+        pool: ``"avg2"`` averages 2x2 blocks, dropping odd edges; ``"none"`` keeps the size.
+
+    Returns:
+        ``y`` in the dtype and layout of ``x``, (N, C, H, W) or half that height and width, and
+        ``mean`` and ``m2`` of ``x``, both (N, C) and float64, as `row_moments` has them: running
+        statistics are a merge of these rows. No gradient flows through the moments.
+
+    Raises:
+        TypeError: an argument is no tensor of a supported dtype.
+        ValueError: a shape or switch does not fit, ``x`` is not on the CPU, or a batch has one
+            value a channel only.
+
+    Note:
+        Differentiable once in ``x``, ``weight`` and ``bias``. Only ``x`` is kept for the backward
+        pass, which recomputes the ReLU mask. Arithmetic is float32 (float64 for float64), sums
+        are float64. Deterministic for any number of threads. There is no CUDA kernel: there the
+        separate layers of PyTorch do it.
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> y, mean, m2 = ltdd_ext.norm_act(x, torch.ones(3), torch.zeros(3), pool="avg2")
+        >>> y.shape, mean.shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([2, 3]))
+    """
+    check_arguments(_OP, x, weight, bias, over, eps, act, pool)
+    y, mean, m2 = torch.ops.ltdd_ext.norm_act(
+        x, weight, bias, over == "image", eps, ACTS[act], POOLS[pool]
+    )
+    return y, mean, m2
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor, per_image: bool, eps: float, act: int, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fused_output(x, pool), empty_rows(x), empty_rows(x)
+
+
+def _fake_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    per_image: bool,
+    eps: float,
+    act: int,
+    pool: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return output_like(x), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, *ctx.switches = inputs
+    _, mean, m2 = output
+    ctx.mark_non_differentiable(mean, m2)
+    ctx.save_for_backward(x, weight, bias, mean, m2)
+
+
+def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
+    dx, grad_weight, grad_bias = torch.ops.ltdd_ext.norm_act_backward(
+        grad_y, *ctx.saved_tensors, *ctx.switches
+    )
+    return dx, grad_weight, grad_bias, None, None, None, None
+
+
+torch.library.register_fake("ltdd_ext::norm_act", _fake)
+torch.library.register_fake("ltdd_ext::norm_act_backward", _fake_backward)
+torch.library.register_autograd("ltdd_ext::norm_act", _backward, setup_context=_setup_context)
