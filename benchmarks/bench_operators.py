@@ -6,7 +6,7 @@ pytest-benchmark times the operator alone; the report uses the interleaved media
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,11 +19,15 @@ from benchmarks.cases import (
     activation,
     agree,
     bn_act_forms,
+    conv3x3_forms,
     moments_forms,
     statistics_forms,
+    training_norm_forms,
 )
-from benchmarks.shapes import EVERY, SELECTED, Shape
+from benchmarks.shapes import EVERY, NETWORKS, SELECTED, Shape
 from benchmarks.timing import SETTING, bandwidth, keep_freed_pages, median_seconds, reading
+
+TRAINED = NETWORKS["ConvNet-3, 32 px"]  # the first of its convolutions sees three channels
 
 pytestmark = [pytest.mark.benchmark(timer=time.thread_time, warmup=False)]
 
@@ -38,15 +42,22 @@ def one_thread() -> Any:
 
 
 def measure(
-    benchmark: Any, forms: Forms, shape: Shape, layout: str, dtype: str, passes: float
+    benchmark: Any, forms: Forms, shape: Shape, layout: str, dtype: str, passes: float | None
 ) -> None:
-    """Time all forms in turn and keep the row; they move the activation ``passes`` times."""
+    """Time all forms in turn and keep the row.
+
+    They move the activation ``passes`` times; None where arithmetic, not memory, bounds them.
+    """
     agree(forms, dtype)
     size = torch.Size(shape).numel() * DTYPES[dtype].itemsize
-    megabytes = max(1, size >> 20)
-    yardstick = reading(megabytes) if passes <= 1 else bandwidth(megabytes)
-    seconds = median_seconds({**forms, "yardstick": yardstick})
-    moved = (1 if passes <= 1 else 2) * (megabytes << 20)
+    megabytes, rates = max(1, size >> 20), {}
+    if passes is not None:
+        forms = {**forms, "yardstick": reading(megabytes) if passes <= 1 else bandwidth(megabytes)}
+    seconds = median_seconds(forms)
+    if passes is not None:
+        moved = (1 if passes <= 1 else 2) * (megabytes << 20)
+        rates["gigabytes_per_second"] = passes * size / seconds["ours"] / 1e9
+        rates["yardstick_gigabytes_per_second"] = moved / seconds["yardstick"] / 1e9
     report.add_row(
         benchmark.group,
         "x".join(map(str, shape)),
@@ -54,8 +65,7 @@ def measure(
         dtype,
         {name: 1e3 * value for name, value in seconds.items()},
         SETTING,
-        gigabytes_per_second=passes * size / seconds["ours"] / 1e9,
-        yardstick_gigabytes_per_second=moved / seconds["yardstick"] / 1e9,
+        **rates,
     )
     benchmark.pedantic(forms["ours"], rounds=3, warmup_rounds=0)
 
@@ -86,3 +96,22 @@ def test_bn_act_moments(benchmark: Any, shape: Shape, layout: str, dtype: str, p
     forms = bn_act_forms(activation(shape, layout, dtype), pool)
     quarter = 0.25 if pool else 1.0
     measure(benchmark, forms, shape, layout, dtype, (1 + quarter) + (1 + quarter + 1))
+
+
+@pytest.mark.parametrize("over", ["batch", "image"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", TRAINED, ids=lambda s: "x".join(map(str, s)))
+def test_norm_act(
+    benchmark: Any, shape: Shape, layout: str, over: Literal["batch", "image"]
+) -> None:
+    benchmark.group = f"norm over the {over} + ReLU + pool in training, forward and backward"
+    forms = training_norm_forms(activation(shape, layout, "fp32"), over)
+    # x twice and y; x and the gradient of y twice each, and dx.
+    measure(benchmark, forms, shape, layout, "fp32", 2.25 + (2 * 1.25 + 1))
+
+
+@pytest.mark.parametrize("shape", TRAINED[1:], ids=lambda s: "x".join(map(str, s)))
+def test_conv3x3(benchmark: Any, shape: Shape) -> None:
+    benchmark.group = "3x3 convolution to as many channels, forward and backward"
+    forms = conv3x3_forms(activation(shape, "NHWC", "fp32"))
+    measure(benchmark, forms, shape, "NHWC", "fp32", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -102,6 +102,44 @@ def bn_act_forms(x: Tensor, pool: bool) -> Forms:
         "plain": run(lambda x: separate(x, rivals.plain_gap)),
         "compile": run(compiled(lambda x: separate(x, rivals.plain_gap))),
     }
+
+
+def _with_gradients(forms: dict[str, Callable[..., Tensor]], inputs: tuple[Tensor, ...]) -> Forms:
+    """Return forward and backward of functions of the same inputs, whose gradients they return."""
+    with torch.no_grad():
+        incoming = torch.randn_like(forms["plain"](*inputs))
+    return {
+        name: (lambda f=form: torch.autograd.grad(f(*inputs), inputs, incoming))
+        for name, form in forms.items()
+    }
+
+
+def training_norm_forms(x: Tensor, over: Literal["batch", "image"]) -> Forms:
+    """Return norm, ReLU and pool as they train, with all gradients."""
+    weight, bias = (torch.rand(x.shape[1]).add(0.5).requires_grad_() for _ in range(2))
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return rivals.training_norm(x, weight, bias, over)
+
+    forms = {
+        "ours": lambda *inputs: ltdd_ext.norm_act(*inputs, over, pool="avg2")[0],
+        "plain": plain,
+        "compile": compiled(plain),
+    }
+    return _with_gradients(forms, (x, weight, bias))
+
+
+def conv3x3_forms(x: Tensor) -> Forms:
+    """Return a convolution to as many channels, with all gradients."""
+    torch.manual_seed(1)
+    layer = torch.nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1)
+    layer = layer.to(memory_format=torch.channels_last)
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, weight, bias, padding=1)
+
+    forms = {"ours": ltdd_ext.conv3x3, "plain": plain, "compile": compiled(plain)}
+    return _with_gradients(forms, (x, layer.weight, layer.bias))
 
 
 def agree(forms: Forms, dtype: str) -> None:

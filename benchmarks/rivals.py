@@ -79,3 +79,12 @@ def norm_act_pool(x: Tensor, norm: dict[str, Tensor], pool: bool) -> Tensor:
     y = F.batch_norm(x, norm["mean"], norm["var"], norm["weight"], norm["bias"], False)
     y = torch.relu(y)
     return F.avg_pool2d(y, 2) if pool else y
+
+
+def training_norm(x: Tensor, weight: Tensor, bias: Tensor, over: str) -> Tensor:
+    """Apply a batch or instance norm in training, a ReLU and a 2x2 average pool."""
+    if over == "batch":
+        y = F.batch_norm(x, None, None, weight, bias, training=True)
+    else:
+        y = F.instance_norm(x, None, None, weight, bias)
+    return F.avg_pool2d(torch.relu(y), 2)

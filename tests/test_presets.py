@@ -35,7 +35,7 @@ def test_the_networks_of_a_recipe_fit_its_images_and_give_soft_labels(name: str)
             shape = (2, 3, size, size)
             assert model(torch.empty(shape)).shape == (2, CLASSES.get(name, 1000))
     assert config.evaluation.seeds == 5
-    assert config.evaluation.epochs == 1000
+    assert config.evaluation.epochs == 1600
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ def test_more_images_have_fewer_epochs_on_few_cores() -> None:
         parse_distill([*words, "--ipc", str(ipc)]).config.evaluation.epochs
         for ipc in (1, 5, 10, 20, 50, 200)
     ]
-    assert epochs == [2000, 1000, 1000, 500, 250, 250]
-    assert parse_distill(words).config.evaluation.epochs == 1000
+    assert epochs == [2000, 1600, 1600, 1000, 400, 400]
+    assert parse_distill(words).config.evaluation.epochs == 1600

@@ -237,7 +237,7 @@ class DistillConfig:
     seed: int = 0
     """Seed of every random draw except the split, which has its own fixed one (42)."""
     backend: Backend = "compiled"
-    """Compiled operators, or the plain PyTorch reference of the same functions."""
+    """Compiled operators of statistics and recovery, or the plain PyTorch reference of them."""
     device: str = "auto"
     """`auto` (a GPU if there is one), `cpu` or `cuda`."""
     precision: Precision = "fp32"

@@ -71,7 +71,8 @@ class Runtime:
     Args:
         device: where networks and images live.
         precision: ``bf16`` runs networks under autocast, ``fp32`` does not.
-        backend: ``compiled`` uses ``ltdd_ext``'s operators, ``reference`` its plain PyTorch twins.
+        backend: ``compiled`` uses ``ltdd_ext``'s operators for statistics and recovery,
+            ``reference`` their plain PyTorch twins. The layers of networks are the same.
         seed: root of every random stream.
         log: receives structured events.
         quiet: no progress output.

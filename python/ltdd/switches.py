@@ -82,7 +82,8 @@ SWITCHES: Mapping[str, Switch] = {
         "post-hoc calibration of the labels", _choices("relabeling.calibration", "none", "adsa")
     ),
     "backend": Switch(
-        "compiled operators or their reference", _choices("backend", "compiled", "reference")
+        "compiled operators of statistics and recovery, or their reference",
+        _choices("backend", "compiled", "reference"),
     ),
 }
 """Name -> switch."""

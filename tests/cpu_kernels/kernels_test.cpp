@@ -9,12 +9,14 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
 
 namespace {
 
+using ltdd::Conv3x3Kernels;
 using ltdd::Kernels;
 using ltdd::Storage;
 
@@ -140,7 +142,8 @@ std::vector<double> random_values(int64_t count, std::mt19937& generator, Storag
   return values;
 }
 
-void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937& generator) {
+void check(const Case& t, bool relu, bool pool, bool with_residual, bool own_scale,
+           std::mt19937& generator) {
   const Shape& shape = t.shape;
   const int64_t s = shape.s(), rows = shape.n * shape.c;
   const int64_t half = shape.width / 2, out_s = pool ? shape.height / 2 * half : s;
@@ -148,7 +151,8 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937
   const auto x = random_values(shape.size(), generator, t.storage);
   const auto r = random_values(shape.size(), generator, t.storage);
   const auto gy = random_values(rows * out_s, generator, t.storage);
-  const auto k = random_values(shape.c, generator, row), h = random_values(shape.c, generator, row);
+  const int64_t scales = own_scale ? rows : shape.c;
+  const auto k = random_values(scales, generator, row), h = random_values(scales, generator, row);
   const auto g_mean = random_values(rows, generator, Storage::kDouble);
   const auto g_m2 = random_values(rows, generator, Storage::kDouble);
   const auto x_bytes = pack(x, t.storage), r_bytes = pack(r, t.storage);
@@ -159,9 +163,10 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937
   const ltdd::MomentsArgs moments{x_bytes.data(), shape.n, shape.c, s, mean.data(), m2.data()};
   t.call(t.run.moments_rows, t.run.moments_pixels, moments);
   const void* added = with_residual ? r_bytes.data() : nullptr;
-  const ltdd::BnActArgs forward{
-      x_bytes.data(), added, k_bytes.data(), h_bytes.data(), shape.n,  shape.c,      shape.height,
-      shape.width,    relu,  pool,           true,           y.data(), mean2.data(), m22.data()};
+  const ltdd::BnActArgs forward{x_bytes.data(), added,        k_bytes.data(), h_bytes.data(),
+                                shape.n,        shape.c,      shape.height,   shape.width,
+                                relu,           pool,         true,           own_scale,
+                                y.data(),       mean2.data(), m22.data()};
   t.call(t.run.bn_act_rows, t.run.bn_act_pixels, forward);
 
   std::vector<double> before(shape.size()), row_mean(rows);
@@ -173,7 +178,8 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937
       for (int64_t p = 0; p < s; ++p) {
         const int64_t at = t.at(n, c, p, s);
         squares += (x[at] - m) * (x[at] - m);
-        before[at] = k[c] * x[at] + h[c] + (with_residual ? r[at] : 0.0);
+        const int64_t scale = own_scale ? n * shape.c + c : c;
+        before[at] = k[scale] * x[at] + h[scale] + (with_residual ? r[at] : 0.0);
       }
       for (const auto* got : {&mean, &mean2})
         t.expect("mean", (*got)[n * shape.c + c], m, 1.0, 1e-6);
@@ -207,16 +213,23 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937
                                          relu,
                                          pool,
                                          false,
+                                         own_scale,
                                          dx.data(),
                                          with_residual ? dr.data() : nullptr};
   t.call(t.run.bn_act_backward_rows, t.run.bn_act_backward_pixels, backward);
+  std::vector<double> sum_g(rows), sum_gx(rows);
+  const ltdd::NormSumsArgs sums{backward, sum_g.data(), sum_gx.data()};
+  if (!with_residual) t.call(t.run.norm_sums_rows, t.run.norm_sums_pixels, sums);
   std::vector<char> plain(x_bytes.size());
   const ltdd::MomentsBackwardArgs plain_backward{
       g_mean.data(), g_m2.data(), mean.data(),  x_bytes.data(), shape.n,
       shape.c,       s,           plain.data(), false};
   t.call(t.run.moments_backward_rows, t.run.moments_backward_pixels, plain_backward);
   for (int64_t n = 0; n < shape.n; ++n)
-    for (int64_t c = 0; c < shape.c; ++c)
+    for (int64_t c = 0; c < shape.c; ++c) {
+      double want_g = 0, want_gx = 0, terms = 0;
+      bool sure = true;
+      const int64_t row_at = n * shape.c + c;
       for (int64_t p = 0; p < s; ++p) {
         const int64_t at = t.at(n, c, p, s), i = p / shape.width, j = p % shape.width;
         double g = 0;
@@ -226,13 +239,21 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, std::mt19937
           g = gy[t.at(n, c, i / 2 * half + j / 2, out_s)] / 4;
         if (relu && before[at] <= 0) g = 0;
         const bool on_the_edge = relu && std::abs(before[at]) < 1e-5;
-        const int64_t row_at = n * shape.c + c;
+        want_g += g;
+        want_gx += g * (x[at] - row_mean[row_at]);
+        terms += std::abs(g) * (1 + std::abs(x[at] - row_mean[row_at]));
+        sure &= !on_the_edge;
         const double moved = g_mean[row_at] / s + 2 * g_m2[row_at] * (x[at] - row_mean[row_at]);
         t.expect("plain dx", unpack(plain, at, t.storage), moved, 30.0, t.rounding());
         if (on_the_edge) continue;
-        t.expect("dx", unpack(dx, at, t.storage), k[c] * g + moved, 30.0, t.rounding());
+        const double scale = k[own_scale ? row_at : c];
+        t.expect("dx", unpack(dx, at, t.storage), scale * g + moved, 30.0, t.rounding());
         if (with_residual) t.expect("dresidual", unpack(dr, at, t.storage), g, 10.0, t.rounding());
       }
+      if (with_residual || !sure) continue;
+      t.expect("sum g", sum_g[row_at], want_g, terms, 1e-6);
+      t.expect("sum g x", sum_gx[row_at], want_gx, terms, 1e-6);
+    }
 }
 
 // Images of three classes, added in two batches; within a channel range and outside it.
@@ -279,23 +300,80 @@ void check_classes(const char* isa, const Kernels& run, Storage row, int64_t cha
     }
 }
 
+// A convolution in two groups of images, and the gradient of its taps.
+void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& run,
+                   const Shape& shape, int64_t out, std::mt19937& generator) {
+  const Case t{isa, any, Storage::kFloat, shape, true};
+  const int64_t in = shape.c, h = shape.height, w = shape.width, s = shape.s(), n = shape.n;
+  const auto x = random_values(shape.size(), generator, Storage::kFloat);
+  const auto gy = random_values(n * s * out, generator, Storage::kFloat);
+  const auto taps = random_values(9 * in * out, generator, Storage::kFloat);  // [9, in, out]
+  const auto bias = random_values(out, generator, Storage::kFloat);
+  const auto floats = [](const std::vector<double>& v) {
+    return std::vector<float>(v.begin(), v.end());
+  };
+  const auto fx = floats(x), fgy = floats(gy), ftaps = floats(taps), fbias = floats(bias);
+  const int64_t most = n - n / 2, tiles = most * ((h + 3) / 4) * ((w + 3) / 4);
+  std::vector<float> scratch(run.planes_size(tiles, in) + run.planes_size(tiles, out));
+  std::vector<float> packed(run.packed_size(in, out)), y(n * s * out), grad(9 * in * out);
+  run.pack(ftaps.data(), in, out, 0, in / 2, packed.data());
+  run.pack(ftaps.data(), in, out, in / 2, in, packed.data());
+  const ltdd::Conv3x3Args forward{fx.data(), packed.data(), fbias.data(), h, w, in, out, y.data()};
+  run.forward(forward, 0, n / 2, scratch.data());
+  run.forward(forward, n / 2, n, scratch.data());
+  const ltdd::Conv3x3BackwardArgs backward{fx.data(), fgy.data(), h, w, in, out};
+  const int64_t size = run.planes_size(in, out);
+  std::vector<float> windows(2 * size);  // a table with two groups of images, and one with all
+  run.backward(backward, 0, n / 2, false, windows.data(), scratch.data());
+  run.backward(backward, n / 2, n, true, windows.data(), scratch.data());
+  run.backward(backward, n / 2, n, false, windows.data() + size, scratch.data());
+  for (int64_t k = 0; k < in; ++k)
+    run.unpack(windows.data(), 2, size, in, out, k, grad.data());
+
+  std::vector<double> want(9 * in * out), terms(9 * in * out);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t p = 0; p < s; ++p)
+      for (int64_t o = 0; o < out; ++o) {
+        double sum = bias[o], largest = std::abs(bias[o]);
+        for (int64_t tap = 0; tap < 9; ++tap) {
+          const int64_t row = p / w + tap / 3 - 1, column = p % w + tap % 3 - 1;
+          if (row < 0 || row >= h || column < 0 || column >= w) continue;
+          for (int64_t k = 0; k < in; ++k) {
+            const double value = x[(i * s + row * w + column) * in + k];
+            const int64_t at = (tap * in + k) * out + o;
+            sum += taps[at] * value;
+            largest += std::abs(taps[at] * value);
+            const double g = gy[(i * s + p) * out + o] * value * (i < n / 2 ? 1 : 2);
+            want[at] += g;
+            terms[at] += std::abs(g);
+          }
+        }
+        t.expect("conv y", y[(i * s + p) * out + o], sum, largest + 30, 1e-5);
+      }
+  for (size_t at = 0; at < want.size(); ++at)
+    t.expect("conv taps", grad[at], want[at], terms[at] + 30, 1e-5);
+}
+
 }  // namespace
 
 int main() {
   struct {
     const char* name;
     const Kernels& (*kernels)(Storage);
+    const Conv3x3Kernels& (*conv3x3)();
     bool here;
   } const sets[] = {
-      {"baseline", ltdd::baseline_kernels, true},
+      {"baseline", ltdd::baseline_kernels, ltdd::baseline_conv3x3_kernels, true},
 #if defined(__x86_64__)
-      {"avx2", ltdd::avx2_kernels, __builtin_cpu_supports("x86-64-v3") != 0},
-      {"avx512", ltdd::avx512_kernels, __builtin_cpu_supports("x86-64-v4") != 0},
+      {"avx2", ltdd::avx2_kernels, ltdd::avx2_conv3x3_kernels, __builtin_cpu_supports("x86-64-v3") != 0},
+      {"avx512", ltdd::avx512_kernels, ltdd::avx512_conv3x3_kernels, __builtin_cpu_supports("x86-64-v4") != 0},
 #endif
   };
   const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
                           {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2},
                           {3, 11, 2, 4},  {2, 9, 4, 8}};
+  const std::pair<Shape, int64_t> convolutions[] = {
+      {{2, 5, 8, 8}, 7}, {{3, 17, 5, 9}, 34}, {{5, 1, 1, 1}, 1}, {{2, 40, 4, 13}, 16}};
   std::mt19937 generator(7);
   int cases = 0;
   for (const auto& set : sets) {
@@ -306,14 +384,18 @@ int main() {
     for (const Storage storage :
          {Storage::kFloat, Storage::kDouble, Storage::kBFloat16, Storage::kHalf})
       for (const Shape& shape : shapes)
-        for (int bits = 0; bits < 16; ++bits, ++cases)
+        for (int bits = 0; bits < 32; ++bits, ++cases)
           check({set.name, set.kernels(storage), storage, shape, (bits & 1) != 0}, (bits & 2) != 0,
-                (bits & 4) != 0, (bits & 8) != 0, generator);
+                (bits & 4) != 0, (bits & 8) != 0, (bits & 16) != 0, generator);
     for (const Storage row : {Storage::kFloat, Storage::kDouble})
       for (const int64_t channels : {1, 3, 8, 67, 130}) {
         check_classes(set.name, set.kernels(row), row, channels, generator);
         ++cases;
       }
+    for (const auto& [shape, out] : convolutions) {
+      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(), shape, out, generator);
+      ++cases;
+    }
   }
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures == 0 ? 0 : 1;

@@ -1,12 +1,15 @@
 """Networks: published parameter counts, the common interface, small and large images."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from ltdd.errors import UserError
 from ltdd.models import ARCHITECTURES, build_model
-from ltdd.models.normalization import InstanceNorm
+from ltdd.models.normalization import InstanceNorm, NormBlock, batch_norm, instance_norm
 
 PUBLISHED_COUNTS = [
     ("convnet3", 10, 32, 320_010),
@@ -154,6 +157,45 @@ def test_instance_norm_and_its_gradients_equal_torch(
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("norm", [batch_norm, instance_norm])
+@pytest.mark.parametrize("width", [4, 40])
+def test_block_is_the_layers_one_by_one(
+    norm: Callable[[int], nn.Module], width: int, momentum: float | None
+) -> None:
+    """Outputs, gradients and running statistics of training, then outputs of evaluation."""
+    torch.manual_seed(0)
+    block = NormBlock(nn.Conv2d(width, 6, 3, padding=1), norm(6), pool=True)
+    if isinstance(block[1], nn.BatchNorm2d):
+        block[1].momentum = momentum
+        plain = nn.Sequential(*copy.deepcopy(list(block)))
+    else:
+        plain = nn.Sequential(*copy.deepcopy(list(block)))
+        plain[1] = nn.InstanceNorm2d(6, affine=True)
+    results = []
+    for layers in (block, plain):
+        outputs = []
+        for seed in range(3):
+            images = torch.randn(5, width, 9, 8, generator=torch.Generator().manual_seed(seed))
+            outputs.append(layers(images + seed))
+        sum(out.square().sum() for out in outputs).backward()
+        gradients = [parameter.grad for parameter in layers.parameters()]
+        layers.eval()
+        outputs.append(layers(images))
+        results.append([*outputs, *gradients, *layers.buffers()])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_block_leaves_bfloat16_convolutions_to_pytorch() -> None:
+    block = NormBlock(nn.Conv2d(40, 6, 3, padding=1), batch_norm(6), pool=False)
+    images = torch.randn(4, 40, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(images)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), block(images), rtol=0.05, atol=0.05)
 
 
 def test_shortcut_without_parameters_passes_every_second_pixel() -> None:

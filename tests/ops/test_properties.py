@@ -110,6 +110,63 @@ def bn_act_moments_property(drawn: Drawn, act: str, pool: str, with_residual: bo
     assert float(gap.max()) / (float(k.abs().max()) + 1e-6) <= 1e-6 + ROUNDING[x.dtype]
 
 
+def norm_act_property(drawn: Drawn, over: str, act: str, pool: str) -> None:
+    x = drawn.x.detach().requires_grad_()
+    assume(over == "image" or x.numel() > x.shape[1])
+    row_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    generator = torch.Generator().manual_seed(x.numel())
+    pair = torch.randn(2, x.shape[1], generator=generator, dtype=torch.float64).to(row_dtype)
+    weight, bias = (one.clone().requires_grad_() for one in pair)
+    eps = 0.1 * float(x.detach().double().square().mean()) + 1e-6
+    y, mean, m2 = ltdd_ext.norm_act(x, weight, bias, over, eps, act, pool)
+    exact = [one.detach().double().requires_grad_() for one in (x, weight, bias)]
+    want, want_mean, want_m2 = reference.norm_act(*exact, over, eps, act, pool)
+    torch.testing.assert_close(mean, want_mean, rtol=1e-5, atol=1e-5 * eps**0.5)
+    torch.testing.assert_close(m2, want_m2, rtol=1e-5, atol=1e-5 * eps * x[0, 0].numel())
+    # eps is a tenth of the mean square, so the norm amplifies rounding by about three.
+    tolerance = 1e-5 + 4 * ROUNDING[x.dtype]
+    scale = float(want.detach().abs().max()) + 1
+    assert float((y.double() - want).detach().abs().max()) <= tolerance * scale
+    # Elements within rounding of the kink of the ReLU may fall on either side of it.
+    whole = reference.norm_act(*exact, over, eps, "none", "none")[0].detach()
+    assume(act == "none" or float(whole.abs().min()) > 1e-4 * scale)
+    grad = torch.ones_like(y)
+    y.backward(grad)
+    want.backward(grad.double())
+    unit = float(exact[1].detach().abs().max()) * eps**-0.5 + 1e-6
+    assert float((x.grad.double() - exact[0].grad).abs().max()) <= tolerance * unit
+    terms = scale * x.numel() / x.shape[1]
+    for one, other in zip((weight, bias), exact[1:], strict=True):
+        assert float((one.grad.double() - other.grad).abs().max()) <= 1e-5 * terms
+
+
+def conv3x3_property(
+    images: int, channels: tuple[int, int], sides: tuple[int, int], layout: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10.0 ** (seed % 7 - 3)
+    x = torch.randn(images, channels[0], *sides, generator=generator) * scale
+    x = laid_out(x, layout).detach().requires_grad_()
+    weight = torch.randn(channels[1], channels[0], 3, 3, generator=generator).requires_grad_()
+    bias = torch.randn(channels[1], generator=generator).requires_grad_()
+    y = ltdd_ext.conv3x3(x, weight, bias)
+    exact = [one.detach().double().requires_grad_() for one in (x, weight, bias)]
+    want = torch.nn.functional.conv2d(*exact, padding=1)
+    grad = torch.randn(y.shape, generator=generator)
+    y.backward(grad)
+    want.backward(grad.double())
+    pairs = [(y.detach(), want.detach())]
+    pairs += [(one.grad, other.grad) for one, other in zip((x, weight, bias), exact, strict=True)]
+    # Measured by the sum of magnitudes, which is what rounding errors grow with.
+    wide = [one.detach().abs() for one in exact]
+    reach = torch.nn.functional.conv2d(*wide, padding=1).max()
+    back = torch.nn.functional.conv_transpose2d(grad.double().abs(), wide[1], padding=1).max()
+    taps = grad.double().abs().sum((0, 2, 3)).max() * wide[0].max()
+    sizes = (reach, back, taps, grad.double().abs().sum((0, 2, 3)).max())
+    for (got, wanted), size in zip(pairs, sizes, strict=True):
+        assert float((got.double() - wanted).abs().max() / size) <= 1e-5
+
+
 def class_moments_property(images: int, classes: int, channels: int, seed: int, cut: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     size = 1 + seed % 50
@@ -166,6 +223,19 @@ FUSED = {
     "pool": st.sampled_from(["none", "avg2"]),
     "with_residual": st.booleans(),
 }
+NORM = {
+    "drawn": activations(dimensions=(4,), smallest=2),
+    "over": st.sampled_from(["batch", "image"]),
+    "act": st.sampled_from(["none", "relu"]),
+    "pool": st.sampled_from(["none", "avg2"]),
+}
+CONV = {
+    "images": st.integers(1, 30),
+    "channels": st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    "sides": st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    "layout": st.sampled_from(LAYOUTS),
+    "seed": st.integers(0, 2**31),
+}
 CLASSES = {
     "images": st.integers(1, 40),
     "classes": st.integers(1, 6),
@@ -183,10 +253,14 @@ ALIGN = {
 
 test_row_moments = sized(FEW, row_moments_property, **ROWS)
 test_bn_act_moments = sized(FEW, bn_act_moments_property, **FUSED)
+test_norm_act = sized(FEW, norm_act_property, **NORM)
+test_conv3x3 = sized(FEW, conv3x3_property, **CONV)
 test_class_moments = sized(FEW, class_moments_property, **CLASSES)
 test_align_loss = sized(FEW, align_loss_property, **ALIGN)
 
 test_row_moments_many = pytest.mark.slow(sized(MANY, row_moments_property, **ROWS))
 test_bn_act_moments_many = pytest.mark.slow(sized(MANY, bn_act_moments_property, **FUSED))
+test_norm_act_many = pytest.mark.slow(sized(MANY, norm_act_property, **NORM))
+test_conv3x3_many = pytest.mark.slow(sized(MANY, conv3x3_property, **CONV))
 test_class_moments_many = pytest.mark.slow(sized(MANY, class_moments_property, **CLASSES))
 test_align_loss_many = pytest.mark.slow(sized(MANY, align_loss_property, **ALIGN))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ltdd_ext import conv3x3, norm_act
-
 
 _WINOGRAD_CHANNELS, _WINOGRAD_SIDE = 32, 64  # where `conv3x3` pays
 
@@ -44,10 +43,10 @@ class InstanceNorm(nn.Module):
 class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool.
 
-    The same as `nn.Sequential` of them, and traced as one. On a CPU, wherever the norm takes its
-    statistics from the maps themselves (always in an instance norm, in training in a batch norm),
-    `ltdd_ext.norm_act` computes all but the first together, and `ltdd_ext.conv3x3` the first where
-    it is a 3x3 convolution of enough channels.
+    The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.conv3x3` computes a
+    first layer that is a 3x3 convolution of enough channels, and `ltdd_ext.norm_act` all that
+    follows together wherever the norm takes its statistics from the maps themselves: always in an
+    instance norm, in training in a batch norm.
 
     Args:
         layer: What comes first.
@@ -60,16 +59,24 @@ class NormBlock(nn.Sequential):
         super().__init__(layer, norm, nn.ReLU(inplace=True), *pools)
         self.pool = pool
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | fx.Proxy) -> Tensor:
         """Return maps (N, C, H, W), or of half that height and width."""
-        norm = self[1]
-        live = isinstance(norm, InstanceNorm) or norm.training
-        if not live or not images.is_cpu:
-            return super().forward(images)
-        maps = _convolved(self[0], images)
-        over = "image" if isinstance(norm, InstanceNorm) else "batch"
+        if isinstance(images, fx.Proxy) or not images.is_cpu:
+            one_by_one: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+            return one_by_one
+        first, norm, *rest = self
+        assert isinstance(norm, InstanceNorm | nn.BatchNorm2d)
+        maps = _convolved(first, images)
+        if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+            for layer in (norm, *rest):
+                maps = layer(maps)
+            return maps
         y, mean, m2 = norm_act(
-            maps, *_affine(norm, maps), over, norm.eps, pool="avg2" if self.pool else "none"
+            maps,
+            *_affine(norm, maps),
+            over="image" if isinstance(norm, InstanceNorm) else "batch",
+            eps=norm.eps,
+            pool="avg2" if self.pool else "none",
         )
         if isinstance(norm, nn.BatchNorm2d):
             _track(norm, mean, m2, maps.shape[2] * maps.shape[3])
@@ -92,7 +99,7 @@ def _convolved(layer: nn.Module, images: Tensor) -> Tensor:
     return maps
 
 
-def _affine(norm: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:
+def _affine(norm: InstanceNorm | nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and bias in the dtype that `norm_act` computes in."""
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     return norm.weight.to(dtype), norm.bias.to(dtype)
