@@ -1,4 +1,4 @@
-"""3x3 convolution of channels_last images on a CPU, with a quarter of the multiplications."""
+"""3x3 convolution of channels_last images on a CPU, for training small networks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def check_arguments(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve with 3x3 taps, stride 1 and padding 1, by Winograd's F(4x4, 3x3).
+    """Convolve with 3x3 taps, stride 1 and padding 1.
 
-    ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, computed on tiles of
-    4x4 outputs as ``A' ((G w G') (B' d B)) A`` (arXiv:1509.09308, section 4), forward and backward.
+    ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, forward and backward
+    computed on tiles of 4x4 outputs as ``A' ((G w G') (B' d B)) A`` (Winograd's F(4x4, 3x3),
+    arXiv:1509.09308, section 4) with a quarter of the multiplications; up to 8 channels directly.
 
     Args:
         x: Images (N, C, H, W) on the CPU, float32; other layouts than channels_last are copied.
@@ -48,7 +49,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Note:
         Differentiable once in all arguments. The transforms cost about a digit: errors are around
         1e-5 of the largest output, ten times those of the direct sum. Deterministic for any number
-        of threads. It pays from about 32 channels on and up to maps of about 64x64.
+        of threads. It pays up to 8 and from about 32 channels on, and up to maps of about 64x64.
 
     Example:
         >>> import torch, ltdd_ext

@@ -2,9 +2,10 @@
 //
 //   y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]
 //
-// The loops are in conv3x3_kernels.h: Winograd's algorithm, a quarter of the multiplications. Work
-// is split into groups of whole images by shape alone; the gradient of the taps is summed in at most
-// kTables tables of consecutive groups, then over them, so no bit depends on the number of threads.
+// The loops are in conv3x3_kernels.h, Winograd's algorithm with a quarter of the multiplications, and
+// for images of few channels in conv3x3_direct_kernels.h. Work is split into groups of whole images by
+// shape alone; the gradient of the taps is summed in at most kTables tables of consecutive groups,
+// then over them, so no bit depends on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -19,21 +20,10 @@ namespace ltdd {
 namespace {
 
 constexpr int64_t kTaps = 9;
-constexpr int64_t kTileOutputs = 4;
-constexpr int64_t kTilesTogether = 48;  // enough rows for the products, few enough for the cache
 constexpr int64_t kTables = 8;
 
 struct Geometry {
   int64_t n, in, out, height, width;
-
-  int64_t tiles_of_image() const {
-    const auto tiles = [](int64_t side) { return (side + kTileOutputs - 1) / kTileOutputs; };
-    return tiles(height) * tiles(width);
-  }
-  int64_t images_together() const {
-    return std::max<int64_t>(1, kTilesTogether / std::max<int64_t>(1, tiles_of_image()));
-  }
-  int64_t groups() const { return (n + images_together() - 1) / images_together(); }
 };
 
 void check_images(const char* op, const char* name, const Tensor& images) {
@@ -56,9 +46,8 @@ std::unique_ptr<float[]> uninitialised(int64_t size) {
 
 // Scratch that no result may depend on: lanes nobody needs are computed from what lies there.
 std::vector<float> scratch_for(const Conv3x3Kernels& run, const Geometry& g) {
-  const int64_t tiles = g.images_together() * g.tiles_of_image();
   return std::vector<float>(
-      static_cast<size_t>(run.planes_size(tiles, g.in) + run.planes_size(tiles, g.out)));
+      static_cast<size_t>(run.scratch_size(g.height, g.width, g.in, g.out)));
 }
 
 std::unique_ptr<float[]> pack(const Conv3x3Kernels& run, const Geometry& g, const Tensor& weight) {
@@ -89,13 +78,14 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
       torch::stable::empty({shape, 4}, ScalarType::Float, std::nullopt, x.device(), std::nullopt,
                            torch::headeronly::MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return y;
-  const Conv3x3Kernels& run = conv3x3_kernels();
+  const Conv3x3Kernels& run = conv3x3_kernels(g.in);
   const Tensor images = channels_last(x), offsets = contiguous_as(bias, ScalarType::Float);
   const auto packed = pack(run, g, weight);
-  const Conv3x3Args args{floats(images), packed.get(), floats(offsets), g.height, g.width,
-                         g.in,           g.out,        static_cast<float*>(y.mutable_data_ptr())};
-  const int64_t together = g.images_together();
-  torch::stable::parallel_for(0, g.groups(), 1, [&](int64_t begin, int64_t end) {
+  const Conv3x3Args args{floats(images), packed.get(),       floats(offsets),
+                         g.height,       g.width,            g.in,
+                         g.out,          worth_streaming(y), static_cast<float*>(y.mutable_data_ptr())};
+  const int64_t together = run.images_together(g.height, g.width);
+  torch::stable::parallel_for(0, (g.n + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch = scratch_for(run, g);
     for (int64_t group = begin; group < end; ++group)
       run.forward(args, group * together, std::min(g.n, (group + 1) * together), scratch.data());
@@ -116,12 +106,13 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
   torch::stable::fill_(grad_weight, 0.0);
   torch::stable::fill_(grad_bias, 0.0);
   if (x.numel() == 0 || grad_y.numel() == 0) return {grad_weight, grad_bias};
-  const Conv3x3Kernels& run = conv3x3_kernels();
+  const Conv3x3Kernels& run = conv3x3_kernels(g.in);
   const Tensor images = channels_last(x), grads = channels_last(grad_y);
   const Conv3x3BackwardArgs args{floats(images), floats(grads), g.height, g.width, g.in, g.out};
-  const int64_t together = g.images_together(), groups = g.groups();
-  const int64_t tables = std::min(groups, kTables), stride = run.planes_size(g.in, g.out);
-  const auto grad_windows = uninitialised(tables * stride);
+  const int64_t together = run.images_together(g.height, g.width);
+  const int64_t groups = (g.n + together - 1) / together, tables = std::min(groups, kTables);
+  const int64_t table_size = run.table_size(g.in, g.out);
+  const auto sums_of_taps = uninitialised(tables * table_size);
   std::vector<double> bias_sums(static_cast<size_t>(tables * g.out));
   torch::stable::parallel_for(0, tables, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch = scratch_for(run, g);
@@ -129,7 +120,7 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
       const int64_t first = groups * table / tables, last = groups * (table + 1) / tables;
       for (int64_t group = first; group < last; ++group)
         run.backward(args, group * together, std::min(g.n, (group + 1) * together), group > first,
-                     grad_windows.get() + table * stride, scratch.data());
+                     sums_of_taps.get() + table * table_size, scratch.data());
       double* sums = bias_sums.data() + table * g.out;
       const int64_t pixels = g.height * g.width, end_pixel = std::min(g.n, last * together) * pixels;
       for (int64_t p = first * together * pixels; p < end_pixel; ++p)
@@ -139,7 +130,7 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
   const auto grad_taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
   torch::stable::parallel_for(0, g.in, 8, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k)
-      run.unpack(grad_windows.get(), tables, stride, g.in, g.out, k, grad_taps.get());
+      run.unpack(sums_of_taps.get(), tables, g.in, g.out, k, grad_taps.get());
   });
   auto* weight = static_cast<float*>(grad_weight.mutable_data_ptr());
   auto* bias = static_cast<float*>(grad_bias.mutable_data_ptr());

@@ -1,5 +1,5 @@
 // 3x3 convolution of NHWC images in float by Winograd's F(4x4, 3x3) (arXiv:1509.09308). Included by
-// isa_*.cpp after elementwise_kernels.h, see vec.h.
+// isa_*.cpp after panel_kernels.h, see vec.h.
 //
 // An image is cut into tiles of 4x4 outputs, which see 6x6 inputs d. With the taps w of a pair of
 // channels, U = G w G', V = B' d B and y = A' (sum over channels of U V) A: 36 products of matrices
@@ -9,13 +9,8 @@
 // to stay in the cache.
 
 constexpr int64_t kTile = 4, kWindow = 6, kPlanes = kWindow * kWindow;
-constexpr int64_t kPanel = 2 * kWidth<float>;  // columns of a product held in registers
-constexpr int64_t kRowsTogether = 6;           // and its rows
-constexpr int64_t kPlanePadding = 16;          // keeps planes out of each other's cache sets
-
-using VecF = Vec<float>;
-
-static inline int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+constexpr int64_t kPlanePadding = 16;   // keeps planes out of each other's cache sets
+constexpr int64_t kTilesTogether = 48;  // enough rows for the products, few enough for the cache
 
 // B', 6 -> 6.
 static inline void window_of_inputs(const VecF* d, VecF* v) {
@@ -147,37 +142,7 @@ static inline void planes_of_images(const float* x, const TileGrid& grid, int64_
   });
 }
 
-// to[rows, columns] (+)= a b for `rows` rows of a; a(row, k) is at a[row * a_row + k * a_depth], b
-// and `to` have kPanel columns, b_stride and to_stride apart.
-template <bool add>
-[[gnu::always_inline]] static inline void multiply_panel(const float* a, int64_t a_row,
-                                                         int64_t a_depth, const float* b,
-                                                         int64_t b_stride, int64_t depth, float* to,
-                                                         int64_t to_stride) {
-  constexpr int64_t w = kWidth<float>;
-  VecF sum[kRowsTogether][2];
-#pragma GCC unroll 6
-  for (int64_t r = 0; r < kRowsTogether; ++r) {
-    sum[r][0] = add ? load(to + r * to_stride) : VecF{};
-    sum[r][1] = add ? load(to + r * to_stride + w) : VecF{};
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    const VecF low = load(b + k * b_stride), high = load(b + k * b_stride + w);
-#pragma GCC unroll 6
-    for (int64_t r = 0; r < kRowsTogether; ++r) {
-      const VecF factor = broadcast<float>(a[r * a_row + k * a_depth]);
-      sum[r][0] += factor * low;
-      sum[r][1] += factor * high;
-    }
-  }
-#pragma GCC unroll 6
-  for (int64_t r = 0; r < kRowsTogether; ++r) {
-    store(to + r * to_stride, sum[r][0]);
-    store(to + r * to_stride + w, sum[r][1]);
-  }
-}
-
-// out = in times the packed taps (conv3x3_pack), plane by plane, for `tiles` rows.
+// out = in times the packed taps (winograd_pack), plane by plane, for `tiles` rows.
 static inline void multiply_planes(const Planes& in, const float* packed, int64_t tiles,
                                    int64_t depth, const Planes& out) {
   for (int64_t f = 0; f < kPlanes; ++f)
@@ -190,9 +155,26 @@ static inline void multiply_planes(const Planes& in, const float* packed, int64_
     }
 }
 
+static int64_t winograd_images_together(int64_t height, int64_t width) {
+  return most(1, kTilesTogether / most(1, TileGrid{height, width}.of_image()));
+}
+
+static int64_t winograd_scratch_size(int64_t height, int64_t width, int64_t in, int64_t out) {
+  const int64_t tiles =
+      winograd_images_together(height, width) * TileGrid{height, width}.of_image();
+  // The last rows of a product read past what is theirs.
+  return Planes::size(tiles, in) + Planes::size(tiles, out) + 2 * kPanel;
+}
+
+static int64_t winograd_packed_size(int64_t in, int64_t out) {
+  return kPlanes * in * rounded_up(out, kPanel);
+}
+
+static int64_t winograd_table_size(int64_t in, int64_t out) { return Planes::size(in, out); }
+
 // taps [9, depth, columns] -> their windows as panels [36, columns / kPanel, depth, kPanel], for
 // the given depths.
-static void conv3x3_pack(const float* taps, int64_t depth, int64_t columns, int64_t begin,
+static void winograd_pack(const float* taps, int64_t depth, int64_t columns, int64_t begin,
                          int64_t end, float* packed) {
   const int64_t padded = rounded_up(columns, kPanel);
   for (int64_t k = begin; k < end; ++k)
@@ -207,7 +189,7 @@ static void conv3x3_pack(const float* taps, int64_t depth, int64_t columns, int6
     }
 }
 
-static void conv3x3_forward(const Conv3x3Args& a, int64_t first, int64_t last, float* scratch) {
+static void winograd_forward(const Conv3x3Args& a, int64_t first, int64_t last, float* scratch) {
   const TileGrid grid{a.height, a.width};
   const int64_t images = last - first, tiles = images * grid.of_image();
   const Planes v(scratch, tiles, a.in), m(scratch + Planes::size(tiles, a.in), tiles, a.out);
@@ -231,7 +213,7 @@ static void conv3x3_forward(const Conv3x3Args& a, int64_t first, int64_t last, f
 }
 
 // What the images add to the gradient of the windows of the taps, 36 matrices (in, out).
-static void conv3x3_backward(const Conv3x3BackwardArgs& a, int64_t first, int64_t last, bool add,
+static void winograd_backward(const Conv3x3BackwardArgs& a, int64_t first, int64_t last, bool add,
                              float* grad_windows, float* scratch) {
   const TileGrid grid{a.height, a.width};
   const int64_t images = last - first, tiles = images * grid.of_image();
@@ -253,27 +235,25 @@ static void conv3x3_backward(const Conv3x3BackwardArgs& a, int64_t first, int64_
       }
 }
 
-// The gradients of the taps of input channel k, [9, in, out], from those of their windows: the sum
-// over `tables` as conv3x3_backward fills them, `size` elements apart.
-static void conv3x3_unpack(const float* grad_windows, int64_t tables, int64_t size, int64_t in,
-                           int64_t out, int64_t k, float* grad_taps) {
-  const Planes first(const_cast<float*>(grad_windows), in, out);
-  for_vectors<float>(out, [&](int64_t c, int64_t count) {
+// The gradients of the taps of input channel k, [9, in, out], from those of their windows in all
+// tables.
+static void winograd_unpack(const float* tables, int64_t count, int64_t in, int64_t out, int64_t k,
+                            float* grad_taps) {
+  const Planes first(const_cast<float*>(tables), in, out);
+  for_vectors<float>(out, [&](int64_t c, int64_t lanes) {
     VecF sum[kPlanes], made[9];
     for (int64_t f = 0; f < kPlanes; ++f) {
       const float* at = first.data + f * first.plane + k * first.stride + c;
       sum[f] = load(at);
-      for (int64_t table = 1; table < tables; ++table) sum[f] += load(at + table * size);
+      for (int64_t table = 1; table < count; ++table)
+        sum[f] += load(at + table * winograd_table_size(in, out));
     }
     both_axes<kWindow, 3>(sum, made, taps_of_window);
-    for (int64_t t = 0; t < 9; ++t) set(grad_taps + (t * in + k) * out + c, made[t], count, false);
+    for (int64_t t = 0; t < 9; ++t) set(grad_taps + (t * in + k) * out + c, made[t], lanes, false);
   });
 }
 
-static int64_t conv3x3_planes_size(int64_t rows, int64_t columns) {
-  return Planes::size(rows, columns) + 2 * kPanel;  // the last rows read past their end
-}
-
-static int64_t conv3x3_packed_size(int64_t depth, int64_t columns) {
-  return kPlanes * depth * rounded_up(columns, kPanel);
-}
+constexpr Conv3x3Kernels kWinograd = {
+    winograd_images_together, winograd_scratch_size, winograd_packed_size, winograd_table_size,
+    winograd_pack,            winograd_forward,      winograd_backward,    winograd_unpack,
+};

@@ -11,7 +11,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels& (*kernels)(Storage);
-  const Conv3x3Kernels& (*conv3x3)();
+  const Conv3x3Kernels& (*conv3x3)(int64_t);
 };
 
 InstructionSet choose() {
@@ -36,7 +36,7 @@ const InstructionSet& chosen() {
 }  // namespace
 
 const Kernels& kernels(Storage storage) { return chosen().kernels(storage); }
-const Conv3x3Kernels& conv3x3_kernels() { return chosen().conv3x3(); }
+const Conv3x3Kernels& conv3x3_kernels(int64_t in) { return chosen().conv3x3(in); }
 
 }  // namespace ltdd
 

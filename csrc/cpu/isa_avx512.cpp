@@ -23,6 +23,8 @@
 #endif
 
 const ltdd::Kernels& ltdd::avx512_kernels(Storage storage) { return ltdd::avx512::choose(storage); }
-const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels() { return ltdd::avx512::kConv3x3; }
+const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels(int64_t in) {
+  return ltdd::avx512::choose_conv3x3(in);
+}
 
 #endif

@@ -16,7 +16,11 @@ namespace {
 #include "bn_act_kernels.h"
 // And what training adds to it.
 #include "norm_act_kernels.h"
-// And a convolution.
+// And convolution, in two ways.
+#include "panel_kernels.h"
+//
+#include "conv3x3_direct_kernels.h"
+//
 #include "conv3x3_kernels.h"
 // And the state of classes.
 #include "class_kernels.h"
@@ -40,12 +44,11 @@ constexpr Kernels kKernels = {
     kAddImages<scalar_t>,
 };
 
-constexpr Conv3x3Kernels kConv3x3 = {
-    conv3x3_planes_size, conv3x3_packed_size, conv3x3_pack,
-    conv3x3_forward,     conv3x3_backward,    conv3x3_unpack,
-};
-
 }  // namespace
+
+static inline const Conv3x3Kernels& choose_conv3x3(int64_t in) {
+  return in <= kFewChannels ? kDirect : kWinograd;
+}
 
 static inline const Kernels& choose(Storage storage) {
   switch (storage) {

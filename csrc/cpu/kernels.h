@@ -71,10 +71,11 @@ struct AddImagesArgs {
   double *mu, *within, *between;  // [K, C]
 };
 
-// A 3x3 convolution with padding 1 of NHWC images; `packed` is what conv3x3_pack made of the taps.
+// A 3x3 convolution with padding 1 of NHWC images; `packed` is what `pack` made of the taps.
 struct Conv3x3Args {
   const float *x, *packed, *bias;
   int64_t height, width, in, out;
+  bool stream;
   float* y;
 };
 
@@ -102,29 +103,35 @@ struct Kernels {
   void (*add_images)(const AddImagesArgs&, int64_t begin, int64_t end);
 };
 
-// Convolution exists in float only. Images [first, last) are worked on together, in `scratch` of
-// planes_size(tiles, in) + planes_size(tiles, out) elements, a tile being 4x4 outputs.
+// Convolution, in float only. A task works on images_together images in scratch of scratch_size
+// elements. Taps are [9, in, out]; `pack` rearranges those of input channels [begin, end).
+// `backward` writes what images contribute to the gradient of the taps into a table, or adds it;
+// `unpack` sums `count` consecutive tables for input channel k.
 struct Conv3x3Kernels {
-  int64_t (*planes_size)(int64_t rows, int64_t columns);
-  int64_t (*packed_size)(int64_t depth, int64_t columns);
-  void (*pack)(const float* taps, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+  int64_t (*images_together)(int64_t height, int64_t width);
+  int64_t (*scratch_size)(int64_t height, int64_t width, int64_t in, int64_t out);
+  int64_t (*packed_size)(int64_t in, int64_t out);
+  int64_t (*table_size)(int64_t in, int64_t out);
+  void (*pack)(const float* taps, int64_t in, int64_t out, int64_t begin, int64_t end,
                float* packed);
   void (*forward)(const Conv3x3Args&, int64_t first, int64_t last, float* scratch);
-  void (*backward)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, bool add,
-                   float* grad_windows, float* scratch);
-  void (*unpack)(const float* grad_windows, int64_t tables, int64_t size, int64_t in, int64_t out,
-                 int64_t k, float* grad_taps);
+  void (*backward)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, bool add, float* table,
+                   float* scratch);
+  void (*unpack)(const float* tables, int64_t count, int64_t in, int64_t out, int64_t k,
+                 float* grad_taps);
 };
+
+constexpr int64_t kFewChannels = 8;  // up to here the transforms cost more than they save
 
 // The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
 const Kernels& kernels(Storage storage);
-const Conv3x3Kernels& conv3x3_kernels();
+const Conv3x3Kernels& conv3x3_kernels(int64_t in);
 
 const Kernels& baseline_kernels(Storage storage);
-const Conv3x3Kernels& baseline_conv3x3_kernels();
+const Conv3x3Kernels& baseline_conv3x3_kernels(int64_t in);
 const Kernels& avx2_kernels(Storage storage);
-const Conv3x3Kernels& avx2_conv3x3_kernels();
+const Conv3x3Kernels& avx2_conv3x3_kernels(int64_t in);
 const Kernels& avx512_kernels(Storage storage);
-const Conv3x3Kernels& avx512_conv3x3_kernels();
+const Conv3x3Kernels& avx512_conv3x3_kernels(int64_t in);
 
 }  // namespace ltdd

@@ -300,7 +300,7 @@ void check_classes(const char* isa, const Kernels& run, Storage row, int64_t cha
     }
 }
 
-// A convolution in two groups of images, and the gradient of its taps.
+// A convolution in groups of images, and the gradient of its taps.
 void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& run,
                    const Shape& shape, int64_t out, std::mt19937& generator) {
   const Case t{isa, any, Storage::kFloat, shape, true};
@@ -313,22 +313,23 @@ void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& ru
     return std::vector<float>(v.begin(), v.end());
   };
   const auto fx = floats(x), fgy = floats(gy), ftaps = floats(taps), fbias = floats(bias);
-  const int64_t most = n - n / 2, tiles = most * ((h + 3) / 4) * ((w + 3) / 4);
-  std::vector<float> scratch(run.planes_size(tiles, in) + run.planes_size(tiles, out));
-  std::vector<float> packed(run.packed_size(in, out)), y(n * s * out), grad(9 * in * out);
+  const int64_t together = run.images_together(h, w), size = run.table_size(in, out);
+  std::vector<float> scratch(run.scratch_size(h, w, in, out)), packed(run.packed_size(in, out));
+  std::vector<float> y(n * s * out), grad(9 * in * out), tables(2 * size);
   run.pack(ftaps.data(), in, out, 0, in / 2, packed.data());
   run.pack(ftaps.data(), in, out, in / 2, in, packed.data());
-  const ltdd::Conv3x3Args forward{fx.data(), packed.data(), fbias.data(), h, w, in, out, y.data()};
-  run.forward(forward, 0, n / 2, scratch.data());
-  run.forward(forward, n / 2, n, scratch.data());
+  const ltdd::Conv3x3Args forward{fx.data(), packed.data(), fbias.data(), h,       w,
+                                  in,        out,           true,         y.data()};
   const ltdd::Conv3x3BackwardArgs backward{fx.data(), fgy.data(), h, w, in, out};
-  const int64_t size = run.planes_size(in, out);
-  std::vector<float> windows(2 * size);  // a table with two groups of images, and one with all
-  run.backward(backward, 0, n / 2, false, windows.data(), scratch.data());
-  run.backward(backward, n / 2, n, true, windows.data(), scratch.data());
-  run.backward(backward, n / 2, n, false, windows.data() + size, scratch.data());
-  for (int64_t k = 0; k < in; ++k)
-    run.unpack(windows.data(), 2, size, in, out, k, grad.data());
+  for (int64_t first = 0; first < n; first += together) {
+    const int64_t last = std::min(n, first + together);
+    run.forward(forward, first, last, scratch.data());
+    // All images into one table, those of the first group into another.
+    run.backward(backward, first, last, first > 0, tables.data(), scratch.data());
+  }
+  const int64_t twice = std::min(n, together);
+  run.backward(backward, 0, twice, false, tables.data() + size, scratch.data());
+  for (int64_t k = 0; k < in; ++k) run.unpack(tables.data(), 2, in, out, k, grad.data());
 
   std::vector<double> want(9 * in * out), terms(9 * in * out);
   for (int64_t i = 0; i < n; ++i)
@@ -343,7 +344,7 @@ void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& ru
             const int64_t at = (tap * in + k) * out + o;
             sum += taps[at] * value;
             largest += std::abs(taps[at] * value);
-            const double g = gy[(i * s + p) * out + o] * value * (i < n / 2 ? 1 : 2);
+            const double g = gy[(i * s + p) * out + o] * value * (i < twice ? 2 : 1);
             want[at] += g;
             terms[at] += std::abs(g);
           }
@@ -360,7 +361,7 @@ int main() {
   struct {
     const char* name;
     const Kernels& (*kernels)(Storage);
-    const Conv3x3Kernels& (*conv3x3)();
+    const Conv3x3Kernels& (*conv3x3)(int64_t);
     bool here;
   } const sets[] = {
       {"baseline", ltdd::baseline_kernels, ltdd::baseline_conv3x3_kernels, true},
@@ -373,7 +374,8 @@ int main() {
                           {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2},
                           {3, 11, 2, 4},  {2, 9, 4, 8}};
   const std::pair<Shape, int64_t> convolutions[] = {
-      {{2, 5, 8, 8}, 7}, {{3, 17, 5, 9}, 34}, {{5, 1, 1, 1}, 1}, {{2, 40, 4, 13}, 16}};
+      {{2, 5, 8, 8}, 7},     {{30, 17, 5, 9}, 34}, {{50, 9, 1, 1}, 1},
+      {{2, 40, 4, 13}, 16}, {{3, 3, 8, 8}, 32},   {{2, 1, 5, 31}, 3}};
   std::mt19937 generator(7);
   int cases = 0;
   for (const auto& set : sets) {
@@ -393,7 +395,7 @@ int main() {
         ++cases;
       }
     for (const auto& [shape, out] : convolutions) {
-      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(), shape, out, generator);
+      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(shape.c), shape, out, generator);
       ++cases;
     }
   }

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from ltdd_ext import conv3x3, norm_act
 
-_WINOGRAD_CHANNELS, _WINOGRAD_SIDE = 32, 64  # where `conv3x3` pays
+_FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
 
 
 class InstanceNorm(nn.Module):
@@ -44,7 +44,7 @@ class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool.
 
     The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.conv3x3` computes a
-    first layer that is a 3x3 convolution of enough channels, and `ltdd_ext.norm_act` all that
+    first layer that is a 3x3 convolution of few or of many channels, and `ltdd_ext.norm_act` all that
     follows together wherever the norm takes its statistics from the maps themselves: always in an
     instance norm, in training in a batch norm.
 
@@ -89,8 +89,8 @@ def _convolved(layer: nn.Module, images: Tensor) -> Tensor:
         and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
         and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
         and layer.bias is not None
-        and layer.in_channels >= _WINOGRAD_CHANNELS
-        and max(images.shape[2:]) <= _WINOGRAD_SIDE
+        and not _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
+        and max(images.shape[2:]) <= _LARGE_SIDE
         and images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     ):
