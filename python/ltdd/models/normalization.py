@@ -44,8 +44,8 @@ class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool.
 
     The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.conv3x3` computes a
-    first layer that is a 3x3 convolution of few or of many channels, and `ltdd_ext.norm_act` all that
-    follows together wherever the norm takes its statistics from the maps themselves: always in an
+    first layer that is a 3x3 convolution of few or of many channels. `ltdd_ext.norm_act` computes
+    the rest together wherever the norm takes its statistics from the maps themselves: always in an
     instance norm, in training in a batch norm.
 
     Args:
