@@ -2,10 +2,10 @@
 //
 //   y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]
 //
-// The loops are in conv3x3_kernels.h, Winograd's algorithm with a quarter of the multiplications, and
-// for images of few channels in conv3x3_direct_kernels.h. Work is split into groups of whole images by
-// shape alone; the gradient of the taps is summed in at most kTables tables of consecutive groups,
-// then over them, so no bit depends on the number of threads.
+// The loops are in conv3x3_kernels.h, Winograd's algorithm with a quarter of the multiplications,
+// and for images of few channels in conv3x3_direct_kernels.h. Work is split into groups of whole
+// images by shape alone; the gradient of the taps is summed in at most kTables tables of
+// consecutive groups, then over them, so no bit depends on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -46,20 +46,21 @@ std::unique_ptr<float[]> uninitialised(int64_t size) {
 
 // Scratch that no result may depend on: lanes nobody needs are computed from what lies there.
 std::vector<float> scratch_for(const Conv3x3Kernels& run, const Geometry& g) {
-  return std::vector<float>(
-      static_cast<size_t>(run.scratch_size(g.height, g.width, g.in, g.out)));
+  return std::vector<float>(static_cast<size_t>(run.scratch_size(g.height, g.width, g.in, g.out)));
 }
 
 std::unique_ptr<float[]> pack(const Conv3x3Kernels& run, const Geometry& g, const Tensor& weight) {
-  auto taps = uninitialised(kTaps * g.in * g.out);
-  for (int64_t t = 0; t < kTaps; ++t) {
-    const float* tap = floats(weight) + t / 3 * weight.stride(2) + t % 3 * weight.stride(3);
-    for (int64_t k = 0; k < g.in; ++k)
-      for (int64_t o = 0; o < g.out; ++o)
-        taps[(t * g.in + k) * g.out + o] = tap[o * weight.stride(0) + k * weight.stride(1)];
-  }
+  const auto taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
   auto packed = uninitialised(run.packed_size(g.in, g.out));
   torch::stable::parallel_for(0, g.in, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < kTaps; ++t) {
+      const float* tap = floats(weight) + t / 3 * weight.stride(2) + t % 3 * weight.stride(3);
+      for (int64_t o = 0; o < g.out; ++o) {
+        const float* from = tap + o * weight.stride(0);
+        const int64_t stride = weight.stride(1);
+        for (int64_t k = begin; k < end; ++k) taps[(t * g.in + k) * g.out + o] = from[k * stride];
+      }
+    }
     run.pack(taps.get(), g.in, g.out, begin, end, packed.get());
   });
   return packed;
@@ -81,15 +82,23 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const Conv3x3Kernels& run = conv3x3_kernels(g.in);
   const Tensor images = channels_last(x), offsets = contiguous_as(bias, ScalarType::Float);
   const auto packed = pack(run, g, weight);
-  const Conv3x3Args args{floats(images), packed.get(),       floats(offsets),
-                         g.height,       g.width,            g.in,
-                         g.out,          worth_streaming(y), static_cast<float*>(y.mutable_data_ptr())};
+  const Conv3x3Args args{floats(images),
+                         packed.get(),
+                         floats(offsets),
+                         g.height,
+                         g.width,
+                         g.in,
+                         g.out,
+                         worth_streaming(y),
+                         static_cast<float*>(y.mutable_data_ptr())};
   const int64_t together = run.images_together(g.height, g.width);
-  torch::stable::parallel_for(0, (g.n + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch = scratch_for(run, g);
-    for (int64_t group = begin; group < end; ++group)
-      run.forward(args, group * together, std::min(g.n, (group + 1) * together), scratch.data());
-  });
+  torch::stable::parallel_for(
+      0, (g.n + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> scratch = scratch_for(run, g);
+        for (int64_t group = begin; group < end; ++group)
+          run.forward(args, group * together, std::min(g.n, (group + 1) * together),
+                      scratch.data());
+      });
   return y;
 }
 
@@ -110,7 +119,9 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
   const Tensor images = channels_last(x), grads = channels_last(grad_y);
   const Conv3x3BackwardArgs args{floats(images), floats(grads), g.height, g.width, g.in, g.out};
   const int64_t together = run.images_together(g.height, g.width);
-  const int64_t groups = (g.n + together - 1) / together, tables = std::min(groups, kTables);
+  const int64_t groups = (g.n + together - 1) / together;
+  // A table costs a write and a read: no more of them than there is work to share.
+  const int64_t tables = std::min({groups, kTables, std::max<int64_t>(2, groups / 3)});
   const int64_t table_size = run.table_size(g.in, g.out);
   const auto sums_of_taps = uninitialised(tables * table_size);
   std::vector<double> bias_sums(static_cast<size_t>(tables * g.out));
@@ -122,22 +133,24 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
         run.backward(args, group * together, std::min(g.n, (group + 1) * together), group > first,
                      sums_of_taps.get() + table * table_size, scratch.data());
       double* sums = bias_sums.data() + table * g.out;
-      const int64_t pixels = g.height * g.width, end_pixel = std::min(g.n, last * together) * pixels;
+      const int64_t pixels = g.height * g.width,
+                    end_pixel = std::min(g.n, last * together) * pixels;
       for (int64_t p = first * together * pixels; p < end_pixel; ++p)
         for (int64_t o = 0; o < g.out; ++o) sums[o] += args.grad_y[p * g.out + o];
     }
   });
   const auto grad_taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
-  torch::stable::parallel_for(0, g.in, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k)
-      run.unpack(sums_of_taps.get(), tables, g.in, g.out, k, grad_taps.get());
-  });
   auto* weight = static_cast<float*>(grad_weight.mutable_data_ptr());
+  torch::stable::parallel_for(0, g.in, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      run.unpack(sums_of_taps.get(), tables, g.in, g.out, k, grad_taps.get());
+      for (int64_t o = 0; o < g.out; ++o)
+        for (int64_t t = 0; t < kTaps; ++t)
+          weight[(o * g.in + k) * kTaps + t] = grad_taps[(t * g.in + k) * g.out + o];
+    }
+  });
   auto* bias = static_cast<float*>(grad_bias.mutable_data_ptr());
   for (int64_t o = 0; o < g.out; ++o) {
-    for (int64_t k = 0; k < g.in; ++k)
-      for (int64_t t = 0; t < kTaps; ++t)
-        weight[(o * g.in + k) * kTaps + t] = grad_taps[(t * g.in + k) * g.out + o];
     double sum = 0.0;
     for (int64_t table = 0; table < tables; ++table) sum += bias_sums[table * g.out + o];
     bias[o] = static_cast<float>(sum);

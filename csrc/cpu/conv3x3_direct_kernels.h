@@ -88,8 +88,7 @@ static void direct_backward(const Conv3x3BackwardArgs& a, int64_t first, int64_t
   float* const patches = scratch;
   float* const grads = scratch + row.patches_size();
   if (!add)
-    __builtin_memset(table, 0,
-                     static_cast<size_t>(direct_table_size(a.in, a.out)) * sizeof(float));
+    __builtin_memset(table, 0, static_cast<size_t>(direct_table_size(a.in, a.out)) * sizeof(float));
   for (int64_t image = first; image < last; ++image)
     for (int64_t i = 0; i < a.height; ++i) {
       gather_patches(a.x + image * a.height * a.width * a.in, a.height, row, i, patches);
@@ -111,13 +110,13 @@ static void direct_unpack(const float* tables, int64_t count, int64_t in, int64_
     for (int64_t c = 0; c < out; ++c) {
       float sum = 0.0f;
       for (int64_t table = 0; table < count; ++table)
-        sum += tables[table * direct_table_size(in, out) +
-                      (t * in + k) * rounded_up(out, kPanel) + c];
+        sum +=
+            tables[table * direct_table_size(in, out) + (t * in + k) * rounded_up(out, kPanel) + c];
       grad_taps[(t * in + k) * out + c] = sum;
     }
 }
 
 constexpr Conv3x3Kernels kDirect = {
-    direct_images_together, direct_scratch_size, direct_packed_size, direct_table_size,
-    direct_pack,            direct_forward,      direct_backward,    direct_unpack,
+    direct_images_together, direct_scratch_size, direct_packed_size, direct_table_size, direct_pack,
+    direct_forward,         direct_backward,     direct_unpack,
 };

@@ -5,8 +5,8 @@
 // channels, U = G w G', V = B' d B and y = A' (sum over channels of U V) A: 36 products of matrices
 // (tiles x channels) instead of 9 times 16 multiplications a tile, a quarter of the work. All of it
 // is linear: the gradient of U is V times A dy A', that of w is G' (dU) G. The gradient of x is the
-// convolution of dy with the taps mirrored. A group of images is small enough for V and the products
-// to stay in the cache.
+// convolution of dy with the taps mirrored. A group of images is small enough for V and the
+// products to stay in the cache.
 
 constexpr int64_t kTile = 4, kWindow = 6, kPlanes = kWindow * kWindow;
 constexpr int64_t kPlanePadding = 16;   // keeps planes out of each other's cache sets
@@ -111,8 +111,7 @@ template <typename Visit>
 static inline void for_tiles(const TileGrid& grid, int64_t images, const Visit& visit) {
   for (int64_t image = 0, tile = 0; image < images; ++image)
     for (int64_t i = 0; i < grid.down(); ++i)
-      for (int64_t j = 0; j < grid.across(); ++j, ++tile)
-        visit(image, tile, i * kTile, j * kTile);
+      for (int64_t j = 0; j < grid.across(); ++j, ++tile) visit(image, tile, i * kTile, j * kTile);
 }
 
 // Planes of images (pixels of `channels`) under a transform of size x size pixels, the first of
@@ -175,7 +174,7 @@ static int64_t winograd_table_size(int64_t in, int64_t out) { return Planes::siz
 // taps [9, depth, columns] -> their windows as panels [36, columns / kPanel, depth, kPanel], for
 // the given depths.
 static void winograd_pack(const float* taps, int64_t depth, int64_t columns, int64_t begin,
-                         int64_t end, float* packed) {
+                          int64_t end, float* packed) {
   const int64_t padded = rounded_up(columns, kPanel);
   for (int64_t k = begin; k < end; ++k)
     for (int64_t c = 0; c < padded; c += kWidth<float>) {
@@ -201,7 +200,8 @@ static void winograd_forward(const Conv3x3Args& a, int64_t first, int64_t last, 
     float* to = y + image * a.height * a.width * a.out;
     for_vectors<float>(a.out, [&](int64_t c, int64_t count) {
       VecF in[kPlanes], out[kTile * kTile];
-      for (int64_t f = 0; f < kPlanes; ++f) in[f] = load(m.data + f * m.plane + tile * m.stride + c);
+      for (int64_t f = 0; f < kPlanes; ++f)
+        in[f] = load(m.data + f * m.plane + tile * m.stride + c);
       both_axes<kWindow, kTile>(in, out, outputs_of_window);
       const VecF bias = get(a.bias + c, count);
       for (int64_t i = 0; i < least(kTile, a.height - top); ++i)
@@ -214,7 +214,7 @@ static void winograd_forward(const Conv3x3Args& a, int64_t first, int64_t last, 
 
 // What the images add to the gradient of the windows of the taps, 36 matrices (in, out).
 static void winograd_backward(const Conv3x3BackwardArgs& a, int64_t first, int64_t last, bool add,
-                             float* grad_windows, float* scratch) {
+                              float* grad_windows, float* scratch) {
   const TileGrid grid{a.height, a.width};
   const int64_t images = last - first, tiles = images * grid.of_image();
   const int64_t pixels = a.height * a.width;
@@ -254,6 +254,7 @@ static void winograd_unpack(const float* tables, int64_t count, int64_t in, int6
 }
 
 constexpr Conv3x3Kernels kWinograd = {
-    winograd_images_together, winograd_scratch_size, winograd_packed_size, winograd_table_size,
-    winograd_pack,            winograd_forward,      winograd_backward,    winograd_unpack,
+    winograd_images_together, winograd_scratch_size, winograd_packed_size,
+    winograd_table_size,      winograd_pack,         winograd_forward,
+    winograd_backward,        winograd_unpack,
 };

@@ -32,8 +32,8 @@ inline Image check_fused(const char* op, const Activation& a, int64_t act, int64
 }
 
 // A tensor that accompanies x, (N, C) + image, in the layout of x; copied if it lies otherwise.
-inline Tensor in_layout_of(const char* op, const char* name, const Activation& a, const Image& image,
-                    const Tensor& other) {
+inline Tensor in_layout_of(const char* op, const char* name, const Activation& a,
+                           const Image& image, const Tensor& other) {
   if (other.dim() != a.tensor.dim() || other.size(0) != a.n || other.size(1) != a.c ||
       other.numel() != a.n * a.c * image.height * image.width ||
       other.size(other.dim() - 1) != image.width)

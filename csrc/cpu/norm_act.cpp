@@ -198,26 +198,13 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
     Norms norms(a, weight, bias, per_image, eps);
     const Tensor grad_mean = empty_rows(a), grad_m2 = empty_rows(a);
     std::vector<double> sum_g(static_cast<size_t>(rows)), sum_gx(static_cast<size_t>(rows));
-    const NormSumsArgs sums{{const_row_data(grad_mean),
-                             const_row_data(grad_m2),
-                             const_row_data(norms.center),
-                             grads.const_data_ptr(),
-                             a.tensor.const_data_ptr(),
-                             nullptr,
-                             norms.k.const_data_ptr(),
-                             norms.h.const_data_ptr(),
-                             a.n,
-                             a.c,
-                             image.height,
-                             image.width,
-                             act == 1,
-                             pool == 2,
-                             worth_streaming(dx),
-                             per_image,
-                             dx.mutable_data_ptr(),
-                             nullptr},
-                            sum_g.data(),
-                            sum_gx.data()};
+    const NormSumsArgs sums{
+        {const_row_data(grad_mean), const_row_data(grad_m2), const_row_data(norms.center),
+         grads.const_data_ptr(), a.tensor.const_data_ptr(), nullptr, norms.k.const_data_ptr(),
+         norms.h.const_data_ptr(), a.n, a.c, image.height, image.width, act == 1, pool == 2,
+         worth_streaming(dx), per_image, dx.mutable_data_ptr(), nullptr},
+        sum_g.data(),
+        sum_gx.data()};
     // What the sums over a mean's M elements contribute to dx, as gradients of row moments.
     const auto through_statistics = [&](int64_t row, double sum, double sum_x, double elements) {
       const double r = norms.inverse_sd[static_cast<size_t>(row)], k = norms.weight_of(row) * r;

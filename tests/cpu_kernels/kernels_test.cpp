@@ -198,24 +198,15 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, bool own_sca
       }
     }
 
-  const ltdd::BnActBackwardArgs backward{g_mean.data(),
-                                         g_m2.data(),
-                                         mean.data(),
-                                         gy_bytes.data(),
-                                         x_bytes.data(),
-                                         added,
-                                         k_bytes.data(),
-                                         h_bytes.data(),
-                                         shape.n,
-                                         shape.c,
-                                         shape.height,
-                                         shape.width,
-                                         relu,
-                                         pool,
-                                         false,
-                                         own_scale,
-                                         dx.data(),
-                                         with_residual ? dr.data() : nullptr};
+  const ltdd::BnActBackwardArgs backward{g_mean.data(),  g_m2.data(),
+                                         mean.data(),    gy_bytes.data(),
+                                         x_bytes.data(), added,
+                                         k_bytes.data(), h_bytes.data(),
+                                         shape.n,        shape.c,
+                                         shape.height,   shape.width,
+                                         relu,           pool,
+                                         false,          own_scale,
+                                         dx.data(),      with_residual ? dr.data() : nullptr};
   t.call(t.run.bn_act_backward_rows, t.run.bn_act_backward_pixels, backward);
   std::vector<double> sum_g(rows), sum_gx(rows);
   const ltdd::NormSumsArgs sums{backward, sum_g.data(), sum_gx.data()};
@@ -366,16 +357,18 @@ int main() {
   } const sets[] = {
       {"baseline", ltdd::baseline_kernels, ltdd::baseline_conv3x3_kernels, true},
 #if defined(__x86_64__)
-      {"avx2", ltdd::avx2_kernels, ltdd::avx2_conv3x3_kernels, __builtin_cpu_supports("x86-64-v3") != 0},
-      {"avx512", ltdd::avx512_kernels, ltdd::avx512_conv3x3_kernels, __builtin_cpu_supports("x86-64-v4") != 0},
+      {"avx2", ltdd::avx2_kernels, ltdd::avx2_conv3x3_kernels,
+       __builtin_cpu_supports("x86-64-v3") != 0},
+      {"avx512", ltdd::avx512_kernels, ltdd::avx512_conv3x3_kernels,
+       __builtin_cpu_supports("x86-64-v4") != 0},
 #endif
   };
   const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
                           {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2},
                           {3, 11, 2, 4},  {2, 9, 4, 8}};
-  const std::pair<Shape, int64_t> convolutions[] = {
-      {{2, 5, 8, 8}, 7},     {{30, 17, 5, 9}, 34}, {{50, 9, 1, 1}, 1},
-      {{2, 40, 4, 13}, 16}, {{3, 3, 8, 8}, 32},   {{2, 1, 5, 31}, 3}};
+  const std::pair<Shape, int64_t> convolutions[] = {{{2, 5, 8, 8}, 7},  {{30, 17, 5, 9}, 34},
+                                                    {{50, 9, 1, 1}, 1}, {{2, 40, 4, 13}, 16},
+                                                    {{3, 3, 8, 8}, 32}, {{2, 1, 5, 31}, 3}};
   std::mt19937 generator(7);
   int cases = 0;
   for (const auto& set : sets) {
@@ -395,7 +388,8 @@ int main() {
         ++cases;
       }
     for (const auto& [shape, out] : convolutions) {
-      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(shape.c), shape, out, generator);
+      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(shape.c), shape, out,
+                    generator);
       ++cases;
     }
   }
