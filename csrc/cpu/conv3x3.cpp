@@ -22,8 +22,22 @@ namespace {
 constexpr int64_t kTaps = 9;
 constexpr int64_t kTables = 8;
 
+constexpr int64_t kShare = 4;  // groups and tables come in multiples: threads get as much each
+
 struct Geometry {
   int64_t n, in, out, height, width;
+};
+
+// Images in groups of nearly the same size, small enough to be worked on together.
+struct Groups {
+  int64_t n, count;
+
+  Groups(const Conv3x3Kernels& run, const Geometry& g) : n(g.n) {
+    const int64_t together = run.images_together(g.height, g.width);
+    const int64_t fewest = (n + together - 1) / together;
+    count = std::min(n, (fewest + kShare - 1) / kShare * kShare);
+  }
+  int64_t begin(int64_t group) const { return n * group / count; }
 };
 
 void check_images(const char* op, const char* name, const Tensor& images) {
@@ -118,24 +132,23 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
   const Conv3x3Kernels& run = conv3x3_kernels(g.in);
   const Tensor images = channels_last(x), grads = channels_last(grad_y);
   const Conv3x3BackwardArgs args{floats(images), floats(grads), g.height, g.width, g.in, g.out};
-  const int64_t together = run.images_together(g.height, g.width);
-  const int64_t groups = (g.n + together - 1) / together;
+  const Groups groups(run, g);
   // A table costs a write and a read: no more of them than there is work to share.
-  const int64_t tables = std::min({groups, kTables, std::max<int64_t>(2, groups / 3)});
+  const int64_t tables = std::min(groups.count, groups.count < 3 * kTables ? kShare : kTables);
   const int64_t table_size = run.table_size(g.in, g.out);
   const auto sums_of_taps = uninitialised(tables * table_size);
   std::vector<double> bias_sums(static_cast<size_t>(tables * g.out));
   torch::stable::parallel_for(0, tables, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch = scratch_for(run, g);
     for (int64_t table = begin; table < end; ++table) {
-      const int64_t first = groups * table / tables, last = groups * (table + 1) / tables;
+      const int64_t first = groups.count * table / tables;
+      const int64_t last = groups.count * (table + 1) / tables;
       for (int64_t group = first; group < last; ++group)
-        run.backward(args, group * together, std::min(g.n, (group + 1) * together), group > first,
+        run.backward(args, groups.begin(group), groups.begin(group + 1), group > first,
                      sums_of_taps.get() + table * table_size, scratch.data());
       double* sums = bias_sums.data() + table * g.out;
-      const int64_t pixels = g.height * g.width,
-                    end_pixel = std::min(g.n, last * together) * pixels;
-      for (int64_t p = first * together * pixels; p < end_pixel; ++p)
+      const int64_t pixels = g.height * g.width;
+      for (int64_t p = groups.begin(first) * pixels; p < groups.begin(last) * pixels; ++p)
         for (int64_t o = 0; o < g.out; ++o) sums[o] += args.grad_y[p * g.out + o];
     }
   });
