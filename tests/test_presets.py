@@ -164,5 +164,5 @@ def test_more_images_have_fewer_epochs_on_few_cores() -> None:
         parse_distill([*words, "--ipc", str(ipc)]).config.evaluation.epochs
         for ipc in (1, 5, 10, 20, 50, 200)
     ]
-    assert epochs == [2000, 1600, 1600, 1000, 400, 400]
+    assert epochs == [2000, 1600, 1600, 800, 320, 320]
     assert parse_distill(words).config.evaluation.epochs == 1600

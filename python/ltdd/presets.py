@@ -67,7 +67,7 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
             "max_batch": 100,  # code: batch 100
         },
         "evaluation": {
-            "epochs": min(max(20_000 // ipc, 400), 2_000 if ipc < 5 else 1_600),
+            "epochs": min(max(16_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
             "crop_min_scale": 0.25,
             "full_epochs": 15,
         },
