@@ -49,74 +49,80 @@ void run_block(const Activation& a, void (*rows)(const Args&, int64_t, int64_t),
 class Norms {
  public:
   Norms(const Activation& a, const Tensor& weight, const Tensor& bias, bool per_image, double eps)
-      : a_(a),
-        weight_(contiguous_as(weight, ScalarType::Double)),
-        bias_(contiguous_as(bias, ScalarType::Double)),
+      : n_(a.n),
+        c_(a.c),
+        s_(static_cast<double>(a.s)),
         per_image_(per_image),
+        in_double_(acc_dtype(a.tensor.scalar_type()) == ScalarType::Double),
         eps_(eps),
-        center(empty_rows(a)),
-        inverse_sd(static_cast<size_t>(a.n * a.c)),
-        k(scales()),
-        h(scales()) {}
+        weights_(contiguous_as(weight, ScalarType::Double)),
+        biases_(contiguous_as(bias, ScalarType::Double)),
+        centers_(empty_rows(a)),
+        scales_(empty_scales(a, per_image)),
+        offsets_(empty_scales(a, per_image)),
+        inverse_sds_(static_cast<size_t>(a.n * a.c)),
+        weight(const_row_data(weights_)),
+        bias(const_row_data(biases_)),
+        center(row_data(centers_)),
+        inverse_sd(inverse_sds_.data()),
+        k(scales_.mutable_data_ptr()),
+        h(offsets_.mutable_data_ptr()) {}
 
   // From the row moments of [first, last); over the batch, from all of them.
   void find(const double* mean, const double* m2, int64_t first, int64_t last) {
-    const double size = static_cast<double>(a_.s);
-    if (per_image_) {
-      for (int64_t row = first; row < last; ++row) {
-        set(row, mean[row], m2[row] / size);
-        set_scale(row, row);
-      }
-      return;
+    for (int64_t row = first; row < last && per_image_; ++row) {
+      set(row, mean[row], m2[row] / s_);
+      set_scale(row, row);
     }
-    for (int64_t c = 0; c < a_.c; ++c) {
+    for (int64_t c = 0; c < c_ && !per_image_; ++c) {
       double batch_mean = 0.0, batch_m2 = 0.0;
-      for (int64_t row = c; row < last; row += a_.c) batch_mean += mean[row];
-      batch_mean /= static_cast<double>(a_.n);
-      for (int64_t row = c; row < last; row += a_.c) {
+      for (int64_t row = c; row < last; row += c_) batch_mean += mean[row];
+      batch_mean /= static_cast<double>(n_);
+      for (int64_t row = c; row < last; row += c_) {
         const double gap = mean[row] - batch_mean;
-        batch_m2 += m2[row] + size * gap * gap;
+        batch_m2 += m2[row] + s_ * gap * gap;
       }
-      const double var = batch_m2 / (size * static_cast<double>(a_.n));
-      for (int64_t row = c; row < last; row += a_.c) set(row, batch_mean, var);
+      const double var = batch_m2 / (s_ * static_cast<double>(n_));
+      for (int64_t row = c; row < last; row += c_) set(row, batch_mean, var);
       set_scale(c, c);
     }
   }
 
-  double weight_of(int64_t row) const { return const_row_data(weight_)[row % a_.c]; }
-
  private:
-  Tensor scales() const {
-    const int64_t length = per_image_ ? a_.n * a_.c : a_.c;
-    return torch::stable::new_empty(a_.tensor, {&length, 1}, acc_dtype(a_.tensor.scalar_type()));
+  static Tensor empty_scales(const Activation& a, bool per_image) {
+    const int64_t length = per_image ? a.n * a.c : a.c;
+    return torch::stable::new_empty(a.tensor, {&length, 1}, acc_dtype(a.tensor.scalar_type()));
   }
 
   void set(int64_t row, double mean, double var) {
-    row_data(center)[row] = mean;
-    inverse_sd[static_cast<size_t>(row)] = 1.0 / std::sqrt(var + eps_);
+    center[row] = mean;
+    inverse_sd[row] = 1.0 / std::sqrt(var + eps_);
   }
 
   void set_scale(int64_t at, int64_t row) {
-    const double scale = weight_of(row) * inverse_sd[static_cast<size_t>(row)];
-    const double offset = const_row_data(bias_)[row % a_.c] - row_data(center)[row] * scale;
-    if (k.scalar_type() == ScalarType::Double) {
-      static_cast<double*>(k.mutable_data_ptr())[at] = scale;
-      static_cast<double*>(h.mutable_data_ptr())[at] = offset;
+    const double scale = weight[row % c_] * inverse_sd[row];
+    const double offset = bias[row % c_] - center[row] * scale;
+    if (in_double_) {
+      static_cast<double*>(k)[at] = scale;
+      static_cast<double*>(h)[at] = offset;
     } else {
-      static_cast<float*>(k.mutable_data_ptr())[at] = static_cast<float>(scale);
-      static_cast<float*>(h.mutable_data_ptr())[at] = static_cast<float>(offset);
+      static_cast<float*>(k)[at] = static_cast<float>(scale);
+      static_cast<float*>(h)[at] = static_cast<float>(offset);
     }
   }
 
-  const Activation& a_;
-  const Tensor weight_, bias_;
-  const bool per_image_;
+  const int64_t n_, c_;
+  const double s_;
+  const bool per_image_, in_double_;
   const double eps_;
+  const Tensor weights_, biases_;
+  Tensor centers_, scales_, offsets_;
+  std::vector<double> inverse_sds_;
 
  public:
-  Tensor center;                   // [N, C]
-  std::vector<double> inverse_sd;  // [N, C]
-  Tensor k, h;                     // [C] or [N, C]
+  const double *const weight, *const bias;  // [C]
+  double *const center, *const inverse_sd;  // [N, C]
+  void *const k, *const h;                  // acc_t [C], or [N, C]
 };
 
 std::tuple<Tensor, Tensor, Tensor> norm_act_cpu(const Tensor& x, const Tensor& weight,
@@ -138,8 +144,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_cpu(const Tensor& x, const Tensor& w
   const MomentsArgs moments{a.tensor.const_data_ptr(), a.n, a.c, a.s, row_data(mean), row_data(m2)};
   const BnActArgs args{a.tensor.const_data_ptr(),
                        nullptr,
-                       norms.k.const_data_ptr(),
-                       norms.h.const_data_ptr(),
+                       norms.k,
+                       norms.h,
                        a.n,
                        a.c,
                        image.height,
@@ -199,17 +205,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
     const Tensor grad_mean = empty_rows(a), grad_m2 = empty_rows(a);
     std::vector<double> sum_g(static_cast<size_t>(rows)), sum_gx(static_cast<size_t>(rows));
     const NormSumsArgs sums{
-        {const_row_data(grad_mean), const_row_data(grad_m2), const_row_data(norms.center),
-         grads.const_data_ptr(), a.tensor.const_data_ptr(), nullptr, norms.k.const_data_ptr(),
-         norms.h.const_data_ptr(), a.n, a.c, image.height, image.width, act == 1, pool == 2,
-         worth_streaming(dx), per_image, dx.mutable_data_ptr(), nullptr},
+        {const_row_data(grad_mean), const_row_data(grad_m2), norms.center, grads.const_data_ptr(),
+         a.tensor.const_data_ptr(), nullptr, norms.k, norms.h, a.n, a.c, image.height, image.width,
+         act == 1, pool == 2, worth_streaming(dx), per_image, dx.mutable_data_ptr(), nullptr},
         sum_g.data(),
         sum_gx.data()};
+    const double size = static_cast<double>(a.s);
+    double *const to_mean = row_data(grad_mean), *const to_m2 = row_data(grad_m2);
     // What the sums over a mean's M elements contribute to dx, as gradients of row moments.
     const auto through_statistics = [&](int64_t row, double sum, double sum_x, double elements) {
-      const double r = norms.inverse_sd[static_cast<size_t>(row)], k = norms.weight_of(row) * r;
-      row_data(grad_mean)[row] = -k * sum / elements * static_cast<double>(a.s);
-      row_data(grad_m2)[row] = -k * r * r * sum_x / elements / 2.0;
+      const double r = norms.inverse_sd[row], k = norms.weight[row % a.c] * r;
+      to_mean[row] = -k * sum / elements * size;
+      to_m2[row] = -k * r * r * sum_x / elements / 2.0;
     };
     const auto sum_up = [&](int64_t first, int64_t last) {
       run_block(a, run.norm_sums_rows, run.norm_sums_pixels, sums, first, last);
@@ -217,30 +224,28 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
     const auto write_dx = [&](int64_t first, int64_t last) {
       run_block(a, run.bn_act_backward_rows, run.bn_act_backward_pixels, sums.pass, first, last);
     };
-    const double size = static_cast<double>(a.s);
+    const double *const from_mean = const_row_data(means), *const from_m2 = const_row_data(m2s);
     if (per_image) {
       for_each_block(a, [&](int64_t first, int64_t last) {
-        norms.find(const_row_data(means), const_row_data(m2s), first, last);
+        norms.find(from_mean, from_m2, first, last);
         sum_up(first, last);
         for (int64_t row = first; row < last; ++row)
           through_statistics(row, sums.sum_g[row], sums.sum_gx[row], size);
         write_dx(first, last);
       });
     } else {
-      norms.find(const_row_data(means), const_row_data(m2s), 0, rows);
+      norms.find(from_mean, from_m2, 0, rows);
       for_each_block(a, sum_up);
     }
+    double *const db = row_data(grad_bias), *const dw = row_data(grad_weight);
     for (int64_t row = 0; row < rows; ++row) {
-      row_data(grad_bias)[row % a.c] += sums.sum_g[row];
-      row_data(grad_weight)[row % a.c] +=
-          sums.sum_gx[row] * norms.inverse_sd[static_cast<size_t>(row)];
+      db[row % a.c] += sums.sum_g[row];
+      dw[row % a.c] += sums.sum_gx[row] * norms.inverse_sd[row];
     }
     if (!per_image) {
+      const double elements = size * static_cast<double>(a.n);
       for (int64_t row = 0; row < rows; ++row)
-        through_statistics(
-            row, const_row_data(grad_bias)[row % a.c],
-            const_row_data(grad_weight)[row % a.c] / norms.inverse_sd[static_cast<size_t>(row)],
-            size * static_cast<double>(a.n));
+        through_statistics(row, db[row % a.c], dw[row % a.c] / norms.inverse_sd[row], elements);
       for_each_block(a, write_dx);
     }
   }
