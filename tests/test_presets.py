@@ -35,7 +35,7 @@ def test_the_networks_of_a_recipe_fit_its_images_and_give_soft_labels(name: str)
             shape = (2, 3, size, size)
             assert model(torch.empty(shape)).shape == (2, CLASSES.get(name, 1000))
     assert config.evaluation.seeds == 5
-    assert config.evaluation.epochs == 1600
+    assert config.evaluation.epochs == 1000
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
-from ltdd.models import build_model
+from ltdd.models import build_model, normalization
 from ltdd.runtime import Runtime
 from ltdd.stages.evaluation import train_student
 from ltdd.stages.experts import train_expert
@@ -133,15 +133,19 @@ def test_other_errors_are_not_taken_for_exhausted_memory(runtime: Runtime, tmp_p
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
     """Let no more than some images through a convolution at once; return the sizes that were."""
-    convolve, seen = F.conv2d, []
+    seen = []
 
-    def conv2d(x: Tensor, *others: Any) -> Tensor:
-        if len(x) > images:
-            raise RuntimeError(CPU_ALLOCATOR)
-        seen.append(len(x))
-        return convolve(x, *others)
+    def limited(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def convolution(x: Tensor, *others: Any) -> Tensor:
+            if len(x) > images:
+                raise RuntimeError(CPU_ALLOCATOR)
+            seen.append(len(x))
+            return convolve(x, *others)
 
-    monkeypatch.setattr(F, "conv2d", conv2d)
+        return convolution
+
+    monkeypatch.setattr(F, "conv2d", limited(F.conv2d))
+    monkeypatch.setattr(normalization, "conv3x3", limited(normalization.conv3x3))
     return seen
 
 

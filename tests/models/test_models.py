@@ -167,7 +167,7 @@ def test_block_is_the_layers_one_by_one(
 ) -> None:
     """Outputs, gradients and running statistics of training, then outputs of evaluation."""
     torch.manual_seed(0)
-    block = NormBlock(nn.Conv2d(width, 6, 3, padding=1), norm(6), pool=True)
+    block = NormBlock(nn.Conv2d(width, 6, 3, padding=1), norm(6), nn.ReLU(), nn.AvgPool2d(2))
     if isinstance(block[1], nn.BatchNorm2d):
         block[1].momentum = momentum
         plain = nn.Sequential(*copy.deepcopy(list(block)))
@@ -190,7 +190,7 @@ def test_block_is_the_layers_one_by_one(
 
 
 def test_block_leaves_bfloat16_convolutions_to_pytorch() -> None:
-    block = NormBlock(nn.Conv2d(40, 6, 3, padding=1), batch_norm(6), pool=False)
+    block = NormBlock(nn.Conv2d(40, 6, 3, padding=1), batch_norm(6), nn.ReLU())
     images = torch.randn(4, 40, 6, 6, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         out = block(images)

@@ -38,7 +38,12 @@ def convnet(
         )
     inputs = [channels] + [WIDTH] * (depth - 1)
     blocks = [
-        NormBlock(nn.Conv2d(width, WIDTH, kernel_size=3, padding=1), norm(WIDTH), pool=True)
+        NormBlock(
+            nn.Conv2d(width, WIDTH, kernel_size=3, padding=1),
+            norm(WIDTH),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(kernel_size=2, stride=2),
+        )
         for width in inputs
     ]
     return Network(nn.Sequential(*blocks), WIDTH * side * side, num_classes)

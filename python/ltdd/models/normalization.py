@@ -41,27 +41,17 @@ class InstanceNorm(nn.Module):
 
 
 class NormBlock(nn.Sequential):
-    """A layer, a norm, a ReLU and, if given, a 2x2 average pool.
+    """A layer, a norm, a ReLU and, if given, a 2x2 average pool; takes what `nn.Sequential` takes.
 
     The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.conv3x3` computes a
     first layer that is a 3x3 convolution of few or of many channels. `ltdd_ext.norm_act` computes
     the rest together wherever the norm takes its statistics from the maps themselves: always in an
     instance norm, in training in a batch norm.
-
-    Args:
-        layer: What comes first.
-        norm: `InstanceNorm` or `nn.BatchNorm2d`.
-        pool: Halve the maps' sides.
     """
-
-    def __init__(self, layer: nn.Module, norm: nn.Module, pool: bool) -> None:
-        pools = [nn.AvgPool2d(kernel_size=2, stride=2)] if pool else []
-        super().__init__(layer, norm, nn.ReLU(inplace=True), *pools)
-        self.pool = pool
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
         """Return maps (N, C, H, W), or of half that height and width."""
-        if isinstance(images, fx.Proxy) or not images.is_cpu:
+        if isinstance(images, fx.Proxy) or not images.is_cpu or len(self) < 3:
             one_by_one: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return one_by_one
         first, norm, *rest = self
@@ -76,7 +66,7 @@ class NormBlock(nn.Sequential):
             *_affine(norm, maps),
             over="image" if isinstance(norm, InstanceNorm) else "batch",
             eps=norm.eps,
-            pool="avg2" if self.pool else "none",
+            pool="avg2" if len(rest) > 1 else "none",
         )
         if isinstance(norm, nn.BatchNorm2d):
             _track(norm, mean, m2, maps.shape[2] * maps.shape[3])
