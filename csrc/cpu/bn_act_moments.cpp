@@ -53,12 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
                        y.mutable_data_ptr(),
                        row_data(mean),
                        row_data(m2)};
-  if (a.layout == Layout::kRows)
-    for_each_row_block(a, [&](int64_t begin, int64_t end) { run.bn_act_rows(args, begin, end); });
-  else
-    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
-      run.bn_act_pixels(args, sample, begin, end);
-    });
+  run_blocks(a, run.bn_act_rows, run.bn_act_pixels, args);
   return {y, mean, m2};
 }
 
@@ -106,13 +101,7 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
                                false,
                                dx.mutable_data_ptr(),
                                residual ? dresidual.mutable_data_ptr() : nullptr};
-  if (a.layout == Layout::kRows)
-    for_each_row_block(
-        a, [&](int64_t begin, int64_t end) { run.bn_act_backward_rows(args, begin, end); });
-  else
-    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
-      run.bn_act_backward_pixels(args, sample, begin, end);
-    });
+  run_blocks(a, run.bn_act_backward_rows, run.bn_act_backward_pixels, args);
   return {dx, dresidual};
 }
 

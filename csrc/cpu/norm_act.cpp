@@ -24,27 +24,6 @@
 namespace ltdd {
 namespace {
 
-// Calls body(first, last) for blocks of rows, row = sample * C + channel; in NHWC of one sample.
-template <typename Body>
-void for_each_block(const Activation& a, const Body& body) {
-  if (a.layout == Layout::kRows)
-    for_each_row_block(a, body);
-  else
-    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
-      body(sample * a.c + begin, sample * a.c + end);
-    });
-}
-
-// Calls the kernel of the layout for such a block.
-template <typename Args>
-void run_block(const Activation& a, void (*rows)(const Args&, int64_t, int64_t),
-               void (*pixels)(const Args&, int64_t, int64_t, int64_t), const Args& args,
-               int64_t first, int64_t last) {
-  if (a.layout == Layout::kRows) return rows(args, first, last);
-  const int64_t sample = first / a.c;
-  pixels(args, sample, first - sample * a.c, last - sample * a.c);
-}
-
 // The norm of every row: what is subtracted, 1 / standard deviation, and both as scale and offset.
 class Norms {
  public:

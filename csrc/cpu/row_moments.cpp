@@ -26,12 +26,7 @@ std::tuple<Tensor, Tensor> row_moments_cpu(const Tensor& x) {  // x (N, C, H, W)
     return {mean, m2};
   }
   const MomentsArgs args{a.tensor.const_data_ptr(), a.n, a.c, a.s, row_data(mean), row_data(m2)};
-  if (a.layout == Layout::kRows)
-    for_each_row_block(a, [&](int64_t begin, int64_t end) { run.moments_rows(args, begin, end); });
-  else
-    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
-      run.moments_pixels(args, sample, begin, end);
-    });
+  run_blocks(a, run.moments_rows, run.moments_pixels, args);
   return {mean, m2};
 }
 
@@ -57,13 +52,7 @@ Tensor row_moments_backward_cpu(const Tensor& grad_mean, const Tensor& grad_m2, 
                                  a.s,
                                  dx.mutable_data_ptr(),
                                  worth_streaming(dx)};
-  if (a.layout == Layout::kRows)
-    for_each_row_block(
-        a, [&](int64_t begin, int64_t end) { run.moments_backward_rows(args, begin, end); });
-  else
-    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
-      run.moments_backward_pixels(args, sample, begin, end);
-    });
+  run_blocks(a, run.moments_backward_rows, run.moments_backward_pixels, args);
   return dx;
 }
 

@@ -141,6 +141,35 @@ void for_each_channel_block(const Activation& a, const Body& body) {
   });
 }
 
+// Calls body(first, last) for blocks of rows, row = sample * C + channel; in NHWC of one sample.
+template <typename Body>
+void for_each_block(const Activation& a, const Body& body) {
+  if (a.layout == Layout::kRows)
+    for_each_row_block(a, body);
+  else
+    for_each_channel_block(a, [&](int64_t sample, int64_t begin, int64_t end) {
+      body(sample * a.c + begin, sample * a.c + end);
+    });
+}
+
+// Calls the kernel of the layout for such a block.
+template <typename Args>
+void run_block(const Activation& a, void (*rows)(const Args&, int64_t, int64_t),
+               void (*pixels)(const Args&, int64_t, int64_t, int64_t), const Args& args,
+               int64_t first, int64_t last) {
+  if (a.layout == Layout::kRows) return rows(args, first, last);
+  const int64_t sample = first / a.c;
+  pixels(args, sample, first - sample * a.c, last - sample * a.c);
+}
+
+// Calls the kernel of the layout for the whole activation.
+template <typename Args>
+void run_blocks(const Activation& a, void (*rows)(const Args&, int64_t, int64_t),
+                void (*pixels)(const Args&, int64_t, int64_t, int64_t), const Args& args) {
+  for_each_block(
+      a, [&](int64_t first, int64_t last) { run_block(a, rows, pixels, args, first, last); });
+}
+
 // Outputs from here on go past the caches: they would push out what is read next, and a plain store
 // reads the line it is about to overwrite.
 inline constexpr int64_t kStreamBytes = int64_t{4} << 20;
