@@ -64,9 +64,8 @@ def test_a_teacher_asked_online_gets_no_gradient(data: LongTailedData, runtime: 
     teacher = build_model("convnet3", 10, 8, 1)
     assert all(p.requires_grad for p in teacher.parameters())
     schedule = ViewSchedule(0, 4, 8, 8, False, EvaluationConfig(batch_size=4))
-    view = next(schedule.epoch(0))
-    images = data.train_images[:4]
-    batch = schedule.render(view, images, torch.tensor(data.mean), torch.tensor(data.std))
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    view, batch = next(schedule.batches(0, data.train_images[:4], mean, std))
     logits = online_labels(teacher, runtime)(0, 0, view, batch.requires_grad_())
     assert not logits.requires_grad
 

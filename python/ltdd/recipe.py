@@ -76,10 +76,10 @@ def train_student(
     config = DistillConfig.from_dict(
         stored.to_dict() | {"evaluation": stored.to_dict()["evaluation"] | {"seeds": 1} | changes}
     )
-    source = _label_source(distilled, stored, config, labels)
     runtime = Runtime.from_config(
         dataclasses.replace(config, device=device, precision=precision), NullLog(), quiet
     )
+    source = _label_source(distilled, stored, config, labels, runtime.device)
     mean, std = (torch.tensor(values) for values in distilled.normalization)
     if test is not None:
         _check_test(test, distilled)
@@ -117,6 +117,7 @@ def _label_source(
     stored: DistillConfig,
     config: DistillConfig,
     labels: StudentLabels | None,
+    device: torch.device,
 ) -> LabelSource | None:
     if labels == "hard":
         return None
@@ -131,7 +132,7 @@ def _label_source(
             f"train_student: expected stored labels of every view in {distilled.root}, got only "
             "static ones; use labels='static'"
         )
-    return static_labels(distilled.logits)
+    return static_labels(distilled.logits, device)
 
 
 def _check_views(table: PackedLogits, stored: DistillConfig, config: DistillConfig) -> None:

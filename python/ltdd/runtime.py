@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +158,7 @@ def choose_kernels(device: torch.device, deterministic: bool) -> bool:
     if deterministic:  # cuBLAS reads it when it starts, and repeats itself in a fixed workspace
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic  # times its kernels for each new shape
     return deterministic
 
 
@@ -206,6 +207,26 @@ class Meter:
     def __exit__(self, *exc_info: object) -> None:
         self.seconds = time.monotonic() - self._start
         self.peak_bytes = peak_bytes(self._device)
+
+
+def mean_of_losses(losses: Sequence[torch.Tensor], stage: str, first: int) -> float:
+    """Return the mean of the losses of an epoch's steps.
+
+    They are looked at together, so that a GPU does not wait for the host in every step.
+
+    Args:
+        losses: scalars, at least one.
+        stage: named in the message.
+        first: number of the first step.
+
+    Raises:
+        UserError: one is NaN or infinite; the message names the stage and the first such step.
+    """
+    device = losses[-1].device  # those of a checkpoint are on the CPU
+    values = torch.stack([loss.to(device) for loss in losses]).cpu()
+    for step in torch.nonzero(~values.isfinite()).flatten().tolist():
+        check_finite(values[step], stage, first + step, "loss")
+    return float(values.mean())
 
 
 def check_finite(value: torch.Tensor, stage: str, step: int, what: str) -> float:

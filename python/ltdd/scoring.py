@@ -271,7 +271,7 @@ def label_source(
         labels: kind of labels.
         upstream: hashes of what decided images and teacher.
     """
-    stages, teacher = context.stages, made.teacher
+    stages, teacher, device = context.stages, made.teacher, context.runtime.device
     whose = {"who": "random_real", "ipc": context.config.ipc} if compared.real else {}
     match labels:
         case "hard":
@@ -279,14 +279,15 @@ def label_source(
         case "online":
             return shifted(online_labels(teacher, context.runtime), made.shift)
         case "static" if not compared.real:
-            return static_labels(made.logits[:])
+            return static_labels(made.logits[:], device)
         case "static":
             logits = stages.run(
                 "relabeling",
                 stages.key("relabeling", {"labels": "static"} | whose, upstream),
                 lambda runtime: {"logits": static_logits(context, teacher, images, runtime)},
             )["logits"]
-            return static_labels(pack(logits - made.shift, context.config.relabeling)[:])
+            packed = pack(logits - made.shift, context.config.relabeling)
+            return static_labels(packed[:], device)
     if made.fkd is not None and not compared.real:
         return fkd_labels(made.fkd)
     key = stages.key("relabeling", view_settings(schedule.config) | whose, upstream)

@@ -71,7 +71,7 @@ def stage(
         config = EvaluationConfig(student="convnet3", epochs=3, batch_size=4, seeds=1)
         labels = torch.arange(3).repeat_interleave(3)
         images = data.train_images[: len(labels)]
-        source = static_labels(torch.nn.functional.one_hot(labels, 3).float())
+        source = static_labels(torch.nn.functional.one_hot(labels, 3).float(), runtime.device)
         schedule = ViewSchedule(3, len(labels), 8, 8, True, config)
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -91,7 +91,7 @@ def problem(balanced: LongTailedData, runtime: Runtime) -> dict[str, Any]:
     return {
         "images": balanced.train_images,
         "labels": labels,
-        "source": static_labels(5 * torch.eye(3)[labels]),
+        "source": static_labels(5 * torch.eye(3)[labels], torch.device("cpu")),
         "num_classes": 3,
         "schedule": ViewSchedule(0, 18, 8, 8, False, config),
         "mean": torch.tensor(balanced.mean),
@@ -229,6 +229,6 @@ def test_a_set_smaller_than_a_batch(problem: dict[str, Any]) -> None:
 
 
 def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> None:
-    bad = static_labels(torch.full((18, 3), float("inf")))
+    bad = static_labels(torch.full((18, 3), float("inf")), torch.device("cpu"))
     with pytest.raises(UserError, match="evaluation: student: expected a finite loss at step 0"):
         trained(problem, source=bad)

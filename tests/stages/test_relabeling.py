@@ -49,8 +49,7 @@ def test_stored_labels_equal_online_labels_bit_for_bit(
     stored, online = fkd_labels(PackedLogits(table, 4)), online_labels(teacher, runtime)
     for epoch in range(3):
         first = 0
-        for view in plan.epoch(epoch):
-            batch = plan.render(view, images, MEAN, STD)
+        for view, batch in plan.batches(epoch, images, MEAN, STD):
             labels = stored(epoch, first, view, batch)
             assert labels.dtype == torch.float32
             assert torch.equal(labels, online(epoch, first, view, batch))
@@ -90,7 +89,7 @@ def test_labels_of_plain_views_are_the_static_ones(
 
 def test_static_labels_are_mixed_like_the_images() -> None:
     logits = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
-    source = static_labels(logits)
+    source = static_labels(logits, torch.device("cpu"))
     for view in schedule().epoch(0):
         labels = source(0, 0, view, torch.empty(0))
         assert torch.equal(labels, mixed(view, logits[view.indices]))

@@ -41,11 +41,12 @@ def pad_crop_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     """
     n, _, h, w = images.shape
     device = images.device
-    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator).to(device)
+    corners = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    top, left = corners.to(device, non_blocking=True)
     rows = top + torch.arange(h, device=device)
     columns = left + torch.arange(w, device=device)
     if flip:
-        mirrored = (torch.rand(n, 1, generator=generator) < 0.5).to(device)
+        mirrored = (torch.rand(n, 1, generator=generator) < 0.5).to(device, non_blocking=True)
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded = F.pad(images, (padding,) * 4)
     picked = padded.permute(0, 2, 3, 1)[
@@ -65,6 +66,11 @@ class Crops:
 
     boxes: Tensor
     mirrored: Tensor
+
+    def to(self, device: torch.device) -> Crops:
+        """Return the crops on a device, without waiting for it."""
+        boxes = self.boxes.to(device, non_blocking=True)
+        return Crops(boxes, self.mirrored.to(device, non_blocking=True))
 
 
 def random_crops(n: int, min_scale: float, flip: bool, generator: torch.Generator) -> Crops:
@@ -101,10 +107,11 @@ def crop(images: Tensor, crops: Crops) -> Tensor:
     Returns:
         float32 (N, C, H, W), channels_last.
     """
-    boxes, mirrored = crops.boxes.to(images.device), crops.mirrored.to(images.device)
-    vertical = _resampling_matrices(boxes[:, 0], boxes[:, 2], images.shape[2])
-    horizontal = _resampling_matrices(boxes[:, 1], boxes[:, 3], images.shape[3])
-    horizontal = torch.where(mirrored[:, None, None], horizontal.flip(1), horizontal)
+    crops = crops.to(images.device)
+    top, left, height, width = crops.boxes.unbind(1)
+    vertical = _resampling_matrices(top, height, images.shape[2])
+    horizontal = _resampling_matrices(left, width, images.shape[3])
+    horizontal = torch.where(crops.mirrored[:, None, None], horizontal.flip(1), horizontal)
     with torch.autocast(images.device.type, enabled=False):
         rows = torch.matmul(vertical[:, None], images)
         result = torch.matmul(rows, horizontal.transpose(1, 2)[:, None])

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augment import Crops, CutBox, crop, normalise, paste, random_crops, random_cut_box
+from ltdd.data.randaugment import rand_augment
 from ltdd.runtime import stream_seed
 
 
@@ -28,14 +28,18 @@ class View:
         crops: one crop per image.
         partner: int64 (B,), whose rectangle is pasted into which image (CutMix), or None.
         box: the rectangle, or None.
-        seed: seed of the RandAugment draws.
     """
 
     indices: Tensor
     crops: Crops
     partner: Tensor | None
     box: CutBox | None
-    seed: int
+
+    def to(self, device: torch.device) -> View:
+        """Return the view with its tensors on a device, without waiting for it."""
+        indices = self.indices.to(device, non_blocking=True)
+        partner = None if self.partner is None else self.partner.to(device, non_blocking=True)
+        return View(indices, self.crops.to(device), partner, self.box)
 
 
 @dataclass(frozen=True)
@@ -59,37 +63,42 @@ class ViewSchedule:
 
     def epoch(self, epoch: int) -> Iterator[View]:
         """Yield the views of one epoch; every image appears once."""
-        seed = stream_seed(self.seed, "views", epoch)
-        generator = torch.Generator().manual_seed(seed)
+        generator = self._stream("views", epoch)
         order = torch.randperm(self.num_images, generator=generator)
         # Batches of nearly equal size: a last batch of one image would stop a batch-norm student.
         batches = -(-self.num_images // self.config.batch_size)
-        for number, indices in enumerate(torch.tensor_split(order, batches)):
+        for indices in torch.tensor_split(order, batches):
             crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
             partner = box = None
             if self.config.cutmix:
                 partner = torch.randperm(len(indices), generator=generator)
                 box = random_cut_box(self.height, self.width, generator)
-            yield View(indices, crops, partner, box, stream_seed(seed, "randaugment", number))
+            yield View(indices, crops, partner, box)
 
-    def render(self, view: View, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Return the batch as the networks see it.
+    def batches(
+        self, epoch: int, images: Tensor, mean: Tensor, std: Tensor
+    ) -> Iterator[tuple[View, Tensor]]:
+        """Yield the views of one epoch, on the images' device, as the networks see them.
 
         Args:
-            view: one view of this schedule.
+            epoch: which one.
             images: uint8 (M, C, H, W), the whole distilled set.
             mean, std: (C,), in units of [0, 1].
 
-        Returns:
-            float32 (B, C, H, W), normalised, channels_last.
+        Yields:
+            The view and its batch, float32 (B, C, H, W), normalised, channels_last.
         """
-        batch = images[view.indices.to(images.device)]
         if self.config.randaugment:
-            batch = _rand_augment(batch, view.seed)
-        batch = crop(normalise(batch, mean, std), view.crops)
-        if view.partner is not None and view.box is not None:
-            batch = paste(batch, batch[view.partner.to(batch.device)], view.box)
-        return batch
+            images = rand_augment(images, self._stream("randaugment", epoch))
+        for view in self.epoch(epoch):
+            moved = view.to(images.device)
+            batch = crop(normalise(images[moved.indices], mean, std), moved.crops)
+            if moved.partner is not None and moved.box is not None:
+                batch = paste(batch, batch[moved.partner], moved.box)
+            yield moved, batch
+
+    def _stream(self, name: str, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(stream_seed(self.seed, name, epoch))
 
 
 def mixed(view: View, values: Tensor) -> Tensor:
@@ -109,11 +118,3 @@ def mixed_labels(view: View, labels: Tensor, num_classes: int) -> Tensor:
     """Return the class probabilities (B, K) of a view; ``labels`` is int64 (M,)."""
     chosen = labels[view.indices.to(labels.device)]
     return mixed(view, F.one_hot(chosen, num_classes).float())
-
-
-def _rand_augment(batch: Tensor, seed: int) -> Tensor:
-    # torchvision applies one draw to a whole batch, so images go through one by one.
-    augment = v2.RandAugment(num_ops=2, magnitude=9)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return torch.stack([augment(image) for image in batch])

@@ -22,20 +22,27 @@ from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
 from ltdd.inference import view_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.packing import PackedLogits
-from ltdd.runtime import Runtime, check_finite
+from ltdd.passes import TrainingPasses
+from ltdd.runtime import Runtime, mean_of_losses
 
 LabelSource = Callable[[int, int, View, Tensor], Tensor]
 """(epoch, first image of the batch within the epoch, view, rendered batch) -> teacher logits."""
 
 
-def static_labels(logits: Tensor) -> LabelSource:
+def static_labels(logits: Tensor, device: torch.device) -> LabelSource:
     """Use one logit vector (M, K) an image, mixed like the view mixes the images."""
+    logits = logits.to(device)
     return lambda epoch, start, view, batch: mixed(view, logits[view.indices])
 
 
 def fkd_labels(table: PackedLogits) -> LabelSource:
     """Use the stored logits (epochs, M, K) of the very same views."""
-    return lambda epoch, start, view, batch: table[epoch, start : start + len(view.indices)]
+
+    def look_up(epoch: int, start: int, view: View, batch: Tensor) -> Tensor:
+        rows = table[epoch, start : start + len(view.indices)]
+        return rows.to(batch.device, non_blocking=True)
+
+    return look_up
 
 
 def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
@@ -83,7 +90,8 @@ def train_student(
     config, device = schedule.config, runtime.device
     model = model.to(device).to(memory_format=torch.channels_last).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    images, mean, std = images.to(device), mean.to(device), std.to(device)
+    images, mean, std, labels = (t.to(device) for t in (images, mean, std, labels))
+    network = TrainingPasses(model, runtime)
     optimizer = _optimizer(model, config)
     factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
     title = f"evaluation: {who} {number + 1}/{config.seeds}"
@@ -100,37 +108,29 @@ def train_student(
     first = restored.get("epoch", 0)
     with runtime.progress(config.epochs, title, first) as progress:
         for epoch in range(first, config.epochs):
-            start, skipped, total = 0, 0, torch.zeros((), device=device)
-            losses: list[Tensor] = []
+            start, skipped, losses = 0, 0, list[Tensor]()
             if restored and epoch == first:  # in the middle of an epoch
-                skipped, total = restored["start"], restored["total"].to(device)
-            for view in schedule.epoch(epoch):
-                if start < skipped:
-                    start += len(view.indices)
+                skipped, losses = restored["start"], restored["losses"]
+            for view, batch in schedule.batches(epoch, images, mean, std):
+                start += len(view.indices)
+                if start <= skipped:
                     continue
-                batch = schedule.render(view, images, mean, std)
-                hard = mixed_labels(view, labels, num_classes).to(device)
-                soft = None if source is None else source(epoch, start, view, batch).to(device)
-                with runtime.autocast():
-                    logits = model(batch)
-                loss = student_loss(logits, soft, hard, config)
+                hard = mixed_labels(view, labels, num_classes)
+                soft = None
+                if source is not None:
+                    soft = source(epoch, start - len(batch), view, batch)
+                loss = student_loss(network(batch), soft, hard, config)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()
                 averaged.update_parameters(model)
-                start += len(view.indices)
                 losses.append(loss.detach())
-                total += losses[-1] * len(view.indices)
                 if start == len(labels):
                     factor.step()
-                runtime.checkpoint.step(**parts, epoch=epoch, start=start, total=total)
+                runtime.checkpoint.step(**parts, epoch=epoch, start=start, losses=losses)
             progress.step(images=len(labels))
-            # Looked at once an epoch, so that a GPU does not wait for the host in every step.
-            if not bool(total.isfinite()):
-                for step, loss in enumerate(losses, epoch * len(losses)):
-                    check_finite(loss, f"evaluation: {who}", step, "loss")
+            mean_loss = mean_of_losses(losses, f"evaluation: {who}", epoch * len(losses))
             if epoch % LOG_EVERY == 0 or epoch == config.epochs - 1:
-                mean_loss = float(total / len(labels))
                 runtime.log.write("student", who=who, seed=number, epoch=epoch, loss=mean_loss)
     trained: nn.Module = averaged.module
     return trained.eval()

@@ -35,7 +35,8 @@ from ltdd.losses import (
     soft_cross_entropy,
 )
 from ltdd.models import Network, build_model
-from ltdd.runtime import Runtime, check_finite
+from ltdd.passes import TrainingPasses
+from ltdd.runtime import Runtime, mean_of_losses
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
@@ -89,7 +90,7 @@ class _Batches:
         self.draw_weights = self.counts.pow(-config.resampling_power)[data.train_labels]
 
     def view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = self.images[indices].to(self.device)
+        images = self.images[self._at(indices, self.images)].to(self.device)
         if self.config.color_jitter is not None:
             images = distort(images / 255, self.config.color_jitter, generator)
         if self.config.crop_min_scale is not None:
@@ -98,8 +99,16 @@ class _Batches:
         picked = pad_crop_flip(images, self.padding, self.flip, generator)
         return normalise(picked, self.mean, self.std)
 
+    def classes(self, indices: Tensor) -> Tensor:
+        return self.labels[self._at(indices, self.labels)]
+
     def one_hot(self, indices: Tensor) -> Tensor:
-        return nn.functional.one_hot(self.labels[indices], self.num_classes).float()
+        return nn.functional.one_hot(self.classes(indices), self.num_classes).float()
+
+    @staticmethod
+    def _at(indices: Tensor, table: Tensor) -> Tensor:
+        """Return the indices where the table is, without waiting for that device."""
+        return indices.to(table.device, non_blocking=True)
 
     def mixed_views(
         self, plain: Tensor, generator: torch.Generator
@@ -126,7 +135,7 @@ class _Batches:
             The mixed view (B, C, H, W), the partners' places (B,) and lam (B,), an image's share.
         """
         power = next(tau for most, tau in UNIMIX_POWERS.items() if self.num_classes <= most)
-        own = self.counts[self.labels[plain].cpu()]
+        own = self.counts[self.classes(plain).cpu()]
         partner = torch.multinomial(
             own.pow(power), len(plain), replacement=True, generator=generator
         )
@@ -152,6 +161,8 @@ class _Objective:
             data.counts, self.config.debias_power, self.config.weight_norm
         )
         self.weights = weights.to(runtime.device)
+        passed: nn.Module = network if self.config.loss == "rldd" else network.backbone
+        self.passes = TrainingPasses(passed, runtime)
 
     def inputs(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Return images as the network is shown them in a step, both views together."""
@@ -166,21 +177,16 @@ class _Objective:
 
         Images are drawn and mixed whole, then shown with sides of ``size`` pixels.
         """
-        batches, network = self.batches, self.network
+        batches = self.batches
         if self.config.loss == "ce":
             inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
-            with self.runtime.autocast():
-                logits = network.backbone(_resized(inputs, size))
-            return soft_cross_entropy(logits, labels)
+            return soft_cross_entropy(self.passes(_resized(inputs, size)), labels)
         if self.config.loss == "unimix":
             inputs, partner, kept = batches.unimixed(indices, generator)
-            with self.runtime.autocast():
-                logits = network.backbone(_resized(inputs, size))
-            classes = batches.labels[indices]
+            logits, classes = self.passes(_resized(inputs, size)), batches.classes(indices)
             return bayias_loss(logits, classes, classes[partner], kept, self.counts)
         inputs, targets = batches.mixed_views(indices, generator)
-        with self.runtime.autocast():
-            plain, rebalanced, z, p = (o.chunk(2) for o in network(_resized(inputs, size)))
+        plain, rebalanced, z, p = (o.chunk(2) for o in self.passes(_resized(inputs, size)))
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
         return expert_loss(
             plain, rebalanced, consistency, targets, self.weights, share, self.config
@@ -267,6 +273,7 @@ def train_expert(
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=runtime.device.type == "cuda",
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
     objective, averaged = _Objective(network, batches, data, runtime), _averaged(network, config)
@@ -283,10 +290,10 @@ def train_expert(
         for epoch in range(start, config.epochs):
             generator = runtime.stream("experts", role, "epoch", epoch)
             order = torch.randperm(len(data.train_labels), generator=generator)
-            share, total, first = debias_progress(epoch, config.epochs), torch.zeros(()), 0
+            share, first, losses = debias_progress(epoch, config.epochs), 0, list[Tensor]()
             size = training_size(config, epoch, data.image_size)
             if restored and epoch == start:  # in the middle of an epoch
-                first, total = step, restored["total"]
+                first, losses = step, restored["losses"]
                 generator.set_state(restored["generator"])
             drawn = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in enumerate(drawn[first:], first + 1):
@@ -298,13 +305,16 @@ def train_expert(
                     schedule.step()
                 if averaged is not None and _joins(config, epoch, number == steps):
                     averaged.update_parameters(network)
-                done = epoch * steps + number
-                total += check_finite(loss.detach(), f"experts: {role}", done, "loss")
+                losses.append(loss.detach())
                 progress.step(images=batch_size)
                 runtime.checkpoint.step(
-                    **parts, epoch=epoch, step=number, total=total, generator=generator.get_state()
+                    **parts,
+                    epoch=epoch,
+                    step=number,
+                    losses=losses,
+                    generator=generator.get_state(),
                 )
-            mean_loss = float(total / steps)
+            mean_loss = mean_of_losses(losses, f"experts: {role}", epoch * steps + 1)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean_loss)
     if averaged is not None:
         backbone = _finished(averaged, objective, len(data.train_labels), batch_size, role)

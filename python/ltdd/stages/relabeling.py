@@ -48,10 +48,11 @@ def label_views(
     rows: list[Tensor] = []
     with runtime.progress(epochs, "relabeling") as progress:
         for epoch in range(epochs):
-            for view in schedule.epoch(epoch):
-                batch = schedule.render(view, images, mean, std)
-                logits = view_logits(teacher, batch, runtime, chunks)
-                rows.append(logits.to(torch.float16).cpu())
-                check_logits(rows[-1], f"relabeling: epoch {epoch}")
+            made = [
+                view_logits(teacher, batch, runtime, chunks)
+                for _, batch in schedule.batches(epoch, images, mean, std)
+            ]
+            rows.append(torch.cat(made).to(torch.float16).cpu())
+            check_logits(rows[-1], f"relabeling: epoch {epoch}")
             progress.step(images=len(images))
     return torch.cat(rows).view(epochs, len(images), -1)
