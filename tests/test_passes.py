@@ -83,6 +83,32 @@ def test_layers_of_anybody_elses_code_are_not_recorded() -> None:
     assert passes._recorded is None
 
 
+def test_a_recording_that_fails_is_told_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = expert("cpu")
+    passes = TrainingPasses(network, Runtime(torch.device("cpu")))
+    monkeypatch.setattr(passes, "_may_record", True)
+
+    def refuse(images: Tensor) -> nn.Module:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(passes, "_record", refuse)
+    batch = batches("cpu")[0]
+    for _ in range(2):
+        assert torch.equal(passes(batch)[0], network(batch)[0])
+    said = "training is slower: operation not permitted when stream is capturing\n"
+    assert capsys.readouterr().err.count(said) == 1
+
+    def exhaust(images: Tensor) -> nn.Module:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(passes, "_record", exhaust)
+    monkeypatch.setattr(passes, "_shape", None)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        passes(batch)
+
+
 @needs_a_gpu
 @pytest.mark.cuda
 def test_the_network_keeps_its_own_call_and_its_copies_too() -> None:

@@ -6,11 +6,13 @@ a graph launches them together. What is computed stays the same.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltdd.chunks import is_out_of_memory
 from ltdd.runtime import Runtime
 
 _KNOWN = frozenset({"torch", "torchvision", "ltdd"})  # whose layers never read from the device
@@ -41,12 +43,26 @@ class TrainingPasses:
     def __call__(self, images: Tensor) -> Any:
         """Return what the network returns for normalised images (N, C, H, W)."""
         if self._may_record and self._shape is None:
-            self._recorded, self._shape = self._record(images), images.shape
+            self._shape = images.shape
+            try:
+                self._recorded = self._record(images)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._say_why_not(error)
         network = self._network
         if self._recorded is not None and images.shape == self._shape:
             network = self._recorded
         with self._runtime.autocast():
             return network(images)
+
+    def _say_why_not(self, error: RuntimeError) -> None:
+        """Tell that every pass is launched kernel by kernel: as right, but slower."""
+        reason = str(error).partition("\n")[0]
+        self._runtime.log.write("passes_not_recorded", reason=reason)
+        if not self._runtime.quiet:
+            said = f"passes are not recorded as CUDA graphs, training is slower: {reason}"
+            print(said, file=sys.stderr, flush=True)
 
     def _record(self, images: Tensor) -> nn.Module:
         # The rehearsals before a recording move running statistics, which are put back.
