@@ -60,15 +60,16 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
             "resampling_power": 0.2,  # code
             "debias_power": 0.8,  # code
         },
-        "initialization": {"method": "clustered_crops", "crop_min_scale": 0.5},
+        "initialization": {"method": "clustered_crops", "crop_min_scale": 0.9},
         "recovery": {
             "iterations": 200,
             "alignment_weight": 0.5,
             "max_batch": 100,  # code: batch 100
         },
         "evaluation": {
-            "epochs": min(max(16_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
-            "crop_min_scale": 0.25,
+            "epochs": min(max(20_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
+            "crop_min_scale": 0.08 if ipc < 5 else 0.25,
+            "randaugment": True,
             "full_epochs": 15,
         },
     }
