@@ -37,6 +37,7 @@ LAYERS = (
         "drift",
         "inference",
         "chunks",
+        "passes",
         "weights",
     ),
     ("stages",),

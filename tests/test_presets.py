@@ -160,9 +160,11 @@ def test_the_image_size_on_the_command_line_chooses_too() -> None:
 
 def test_more_images_have_fewer_epochs_on_few_cores() -> None:
     words = ["--preset", "cpu", "--data", "imagefolder:/photos", "--out", "x"]
-    epochs = [
-        parse_distill([*words, "--ipc", str(ipc)]).config.evaluation.epochs
+    students = {
+        ipc: parse_distill([*words, "--ipc", str(ipc)]).config.evaluation
         for ipc in (1, 5, 10, 20, 50, 200)
-    ]
-    assert epochs == [2000, 1600, 1600, 800, 320, 320]
-    assert parse_distill(words).config.evaluation.epochs == 1600
+    }
+    assert [one.epochs for one in students.values()] == [2000, 1600, 1600, 1000, 400, 320]
+    assert [one.crop_min_scale for one in students.values()] == [0.08] + 5 * [0.25]
+    assert all(one.randaugment for one in students.values())
+    assert parse_distill(words).config.evaluation == students[10]
