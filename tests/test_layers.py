@@ -43,6 +43,7 @@ LAYERS = (
     ("stages",),
     (
         "pipeline",
+        "evaluations",
         "context",
         "scoring",
         "preflight",

@@ -15,6 +15,7 @@ from ltdd.artifacts import read_events, read_json, read_stage
 from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.errors import UserError
+from ltdd.evaluations import evaluate, file_stem
 from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
 from ltdd.verify import verify
 
@@ -117,7 +118,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(run: Path) -> None
 def test_other_students_train_on_a_finished_run(run: Path, labels: str) -> None:
     manifest = (run / "manifest.json").read_bytes()
     events = (run / "events.jsonl").read_bytes()
-    results = pipeline.evaluate(run, "alexnet", 1, labels, quiet=True)
+    results = evaluate(run, ["alexnet"], 1, labels, quiet=True)["alexnet"]
     assert results["student"]["arch"] == "alexnet"
     assert results["student"]["accuracy"]["n"] == 1
     assert (run / "evaluations" / f"alexnet-{labels}.json").exists()
@@ -134,7 +135,7 @@ def test_evaluate_never_trains_an_expert_anew(run: Path, tmp_path: Path) -> None
     for path in (copy / "stages").glob("experts-*"):
         path.unlink()
     with pytest.raises(UserError, match="experts"):
-        pipeline.evaluate(copy, "alexnet", 1, "static", quiet=True)
+        evaluate(copy, ["alexnet"], 1, "static", quiet=True)
 
 
 def test_both_backends_recover_the_same_images(run: Path, tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_runs_share_results_through_a_pool_and_stay_complete(run: Path, tmp_path
         "random_real": read_json(run / "results.json")["baselines"]["random_real"]
     }
     shutil.rmtree(pool)
-    pipeline.evaluate(tmp_path / "out", "convnet3", 1, "fkd", quiet=True)
+    evaluate(tmp_path / "out", ["convnet3"], 1, "fkd", quiet=True)
 
 
 def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path:
     assert before is not None
     torch.testing.assert_close(views[:], before[:] - shift.float())
     assert all(finding.problem is None for finding in verify(out))
-    online = pipeline.evaluate(out, "convnet3", 1, "online", quiet=True)
+    online = evaluate(out, ["convnet3"], 1, "online", quiet=True)["convnet3"]
     assert online["student"]["accuracy"] == results["student"]["accuracy"]  # of `fkd` labels
 
 
@@ -295,3 +296,8 @@ def test_the_demo_beats_its_baselines(tmp_path: Path) -> None:
     baselines = results["baselines"]
     assert results["student"]["accuracy"]["mean"] > baselines["random_real"]["accuracy"]["mean"]
     assert results["student"]["tail"]["mean"] > baselines["full_long_tailed"]["tail"]["mean"]
+
+
+def test_files_of_networks_from_elsewhere_have_no_colon() -> None:
+    assert file_stem("torchvision:resnet18") == "torchvision-resnet18"
+    assert file_stem("convnet3") == "convnet3"

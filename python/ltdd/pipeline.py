@@ -11,7 +11,7 @@ one stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ltdd import provenance
-from ltdd.artifacts import fingerprint, load, open_run, record_files, save_distilled, write_json
+from ltdd.artifacts import fingerprint, open_run, record_files, save_distilled, write_json
 from ltdd.calibration import calibration_strength, label_shift
 from ltdd.checkpoint import DEFAULT_SECONDS
-from ltdd.config import DistillConfig, Labels, OnBadImage
+from ltdd.config import DistillConfig, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
@@ -40,7 +40,6 @@ from ltdd.stages.statistics import calibrate_statistics, synthetic_statistics
 from ltdd.targets import LayerStatistics
 
 REAL_EXAMPLES = 5  # real images a class kept for the report
-BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recovery"})
 
 
 def distill(
@@ -113,95 +112,6 @@ def distill(
         record_files(out, ["results.json"])
         context.log.write("done")
     return results
-
-
-def evaluate(
-    out: Path,
-    student: str,
-    seeds: int,
-    labels: Labels,
-    quiet: bool = False,
-    on_bad_image: OnBadImage = "fail",
-    data: LongTailedData | None = None,
-    baselines: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Do `evaluate_all` for one architecture and return its results."""
-    every = evaluate_all(out, [student], seeds, labels, quiet, on_bad_image, data, baselines)
-    return every[student]
-
-
-def evaluate_all(
-    out: Path,
-    students: Sequence[str],
-    seeds: int,
-    labels: Labels,
-    quiet: bool = False,
-    on_bad_image: OnBadImage = "fail",
-    data: LongTailedData | None = None,
-    baselines: Sequence[str] = (),
-    sinks: Callable[[Path], Sequence[Sink]] = lambda folder: (),
-) -> dict[str, dict[str, Any]]:
-    """Train other students on a finished run and write ``evaluations/<student>-<labels>.json``.
-
-    Their losses go to ``events.jsonl`` and ``metrics.csv`` in a folder of the same name, so that
-    the run's own stay those of its own students.
-
-    Args:
-        out: folder of a finished run.
-        students: architectures.
-        seeds: number of students of each.
-        labels: ``static``, ``fkd``, ``online`` or ``hard``.
-        quiet: no progress output.
-        on_bad_image: as the run was made with.
-        data: those the run was made from, where they were given to `distill`.
-        baselines: what each architecture is compared with, as in ``evaluation.baselines``.
-        sinks: what receives every event beside the files, given their folder.
-
-    Returns:
-        For each architecture the same structure as ``results.json``.
-
-    Raises:
-        UserError: the folder holds no finished run, or its data are no longer the same.
-    """
-    stored = load(out).manifest
-    config = DistillConfig.from_dict(stored.get("config"))
-    settings = [
-        dataclasses.replace(
-            config.evaluation, student=student, seeds=seeds, baselines=tuple(baselines)
-        )
-        for student in students
-    ]
-    asked = [dataclasses.replace(config, evaluation=evaluation) for evaluation in settings]
-    if data is None:
-        data = load_source(config, on_bad_image, quiet)
-    expected = str(stored.get("split_sha256"))
-    if data.split_sha256 != expected:
-        raise UserError(
-            f"evaluate: expected the data of split {expected[:12]}, "
-            f"got split {data.split_sha256[:12]} from {config.data}"
-        )
-    for wanted in asked:
-        check_networks(wanted, data)
-    found = {}
-    with open_run(out, stored["config"], data.split_sha256):
-        origin = provenance.collect(None)
-        for wanted in asked:
-            student = wanted.evaluation.student
-            logs = out / "evaluations" / f"{student}-{labels}"
-            context = Context.create(
-                wanted,
-                data,
-                out,
-                quiet=quiet,
-                stored=BUILDING_STAGES,
-                logs=logs,
-                sinks=sinks(logs),
-            )
-            results = score(context, build(context), student, labels)
-            results["provenance"] = origin
-            write_json(logs.with_name(f"{logs.name}.json"), results)
-            found[student] = results
-    return found
 
 
 def load_source(config: DistillConfig, on_bad_image: OnBadImage, quiet: bool) -> LongTailedData:

@@ -69,8 +69,8 @@ class StageRunner:
         found = self._store.get(name, key)
         if found is None and name in self._stored:
             raise UserError(
-                f"evaluate: expected the result of stage {name} in {self._store.folder} for these "
-                "images and settings, got none; the images have changed or the folder is incomplete"
+                f"expected the result of stage {name} in {self._store.folder} for these images and "
+                "settings, got none; the images have changed or the folder is incomplete"
             )
         self._log.write("stage_start", stage=name)
         path = self._store.path(name, key).with_suffix(".checkpoint")

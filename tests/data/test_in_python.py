@@ -15,10 +15,10 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import ltdd
-from ltdd import pipeline
 from ltdd.artifacts import read_events, read_json
 from ltdd.data import LongTailedData, from_datasets, from_tensors, load_data
 from ltdd.errors import UserError
+from ltdd.evaluations import evaluate
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (24, 3, 10, 10), dtype=np.uint8)
@@ -188,9 +188,9 @@ def test_a_run_on_given_data_can_be_resumed_and_evaluated(tmp_path: Path) -> Non
     assert (tmp_path / "run" / "data.safetensors").read_bytes() == before
     events = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "data"]
     assert [e["smallest_class"] for e in events] == [1, 1]
-    again = pipeline.evaluate(tmp_path / "run", "convnet3", 1, "hard", True, data=data)
+    again = evaluate(tmp_path / "run", ["convnet3"], 1, "hard", True, data=data)["convnet3"]
     assert again["student"]["labels"] == "hard"
     with pytest.raises(UserError, match="got 'tensors': this run was made from data given in Py"):
-        pipeline.evaluate(tmp_path / "run", "convnet3", 1, "hard", True)
+        evaluate(tmp_path / "run", ["convnet3"], 1, "hard", True)
     with pytest.raises(UserError, match="imbalance_factor None with data= given, got 100"):
         ltdd.distill(TINY, tmp_path / "other", data=data)

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
     check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
     from ltdd.distilled import load
-    from ltdd.pipeline import evaluate_all
+    from ltdd.evaluations import evaluate
     from ltdd.report import write_report
     from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
     from ltdd.summary import accuracy_table
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
     config = DistillConfig.from_dict(load(folder).manifest.get("config"))
     architectures = list(dict.fromkeys((options.arch or config.evaluation.student).split(",")))
     wanted = (LRS_BASELINES if options.lrs else ()) + (ARS_BASELINES if options.ars else ())
-    results = evaluate_all(
+    results = evaluate(
         folder,
         architectures,
         options.seeds or config.evaluation.seeds,
