@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,22 @@ SHAPES = [
 ]
 EMPTY_SHAPES = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (0, 0, 0)]
 LAYOUTS = ["rows", "pixels", "expanded", "sliced", "transposed"]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+DTYPES = list(ROUNDING)
+
+
+def assert_threads_change_no_bit(results: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """Compute with 1, 2, 4 and 1 threads, compare bit by bit and return the results of one."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4, 1):
+            torch.set_num_threads(threads)
+            found.append(results())
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    return found[0]
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import LAYOUTS, activation, laid_out, relative_error
+from ops.cases import (
+    DTYPES,
+    LAYOUTS,
+    ROUNDING,
+    activation,
+    assert_threads_change_no_bit,
+    laid_out,
+    relative_error,
+)
 
 import ltdd_ext
 from ltdd_ext import reference
@@ -21,7 +29,6 @@ SHAPES = [
     (2, 600, 3, 4),
     (1, 2, 4, 1500),
 ]
-ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def coefficients(channels: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
@@ -31,7 +38,7 @@ def coefficients(channels: int, dtype: torch.dtype, device: str) -> tuple[torch.
     return tuple(part.to(row_dtype).to(device) for part in pair)
 
 
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
 @pytest.mark.parametrize("pool", ["none", "avg2"])
 @pytest.mark.parametrize("act", ["none", "relu"])
@@ -198,18 +205,13 @@ def test_compiles_as_one_graph(device):
 def test_threads_change_no_bit(layout, pool):
     x = activation((6, 70, 30, 30), layout=layout).requires_grad_()
     k, h = coefficients(70, torch.float32, "cpu")
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            out = ltdd_ext.bn_act_moments(x, k, h, x, "relu", pool)
-            loss = sum(part.square().mean() for part in out)
-            results.append([*out, *torch.autograd.grad(loss, x)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def results() -> list[torch.Tensor]:
+        out = ltdd_ext.bn_act_moments(x, k, h, x, "relu", pool)
+        loss = sum(part.square().mean() for part in out)
+        return [*out, *torch.autograd.grad(loss, x)]
+
+    assert_threads_change_no_bit(results)
 
 
 @pytest.mark.parametrize("api", [ltdd_ext, reference], ids=["compiled", "reference"])

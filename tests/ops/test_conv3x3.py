@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import LAYOUTS, activation, relative_error
+from ops.cases import LAYOUTS, activation, assert_threads_change_no_bit, relative_error
 
 import ltdd_ext
 from ltdd_ext import reference
@@ -74,18 +74,9 @@ def test_bits_do_not_depend_on_threads_or_batch():
         y = ltdd_ext.conv3x3(x, weight, bias)
         return [y, *torch.autograd.grad(y.square().sum(), (x, weight, bias))]
 
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            results.append(bits())
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.equal(one, two)
+    together = assert_threads_change_no_bit(bits)[0]
     alone = ltdd_ext.conv3x3(x[7:8].detach(), weight, bias)
-    assert torch.equal(alone, results[0][0][7:8])
+    assert torch.equal(alone, together[7:8])
 
 
 def test_nan_reaches_the_tiles_that_see_it():

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.cases import LAYOUTS, activation, laid_out, relative_error
+from ops.cases import (
+    DTYPES,
+    LAYOUTS,
+    ROUNDING,
+    activation,
+    assert_threads_change_no_bit,
+    laid_out,
+    relative_error,
+)
 
 import ltdd_ext
 from ltdd_ext import reference
@@ -20,7 +28,6 @@ SHAPES = [
     (2, 600, 3, 4),
     (9, 2, 4, 1500),
 ]
-ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def parameters(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -30,7 +37,7 @@ def parameters(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return [part.to(row_dtype).requires_grad_() for part in pair]
 
 
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
 @pytest.mark.parametrize("pool", ["none", "avg2"])
 @pytest.mark.parametrize("act", ["none", "relu"])
@@ -123,16 +130,7 @@ def test_bits_do_not_depend_on_threads(over):
         y, mean, m2 = ltdd_ext.norm_act(x, weight, bias, over, pool="avg2")
         return [y, mean, m2, *torch.autograd.grad(y.square().sum(), (x, weight, bias))]
 
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            results.append(bits())
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.equal(one, two)
+    assert_threads_change_no_bit(bits)
 
 
 def test_nan_stays_where_it_is():

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from ops.cases import LAYOUTS, alignment, laid_out, relative_error
+from ops.cases import LAYOUTS, ROUNDING, alignment, laid_out, relative_error
 from torch import Tensor
 
 import ltdd_ext
 from ltdd_ext import ClassMoments, reference
 
 FEW, MANY = 60, 2000
-ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def sized(examples: int, check: Callable[..., None], **strategies: object) -> Callable[..., None]:
