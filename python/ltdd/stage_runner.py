@@ -18,7 +18,7 @@ from ltdd.errors import UserError
 from ltdd.events import EventLog
 from ltdd.runtime import Meter, Runtime
 
-FORMAT = 2  # part of every stage's hash; raise it when a stage's algorithm or output changes
+FORMAT = 3  # part of every stage's hash; raise it when a stage's algorithm or output changes
 
 
 class StageRunner:
