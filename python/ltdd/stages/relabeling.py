@@ -45,14 +45,18 @@ def label_views(
     images = images.to(runtime.device)
     mean, std = mean.to(runtime.device), std.to(runtime.device)
     chunks = Chunks("relabeling", schedule.config.batch_size, runtime)
-    rows: list[Tensor] = []
+    table: Tensor | None = None
     with runtime.progress(epochs, "relabeling") as progress:
         for epoch in range(epochs):
             made = [
                 view_logits(teacher, batch, runtime, chunks)
                 for _, batch in schedule.batches(epoch, images, mean, std)
             ]
-            rows.append(torch.cat(made).to(torch.float16).cpu())
-            check_logits(rows[-1], f"relabeling: epoch {epoch}")
+            logits = torch.cat(made).to(torch.float16).cpu()
+            check_logits(logits, f"relabeling: epoch {epoch}")
+            if table is None:  # in one piece: thousands of small ones would split up the heap
+                table = logits.new_empty(epochs, *logits.shape)
+            table[epoch] = logits
             progress.step(images=len(images))
-    return torch.cat(rows).view(epochs, len(images), -1)
+    assert table is not None
+    return table
