@@ -155,7 +155,7 @@ class _Objective:
     def __init__(
         self, network: ExpertNetwork, batches: _Batches, data: LongTailedData, runtime: Runtime
     ) -> None:
-        self.network, self.batches, self.counts = network, batches, data.counts
+        self.batches, self.counts = batches, data.counts
         self.config, self.runtime = batches.config, runtime
         weights = class_debias_weights(
             data.counts, self.config.debias_power, self.config.weight_norm
