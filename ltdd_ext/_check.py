@@ -74,6 +74,29 @@ def same_device(op: str, argument: str, value: Tensor, device: torch.device) -> 
         bad_value(op, argument, f"on {device}", value.device)
 
 
+def fits(
+    op: str,
+    argument: str,
+    value: Tensor,
+    dtypes: Sequence[torch.dtype],
+    wanted: tuple[int, ...],
+    device: torch.device,
+) -> None:
+    """Refuse what is not a strided tensor of one of the dtypes, the shape and the device."""
+    if (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.dtype in dtypes
+        and value.shape == wanted
+        and value.device == device
+    ):
+        return  # without the calls below: small layers would feel them
+    tensor(op, argument, value)
+    dtype_in(op, argument, value, dtypes)
+    shape(op, argument, value, wanted)
+    same_device(op, argument, value, device)
+
+
 def length(op: str, argument: str, value: Sequence[object], wanted: int, per: str) -> None:
     if len(value) != wanted:
         bad_value(op, argument, f"to hold {wanted} entries, one per {per}", len(value))
@@ -81,10 +104,7 @@ def length(op: str, argument: str, value: Sequence[object], wanted: int, per: st
 
 def labels(op: str, value: Tensor, rows: int, device: torch.device) -> None:
     """Refuse labels of another dtype, length or device; their range is :func:`label_range`."""
-    tensor(op, "labels", value)
-    dtype_in(op, "labels", value, (torch.int64,))
-    shape(op, "labels", value, (rows,))
-    same_device(op, "labels", value, device)
+    fits(op, "labels", value, (torch.int64,), (rows,), device)
 
 
 def label_range(op: str, value: Tensor, num_classes: int) -> None:

@@ -73,10 +73,7 @@ def check_arguments(
                 ("class_vars", class_vars[layer], table, _TARGET_DTYPES),
             ]
         for name, value, wanted, dtypes in expected:
-            _check.tensor(op, f"{name}[{layer}]", value)
-            _check.dtype_in(op, f"{name}[{layer}]", value, dtypes)
-            _check.shape(op, f"{name}[{layer}]", value, wanted)
-            _check.same_device(op, f"{name}[{layer}]", value, device)
+            _check.fits(op, f"{name}[{layer}]", value, dtypes, wanted, device)
     if class_weight != 0.0:
         _check.label_range(op, labels, num_classes)
 

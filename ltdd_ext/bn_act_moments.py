@@ -41,10 +41,7 @@ def check_fused(op: str, x: Tensor, act: str, pool: str) -> None:
 
 def check_channel_vector(op: str, name: str, value: Tensor, x: Tensor) -> None:
     """Refuse what is not one number a channel of ``x``, in the dtype it is computed in."""
-    _check.tensor(op, name, value)
-    _check.dtype_in(op, name, value, (_check.acc_dtype(x.dtype),))
-    _check.shape(op, name, value, (x.shape[1],))
-    _check.same_device(op, name, value, x.device)
+    _check.fits(op, name, value, (_check.acc_dtype(x.dtype),), (x.shape[1],), x.device)
 
 
 def check_arguments(
@@ -55,10 +52,7 @@ def check_arguments(
     check_channel_vector(op, "k", k, x)
     check_channel_vector(op, "h", h, x)
     if residual is not None:
-        _check.tensor(op, "residual", residual)
-        _check.dtype_in(op, "residual", residual, (x.dtype,))
-        _check.shape(op, "residual", residual, tuple(x.shape))
-        _check.same_device(op, "residual", residual, x.device)
+        _check.fits(op, "residual", residual, (x.dtype,), tuple(x.shape), x.device)
 
 
 def bn_act_moments(

@@ -24,20 +24,18 @@ class FinishedMoments(NamedTuple):
 
 def check_state(op: str, state: State, prefix: str = "") -> None:
     """Refuse a state that is not (int64 [K], float64 [K, C] three times), contiguous."""
-    count, mu, within, between = state
-    for name, part in zip(("count", "mu", "within", "between"), state, strict=True):
-        _check.tensor(op, prefix + name, part)
-        _check.dtype_in(
-            op, prefix + name, part, (torch.int64 if name == "count" else torch.float64,)
-        )
-        _check.same_device(op, prefix + name, part, mu.device)
-        if not part.is_contiguous():
-            _check.bad_value(op, prefix + name, "contiguous", f"strides {tuple(part.stride())}")
+    mu = state[1]
+    _check.tensor(op, prefix + "mu", mu)
     if mu.dim() != 2:
         _check.bad_value(op, prefix + "mu", "of shape (K, C)", tuple(mu.shape))
-    _check.shape(op, prefix + "count", count, (mu.shape[0],))
-    _check.shape(op, prefix + "within", within, tuple(mu.shape))
-    _check.shape(op, prefix + "between", between, tuple(mu.shape))
+    table, device = tuple(mu.shape), mu.device
+    for name, part in zip(("count", "mu", "within", "between"), state, strict=True):
+        if name == "count":
+            _check.fits(op, prefix + name, part, (torch.int64,), table[:1], device)
+        else:
+            _check.fits(op, prefix + name, part, (torch.float64,), table, device)
+        if not part.is_contiguous():
+            _check.bad_value(op, prefix + name, "contiguous", f"strides {tuple(part.stride())}")
 
 
 def check_update(
@@ -47,14 +45,11 @@ def check_update(
     check_state(op, state)
     mu = state[1]
     _check.tensor(op, "mean", mean)
-    _check.tensor(op, "m2", m2)
     _check.dtype_in(op, "mean", mean, (torch.float32, torch.float64))
-    _check.dtype_in(op, "m2", m2, (mean.dtype,))
     if mean.dim() != 2 or mean.shape[1] != mu.shape[1]:
         _check.bad_value(op, "mean", f"of shape (N, {mu.shape[1]})", tuple(mean.shape))
-    _check.shape(op, "m2", m2, tuple(mean.shape))
     _check.same_device(op, "mean", mean, mu.device)
-    _check.same_device(op, "m2", m2, mu.device)
+    _check.fits(op, "m2", m2, (mean.dtype,), tuple(mean.shape), mu.device)
     if spatial_size < 1:
         _check.bad_value(op, "spatial_size", ">= 1", spatial_size)
     _check.labels(op, labels, mean.shape[0], mu.device)

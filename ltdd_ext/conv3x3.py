@@ -78,13 +78,15 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tens
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
-    dx = None
+    dx = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:  # the same sum from the other side: mirrored taps
         mirrored = weight.flip(2, 3).transpose(0, 1)
         dx = torch.ops.ltdd_ext.conv3x3(grad_y, mirrored, x.new_zeros(x.shape[1]))
-    return dx, *torch.ops.ltdd_ext.conv3x3_backward(grad_y, x)
+    if any(ctx.needs_input_grad[1:]):  # not where a frozen network is asked for its input's
+        grad_weight, grad_bias = torch.ops.ltdd_ext.conv3x3_backward(grad_y, x)
+    return dx, grad_weight, grad_bias
 
 
 torch.library.register_fake("ltdd_ext::conv3x3", _fake)

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ._convolution import Convolution, convolve, is_conv3x3
 from ._rewrite import Fusion, find_fusion
 from .bn_act_moments import bn_act_moments
+from .conv3x3 import conv3x3
 from .row_moments import row_moments
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "ObservedBatchNorm",
     "ObservedModel",
     "convert_observer",
+    "convolve",
 ]
 
 _OP = "convert_observer"
@@ -40,10 +43,11 @@ class LayerMoments(NamedTuple):
 
 
 class _Ops(NamedTuple):
-    """The two operators an observed network needs, compiled or plain."""
+    """The operators an observed network needs, compiled or plain."""
 
     row_moments: Any
     bn_act_moments: Any
+    conv3x3: Any
 
 
 class ObservedBatchNorm(nn.Module):
@@ -170,15 +174,16 @@ def convert_observer(
     that directly follow it, by :func:`ltdd_ext.bn_act_moments`, where ``torch.fx`` shows that
     nobody else reads the values in between. Other batch norms stay and their input is measured by
     :func:`ltdd_ext.row_moments`; so is everything in a network that cannot be traced. Both are
-    said in a warning and in ``unfused``.
+    said in a warning and in ``unfused``. In a network that can be traced, 3x3 convolutions are
+    computed by :func:`ltdd_ext.conv3x3` where :func:`convolve` says that it is faster.
 
     Args:
         model: Network with ``BatchNorm2d`` layers that have running statistics. It is put into
             evaluation mode and its parameters stop requiring gradients. The converted network
             shares its other layers; scale and offset of fused batch norms are copies, so convert
             again after changing them.
-        ops: Module with ``row_moments`` and ``bn_act_moments``: ``ltdd_ext`` (default) or
-            ``ltdd_ext.reference``.
+        ops: Module with ``row_moments``, ``bn_act_moments`` and ``conv3x3``: ``ltdd_ext`` (default)
+            or ``ltdd_ext.reference``.
         strict: Raise instead of falling back.
 
     Returns:
@@ -190,9 +195,10 @@ def convert_observer(
             than once, or ``strict`` and something cannot be fused.
 
     Note:
-        Gradients flow to the input through output and moments. In bfloat16 the fused result skips
-        the rounding between batch norm, sum, ReLU and pool, so it differs from the separate layers
-        by that rounding.
+        Gradients flow to the input through output and moments. In float32 on a CPU, convolutions
+        round as :func:`ltdd_ext.conv3x3` says, to about 1e-5 of the largest output. In bfloat16
+        the fused result skips the rounding between batch norm, sum, ReLU and pool, so it differs
+        from the separate layers by that rounding.
 
     Example:
         >>> import torch, ltdd_ext
@@ -205,9 +211,9 @@ def convert_observer(
         (torch.Size([2, 8, 4, 4]), torch.Size([2, 8]), ['1'])
     """
     chosen = (
-        _Ops(row_moments, bn_act_moments)
+        _Ops(row_moments, bn_act_moments, conv3x3)
         if ops is None
-        else _Ops(ops.row_moments, ops.bn_act_moments)
+        else _Ops(ops.row_moments, ops.bn_act_moments, ops.conv3x3)
     )
     layers = _batch_norms(model)
     model.eval().requires_grad_(False)
@@ -275,6 +281,12 @@ def _rewrite(traced: fx.GraphModule, layers: list[str], ops: _Ops) -> ObservedMo
         if len(nodes) != 1:
             _refuse_calls(name, len(nodes))
 
+    for position, node in enumerate(traced.graph.nodes):
+        if node.op == "call_module" and is_conv3x3(modules[node.target]):
+            layer: nn.Module = Convolution(modules[node.target], ops.conv3x3)
+            traced.add_submodule(f"convolved_{position}", layer)
+            node.target = f"convolved_{position}"
+
     moments: dict[str, fx.Node] = {}
     fused: list[str] = []
     unfused: dict[str, str] = {}
@@ -283,7 +295,7 @@ def _rewrite(traced: fx.GraphModule, layers: list[str], ops: _Ops) -> ObservedMo
         assert isinstance(norm, nn.BatchNorm2d)
         if type(norm) is nn.BatchNorm2d:
             fusion = find_fusion(node, modules)
-            layer: nn.Module = FusedBatchNorm(norm, fusion.relu, fusion.pool, ops)
+            layer = FusedBatchNorm(norm, fusion.relu, fusion.pool, ops)
             fused.append(name)
         else:
             fusion = Fusion((node,))

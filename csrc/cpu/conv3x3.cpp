@@ -3,7 +3,8 @@
 //   y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]
 //
 // The loops are in conv3x3_kernels.h, Winograd's algorithm with a quarter of the multiplications,
-// and for images of few channels in conv3x3_direct_kernels.h. Work is split into groups of whole
+// in conv3x3_direct_kernels.h for images of few channels and in conv3x3_narrow_kernels.h for
+// outputs of few. Work is split into groups of whole
 // images by shape alone; the gradient of the taps is summed in at most kTables tables of
 // consecutive groups, then over them, so no bit depends on the number of threads.
 
@@ -32,7 +33,7 @@ struct Geometry {
 struct Groups {
   int64_t n, count;
 
-  Groups(const Conv3x3Kernels& run, const Geometry& g) : n(g.n) {
+  Groups(const Conv3x3Backward& run, const Geometry& g) : n(g.n) {
     const int64_t together = run.images_together(g.height, g.width);
     const int64_t fewest = (n + together - 1) / together;
     count = std::min(n, (fewest + kShare - 1) / kShare * kShare);
@@ -59,11 +60,12 @@ std::unique_ptr<float[]> uninitialised(int64_t size) {
 }
 
 // Scratch that no result may depend on: lanes nobody needs are computed from what lies there.
-std::vector<float> scratch_for(const Conv3x3Kernels& run, const Geometry& g) {
+template <typename Run>
+std::vector<float> scratch_for(const Run& run, const Geometry& g) {
   return std::vector<float>(static_cast<size_t>(run.scratch_size(g.height, g.width, g.in, g.out)));
 }
 
-std::unique_ptr<float[]> pack(const Conv3x3Kernels& run, const Geometry& g, const Tensor& weight) {
+std::unique_ptr<float[]> pack(const Conv3x3Forward& run, const Geometry& g, const Tensor& weight) {
   const auto taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
   auto packed = uninitialised(run.packed_size(g.in, g.out));
   torch::stable::parallel_for(0, g.in, 16, [&](int64_t begin, int64_t end) {
@@ -93,7 +95,7 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
       torch::stable::empty({shape, 4}, ScalarType::Float, std::nullopt, x.device(), std::nullopt,
                            torch::headeronly::MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return y;
-  const Conv3x3Kernels& run = conv3x3_kernels(g.in);
+  const Conv3x3Forward& run = conv3x3_kernels(g.in, g.out).forward;
   const Tensor images = channels_last(x), offsets = contiguous_as(bias, ScalarType::Float);
   const auto packed = pack(run, g, weight);
   const Conv3x3Args args{floats(images),
@@ -110,7 +112,7 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
       0, (g.n + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
         std::vector<float> scratch = scratch_for(run, g);
         for (int64_t group = begin; group < end; ++group)
-          run.forward(args, group * together, std::min(g.n, (group + 1) * together),
+          run.run(args, group * together, std::min(g.n, (group + 1) * together),
                       scratch.data());
       });
   return y;
@@ -129,7 +131,7 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
   torch::stable::fill_(grad_weight, 0.0);
   torch::stable::fill_(grad_bias, 0.0);
   if (x.numel() == 0 || grad_y.numel() == 0) return {grad_weight, grad_bias};
-  const Conv3x3Kernels& run = conv3x3_kernels(g.in);
+  const Conv3x3Backward& run = conv3x3_kernels(g.in, g.out).backward;
   const Tensor images = channels_last(x), grads = channels_last(grad_y);
   const Conv3x3BackwardArgs args{floats(images), floats(grads), g.height, g.width, g.in, g.out};
   const Groups groups(run, g);
@@ -144,7 +146,7 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
       const int64_t first = groups.count * table / tables;
       const int64_t last = groups.count * (table + 1) / tables;
       for (int64_t group = first; group < last; ++group)
-        run.backward(args, groups.begin(group), groups.begin(group + 1), group > first,
+        run.run(args, groups.begin(group), groups.begin(group + 1), group > first,
                      sums_of_taps.get() + table * table_size, scratch.data());
       double* sums = bias_sums.data() + table * g.out;
       const int64_t pixels = g.height * g.width;

@@ -116,7 +116,7 @@ static void direct_unpack(const float* tables, int64_t count, int64_t in, int64_
     }
 }
 
-constexpr Conv3x3Kernels kDirect = {
-    direct_images_together, direct_scratch_size, direct_packed_size, direct_table_size, direct_pack,
-    direct_forward,         direct_backward,     direct_unpack,
-};
+constexpr Conv3x3Forward kDirectForward = {direct_images_together, direct_scratch_size,
+                                           direct_packed_size, direct_pack, direct_forward};
+constexpr Conv3x3Backward kDirectBackward = {direct_images_together, direct_scratch_size,
+                                             direct_table_size, direct_backward, direct_unpack};

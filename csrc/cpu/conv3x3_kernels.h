@@ -253,8 +253,8 @@ static void winograd_unpack(const float* tables, int64_t count, int64_t in, int6
   });
 }
 
-constexpr Conv3x3Kernels kWinograd = {
-    winograd_images_together, winograd_scratch_size, winograd_packed_size,
-    winograd_table_size,      winograd_pack,         winograd_forward,
-    winograd_backward,        winograd_unpack,
-};
+constexpr Conv3x3Forward kWinogradForward = {winograd_images_together, winograd_scratch_size,
+                                             winograd_packed_size, winograd_pack, winograd_forward};
+constexpr Conv3x3Backward kWinogradBackward = {winograd_images_together, winograd_scratch_size,
+                                               winograd_table_size, winograd_backward,
+                                               winograd_unpack};

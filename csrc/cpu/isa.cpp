@@ -11,7 +11,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels& (*kernels)(Storage);
-  const Conv3x3Kernels& (*conv3x3)(int64_t);
+  const Conv3x3Kernels& (*conv3x3)(int64_t, int64_t);
 };
 
 InstructionSet choose() {
@@ -36,7 +36,9 @@ const InstructionSet& chosen() {
 }  // namespace
 
 const Kernels& kernels(Storage storage) { return chosen().kernels(storage); }
-const Conv3x3Kernels& conv3x3_kernels(int64_t in) { return chosen().conv3x3(in); }
+const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out) {
+  return chosen().conv3x3(in, out);
+}
 
 }  // namespace ltdd
 

@@ -23,8 +23,8 @@
 #endif
 
 const ltdd::Kernels& ltdd::avx512_kernels(Storage storage) { return ltdd::avx512::choose(storage); }
-const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels(int64_t in) {
-  return ltdd::avx512::choose_conv3x3(in);
+const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels(int64_t in, int64_t out) {
+  return ltdd::avx512::choose_conv3x3(in, out);
 }
 
 #endif

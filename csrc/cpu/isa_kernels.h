@@ -16,10 +16,12 @@ namespace {
 #include "bn_act_kernels.h"
 // And what training adds to it.
 #include "norm_act_kernels.h"
-// And convolution, in two ways.
+// And convolution, in three ways.
 #include "panel_kernels.h"
 //
 #include "conv3x3_direct_kernels.h"
+//
+#include "conv3x3_narrow_kernels.h"
 //
 #include "conv3x3_kernels.h"
 // And the state of classes.
@@ -44,10 +46,15 @@ constexpr Kernels kKernels = {
     kAddImages<scalar_t>,
 };
 
+constexpr Conv3x3Kernels kConv3x3[] = {{kWinogradForward, kWinogradBackward},
+                                       {kNarrowForward, kWinogradBackward},
+                                       {kDirectForward, kDirectBackward}};
+
 }  // namespace
 
-static inline const Conv3x3Kernels& choose_conv3x3(int64_t in) {
-  return in <= kFewChannels ? kDirect : kWinograd;
+static inline const Conv3x3Kernels& choose_conv3x3(int64_t in, int64_t out) {
+  if (in <= kFewChannels) return kConv3x3[2];
+  return kConv3x3[out <= kFewChannels ? 1 : 0];
 }
 
 static inline const Kernels& choose(Storage storage) {

@@ -105,33 +105,43 @@ struct Kernels {
 
 // Convolution, in float only. A task works on images_together images in scratch of scratch_size
 // elements. Taps are [9, in, out]; `pack` rearranges those of input channels [begin, end).
-// `backward` writes what images contribute to the gradient of the taps into a table, or adds it;
-// `unpack` sums `count` consecutive tables for input channel k.
-struct Conv3x3Kernels {
+struct Conv3x3Forward {
   int64_t (*images_together)(int64_t height, int64_t width);
   int64_t (*scratch_size)(int64_t height, int64_t width, int64_t in, int64_t out);
   int64_t (*packed_size)(int64_t in, int64_t out);
-  int64_t (*table_size)(int64_t in, int64_t out);
   void (*pack)(const float* taps, int64_t in, int64_t out, int64_t begin, int64_t end,
                float* packed);
-  void (*forward)(const Conv3x3Args&, int64_t first, int64_t last, float* scratch);
-  void (*backward)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, bool add, float* table,
-                   float* scratch);
+  void (*run)(const Conv3x3Args&, int64_t first, int64_t last, float* scratch);
+};
+
+// `run` writes what images contribute to the gradient of the taps into a table, or adds it;
+// `unpack` sums `count` consecutive tables for input channel k.
+struct Conv3x3Backward {
+  int64_t (*images_together)(int64_t height, int64_t width);
+  int64_t (*scratch_size)(int64_t height, int64_t width, int64_t in, int64_t out);
+  int64_t (*table_size)(int64_t in, int64_t out);
+  void (*run)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, bool add, float* table,
+              float* scratch);
   void (*unpack)(const float* tables, int64_t count, int64_t in, int64_t out, int64_t k,
                  float* grad_taps);
+};
+
+struct Conv3x3Kernels {
+  Conv3x3Forward forward;
+  Conv3x3Backward backward;
 };
 
 constexpr int64_t kFewChannels = 8;  // up to here the transforms cost more than they save
 
 // The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
 const Kernels& kernels(Storage storage);
-const Conv3x3Kernels& conv3x3_kernels(int64_t in);
+const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out);
 
 const Kernels& baseline_kernels(Storage storage);
-const Conv3x3Kernels& baseline_conv3x3_kernels(int64_t in);
+const Conv3x3Kernels& baseline_conv3x3_kernels(int64_t in, int64_t out);
 const Kernels& avx2_kernels(Storage storage);
-const Conv3x3Kernels& avx2_conv3x3_kernels(int64_t in);
+const Conv3x3Kernels& avx2_conv3x3_kernels(int64_t in, int64_t out);
 const Kernels& avx512_kernels(Storage storage);
-const Conv3x3Kernels& avx512_conv3x3_kernels(int64_t in);
+const Conv3x3Kernels& avx512_conv3x3_kernels(int64_t in, int64_t out);
 
 }  // namespace ltdd

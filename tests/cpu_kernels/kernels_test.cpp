@@ -304,23 +304,27 @@ void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& ru
     return std::vector<float>(v.begin(), v.end());
   };
   const auto fx = floats(x), fgy = floats(gy), ftaps = floats(taps), fbias = floats(bias);
-  const int64_t together = run.images_together(h, w), size = run.table_size(in, out);
-  std::vector<float> scratch(run.scratch_size(h, w, in, out)), packed(run.packed_size(in, out));
+  const int64_t size = run.backward.table_size(in, out);
+  std::vector<float> packed(run.forward.packed_size(in, out));
+  std::vector<float> scratch(std::max(run.forward.scratch_size(h, w, in, out),
+                                      run.backward.scratch_size(h, w, in, out)));
   std::vector<float> y(n * s * out), grad(9 * in * out), tables(2 * size);
-  run.pack(ftaps.data(), in, out, 0, in / 2, packed.data());
-  run.pack(ftaps.data(), in, out, in / 2, in, packed.data());
+  run.forward.pack(ftaps.data(), in, out, 0, in / 2, packed.data());
+  run.forward.pack(ftaps.data(), in, out, in / 2, in, packed.data());
   const ltdd::Conv3x3Args forward{fx.data(), packed.data(), fbias.data(), h,       w,
                                   in,        out,           true,         y.data()};
   const ltdd::Conv3x3BackwardArgs backward{fx.data(), fgy.data(), h, w, in, out};
-  for (int64_t first = 0; first < n; first += together) {
-    const int64_t last = std::min(n, first + together);
-    run.forward(forward, first, last, scratch.data());
-    // All images into one table, those of the first group into another.
-    run.backward(backward, first, last, first > 0, tables.data(), scratch.data());
-  }
+  int64_t together = run.forward.images_together(h, w);
+  for (int64_t first = 0; first < n; first += together)
+    run.forward.run(forward, first, std::min(n, first + together), scratch.data());
+  // All images into one table, those of the first group into another.
+  together = run.backward.images_together(h, w);
+  for (int64_t first = 0; first < n; first += together)
+    run.backward.run(backward, first, std::min(n, first + together), first > 0, tables.data(),
+                     scratch.data());
   const int64_t twice = std::min(n, together);
-  run.backward(backward, 0, twice, false, tables.data() + size, scratch.data());
-  for (int64_t k = 0; k < in; ++k) run.unpack(tables.data(), 2, in, out, k, grad.data());
+  run.backward.run(backward, 0, twice, false, tables.data() + size, scratch.data());
+  for (int64_t k = 0; k < in; ++k) run.backward.unpack(tables.data(), 2, in, out, k, grad.data());
 
   std::vector<double> want(9 * in * out), terms(9 * in * out);
   for (int64_t i = 0; i < n; ++i)
@@ -352,7 +356,7 @@ int main() {
   struct {
     const char* name;
     const Kernels& (*kernels)(Storage);
-    const Conv3x3Kernels& (*conv3x3)(int64_t);
+    const Conv3x3Kernels& (*conv3x3)(int64_t, int64_t);
     bool here;
   } const sets[] = {
       {"baseline", ltdd::baseline_kernels, ltdd::baseline_conv3x3_kernels, true},
@@ -368,7 +372,8 @@ int main() {
                           {3, 11, 2, 4},  {2, 9, 4, 8}};
   const std::pair<Shape, int64_t> convolutions[] = {{{2, 5, 8, 8}, 7},  {{30, 17, 5, 9}, 34},
                                                     {{50, 9, 1, 1}, 1}, {{2, 40, 4, 13}, 16},
-                                                    {{3, 3, 8, 8}, 32}, {{2, 1, 5, 31}, 3}};
+                                                    {{3, 3, 8, 8}, 32}, {{2, 1, 5, 31}, 3},
+                                                    {{3, 21, 6, 7}, 4}, {{2, 32, 3, 2}, 8}};
   std::mt19937 generator(7);
   int cases = 0;
   for (const auto& set : sets) {
@@ -388,7 +393,7 @@ int main() {
         ++cases;
       }
     for (const auto& [shape, out] : convolutions) {
-      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(shape.c), shape, out,
+      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(shape.c, out), shape, out,
                     generator);
       ++cases;
     }

@@ -19,6 +19,8 @@ SHAPES = [
     ((2, 3, 32, 32), 17),
     ((1, 9, 40, 51), 8),
     ((60, 8, 4, 4), 8),
+    ((2, 128, 32, 32), 3),
+    ((3, 35, 5, 7), 4),
 ]
 
 
@@ -66,9 +68,18 @@ def test_gradients_stop_where_nobody_wants_them():
     torch.testing.assert_close(weight.grad[:, :, 1, 1], x.sum((0, 2, 3)).expand(6, 4))
 
 
-def test_bits_do_not_depend_on_threads_or_batch():
+def test_a_frozen_layer_passes_the_gradient_on():
+    x = activation((2, 40, 8, 8)).detach().requires_grad_()
+    weight, bias = (p.detach() for p in parameters(6, 40))
+    (got,) = torch.autograd.grad(ltdd_ext.conv3x3(x, weight, bias).square().sum(), x)
+    (want,) = torch.autograd.grad(reference.conv3x3(x, weight, bias).square().sum(), x)
+    assert relative_error(got, want) <= 4e-5
+
+
+@pytest.mark.parametrize("out", [3, 24])
+def test_bits_do_not_depend_on_threads_or_batch(out):
     x = activation((21, 40, 12, 12), layout="pixels").detach().requires_grad_()
-    weight, bias = parameters(24, 40)
+    weight, bias = parameters(out, 40)
 
     def bits() -> list[torch.Tensor]:
         y = ltdd_ext.conv3x3(x, weight, bias)

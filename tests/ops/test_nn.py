@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import ltdd_ext
 from ltdd.models import build_model
 from ltdd_ext import reference
-from ltdd_ext.nn import FusedBatchNorm, convert_observer
+from ltdd_ext._convolution import Convolution
+from ltdd_ext.nn import FusedBatchNorm, convert_observer, convolve
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -150,9 +151,67 @@ def test_everything_that_follows_is_fused(name, expected):
     assert counts == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "convolutions"),
+    [("convnet3_bn", 3), ("resnet18", 14), ("resnet32", 29), ("torchvision-resnet18", 13)],
+)
+def test_convolutions_in_float32(name, convolutions):
+    """Those with 3x3 taps and stride 1 go another way and come to the same."""
+    torch.manual_seed(1)
+    model = settle(NETWORKS[name]()).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    want, want_moments = with_hooks(model, x)
+    (want_grad,) = torch.autograd.grad(want.square().mean(), x)
+    observed = convert_observer(model)
+    got, moments = observed(x)
+    (grad,) = torch.autograd.grad(got.square().mean(), x)
+    assert sum(isinstance(module, Convolution) for module in observed.modules()) == convolutions
+    assert relative_error(got.detach(), want.detach()) <= 1e-4
+    for one, (mean, m2) in zip(moments, want_moments, strict=True):
+        assert relative_error(one.mean.detach(), mean.detach()) <= 1e-4
+        assert relative_error(one.m2.detach(), m2.detach()) <= 1e-4
+    # A value near zero may pass one ReLU and not the other.
+    assert float((grad - want_grad).norm() / want_grad.norm()) <= 1e-2
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "taken"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (2, 3, 8, 8), True),
+        (nn.Conv2d(32, 4, 3, padding=1, bias=False), (2, 32, 64, 8), True),
+        (nn.Conv2d(32, 4, 3, padding=1), (2, 32, 65, 8), False),
+        (nn.Conv2d(9, 4, 3, padding=1), (2, 9, 8, 8), False),
+        (nn.Conv2d(3, 4, 3, padding=1, stride=2), (2, 3, 8, 8), False),
+        (nn.Conv2d(4, 4, 3, padding=1, groups=2), (2, 4, 8, 8), False),
+        (nn.Conv2d(3, 4, 3, padding=2, dilation=2), (2, 3, 8, 8), False),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 8, 8), False),
+        (nn.Conv2d(3, 4, 3), (2, 3, 8, 8), False),
+        (nn.Conv2d(3, 4, 3, padding=1).double(), (2, 3, 8, 8), False),
+        (nn.Identity(), (2, 3, 8, 8), False),
+    ],
+    ids=str,
+)
+def test_convolve_takes_what_it_computes_faster(layer, shape, taken):
+    calls = []
+
+    def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        calls.append(x.shape)
+        return reference.conv3x3(x, weight, bias)
+
+    parameter = next(layer.parameters(), torch.zeros(()))
+    x = torch.randn(shape, dtype=parameter.dtype)
+    torch.testing.assert_close(convolve(layer, x, op), layer(x))
+    torch.testing.assert_close(convolve(layer, x), layer(x), rtol=1e-4, atol=1e-4)
+    assert bool(calls) == taken
+    with torch.autocast("cpu", torch.bfloat16):
+        convolve(layer, x, op)
+    assert len(calls) == taken
+
+
 def test_backends_agree():
-    model = settle(NETWORKS["convnet3_bn"]())
-    x = torch.randn(4, 3, 32, 32)
+    """In float64, where both convolve alike."""
+    model = settle(NETWORKS["convnet3_bn"]()).double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     got, moments = convert_observer(model)(x)
     want, want_moments = convert_observer(model, ops=reference)(x)
     torch.testing.assert_close(got, want)

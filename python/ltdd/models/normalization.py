@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ltdd_ext import conv3x3, norm_act
-
-_FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
+from ltdd_ext import norm_act
+from ltdd_ext.nn import convolve
 
 
 class InstanceNorm(nn.Module):
@@ -43,10 +42,9 @@ class InstanceNorm(nn.Module):
 class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool; takes what `nn.Sequential` takes.
 
-    The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.conv3x3` computes a
-    first layer that is a 3x3 convolution of few or of many channels. `ltdd_ext.norm_act` computes
-    the rest together wherever the norm takes its statistics from the maps themselves: always in an
-    instance norm, in training in a batch norm.
+    The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.nn.convolve`
+    computes the first layer, and `ltdd_ext.norm_act` the rest together wherever the norm takes its
+    statistics from the maps themselves: always in an instance norm, in training in a batch norm.
     """
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
@@ -56,7 +54,7 @@ class NormBlock(nn.Sequential):
             return one_by_one
         first, norm, *rest = self
         assert isinstance(norm, InstanceNorm | nn.BatchNorm2d)
-        maps = _convolved(first, images)
+        maps = convolve(first, images)
         if isinstance(norm, nn.BatchNorm2d) and not norm.training:
             for layer in (norm, *rest):
                 maps = layer(maps)
@@ -71,22 +69,6 @@ class NormBlock(nn.Sequential):
         if isinstance(norm, nn.BatchNorm2d):
             _track(norm, mean, m2, maps.shape[2] * maps.shape[3])
         return y
-
-
-def _convolved(layer: nn.Module, images: Tensor) -> Tensor:
-    if (
-        type(layer) is nn.Conv2d
-        and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
-        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
-        and layer.bias is not None
-        and not _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
-        and max(images.shape[2:]) <= _LARGE_SIDE
-        and images.dtype == layer.weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return conv3x3(images, layer.weight, layer.bias)
-    maps: Tensor = layer(images)
-    return maps
 
 
 def _affine(norm: InstanceNorm | nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Tensor]:

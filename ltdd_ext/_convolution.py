@@ -1,0 +1,73 @@
+"""Convolution layers of a network, by the operator of this package where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from .conv3x3 import conv3x3
+
+_FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
+
+
+def is_conv3x3(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Tell whether a layer computes what :func:`ltdd_ext.conv3x3` does, in some dtype."""
+    return (
+        type(layer) is nn.Conv2d
+        and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+    )
+
+
+def convolve(
+    layer: nn.Module, x: Tensor, op: Callable[[Tensor, Tensor, Tensor], Tensor] = conv3x3
+) -> Tensor:
+    """Apply a layer, by :func:`ltdd_ext.conv3x3` where it is one and that is faster than PyTorch.
+
+    It is on a CPU, in float32 outside autocast, with up to 8 or at least 32 input channels and maps
+    of at most 64x64 pixels.
+
+    Args:
+        layer: Any layer; only an ``nn.Conv2d`` of 3x3 taps, stride 1 and zero padding 1 without
+            groups or dilation is computed otherwise than by calling it. Its hooks then do not run.
+        x: Its input, (N, C, H, W) for a convolution.
+        op: What computes it then: ``conv3x3`` of ``ltdd_ext`` (default) or of its ``reference``.
+
+    Returns:
+        What the layer returns, up to the rounding of :func:`ltdd_ext.conv3x3`.
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> layer = torch.nn.Conv2d(3, 32, 3, padding=1)
+        >>> ltdd_ext.nn.convolve(layer, torch.randn(2, 3, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
+    """
+    if (
+        is_conv3x3(layer)
+        and x.is_cpu
+        and not _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
+        and x.dim() == 4
+        and max(x.shape[2:]) <= _LARGE_SIDE
+        and x.dtype == layer.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        bias = x.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+        return op(x, layer.weight, bias)
+    y: Tensor = layer(x)
+    return y
+
+
+class Convolution(nn.Module):
+    """A layer that :func:`convolve` applies; it shares the layer's parameters."""
+
+    def __init__(self, layer: nn.Module, op: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self._op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (N, C, H, W)."""
+        return convolve(self.layer, x, self._op)
