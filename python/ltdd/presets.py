@@ -67,7 +67,8 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
             "max_batch": 100,  # code: batch 100
         },
         "evaluation": {
-            "epochs": min(max(20_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
+            "epochs": min(max(25_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
+            "learning_rate": 1e-3 if ipc < 20 else 2e-3,  # fewer steps an image
             "crop_min_scale": 0.08 if ipc < 5 else 0.25,
             "randaugment": True,
             "full_epochs": 15,
