@@ -112,8 +112,7 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
       0, (g.n + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
         std::vector<float> scratch = scratch_for(run, g);
         for (int64_t group = begin; group < end; ++group)
-          run.run(args, group * together, std::min(g.n, (group + 1) * together),
-                      scratch.data());
+          run.run(args, group * together, std::min(g.n, (group + 1) * together), scratch.data());
       });
   return y;
 }
@@ -147,7 +146,7 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
       const int64_t last = groups.count * (table + 1) / tables;
       for (int64_t group = first; group < last; ++group)
         run.run(args, groups.begin(group), groups.begin(group + 1), group > first,
-                     sums_of_taps.get() + table * table_size, scratch.data());
+                sums_of_taps.get() + table * table_size, scratch.data());
       double* sums = bias_sums.data() + table * g.out;
       const int64_t pixels = g.height * g.width;
       for (int64_t p = groups.begin(first) * pixels; p < groups.begin(last) * pixels; ++p)

@@ -36,9 +36,7 @@ const InstructionSet& chosen() {
 }  // namespace
 
 const Kernels& kernels(Storage storage) { return chosen().kernels(storage); }
-const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out) {
-  return chosen().conv3x3(in, out);
-}
+const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out) { return chosen().conv3x3(in, out); }
 
 }  // namespace ltdd
 

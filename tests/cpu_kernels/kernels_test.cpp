@@ -306,8 +306,8 @@ void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& ru
   const auto fx = floats(x), fgy = floats(gy), ftaps = floats(taps), fbias = floats(bias);
   const int64_t size = run.backward.table_size(in, out);
   std::vector<float> packed(run.forward.packed_size(in, out));
-  std::vector<float> scratch(std::max(run.forward.scratch_size(h, w, in, out),
-                                      run.backward.scratch_size(h, w, in, out)));
+  std::vector<float> scratch(
+      std::max(run.forward.scratch_size(h, w, in, out), run.backward.scratch_size(h, w, in, out)));
   std::vector<float> y(n * s * out), grad(9 * in * out), tables(2 * size);
   run.forward.pack(ftaps.data(), in, out, 0, in / 2, packed.data());
   run.forward.pack(ftaps.data(), in, out, in / 2, in, packed.data());
@@ -370,10 +370,9 @@ int main() {
   const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
                           {1, 2, 40, 51}, {2, 70, 2, 2}, {1, 3, 2, 1100}, {1, 1, 3, 2},
                           {3, 11, 2, 4},  {2, 9, 4, 8}};
-  const std::pair<Shape, int64_t> convolutions[] = {{{2, 5, 8, 8}, 7},  {{30, 17, 5, 9}, 34},
-                                                    {{50, 9, 1, 1}, 1}, {{2, 40, 4, 13}, 16},
-                                                    {{3, 3, 8, 8}, 32}, {{2, 1, 5, 31}, 3},
-                                                    {{3, 21, 6, 7}, 4}, {{2, 32, 3, 2}, 8}};
+  const std::pair<Shape, int64_t> convolutions[] = {
+      {{2, 5, 8, 8}, 7},  {{30, 17, 5, 9}, 34}, {{50, 9, 1, 1}, 1}, {{2, 40, 4, 13}, 16},
+      {{3, 3, 8, 8}, 32}, {{2, 1, 5, 31}, 3},   {{3, 21, 6, 7}, 4}, {{2, 32, 3, 2}, 8}};
   std::mt19937 generator(7);
   int cases = 0;
   for (const auto& set : sets) {
