@@ -123,7 +123,8 @@ def test_step(benchmark: Any, layout: str, dtype: str) -> None:
     for name in ("ours", "peer", "compile"):
         error = float((variants[name]() - want).norm() / want.norm())
         assert error <= (1e-3 if dtype == "fp32" else 0.2), f"{name}: relative error {error:.1e}"
-    seconds = median_seconds(variants, rounds=7)
+    # Without instructions for bf16, every form takes seconds.
+    seconds = median_seconds(variants, rounds=7 if dtype == "fp32" else 3)
     report.add_row(
         benchmark.group,
         f"{BATCH}x3x{SIDE}x{SIDE}",
