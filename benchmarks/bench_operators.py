@@ -42,13 +42,19 @@ def one_thread() -> Any:
 
 
 def measure(
-    benchmark: Any, forms: Forms, shape: Shape, layout: str, dtype: str, passes: float | None
+    benchmark: Any,
+    forms: Forms,
+    shape: Shape,
+    layout: str,
+    dtype: str,
+    passes: float | None,
+    through_relu: bool = False,
 ) -> None:
     """Time all forms in turn and keep the row.
 
     They move the activation ``passes`` times; None where arithmetic, not memory, bounds them.
     """
-    agree(forms, dtype)
+    agree(forms, dtype, through_relu)
     size = torch.Size(shape).numel() * DTYPES[dtype].itemsize
     megabytes, rates = max(1, size >> 20), {}
     if passes is not None:
@@ -107,7 +113,7 @@ def test_norm_act(
     benchmark.group = f"norm over the {over} + ReLU + pool in training, forward and backward"
     forms = training_norm_forms(activation(shape, layout, "fp32"), over)
     # x twice and y; x and the gradient of y twice each, and dx.
-    measure(benchmark, forms, shape, layout, "fp32", 2.25 + (2 * 1.25 + 1))
+    measure(benchmark, forms, shape, layout, "fp32", 2.25 + (2 * 1.25 + 1), through_relu=True)
 
 
 @pytest.mark.parametrize("shape", TRAINED[1:], ids=lambda s: "x".join(map(str, s)))
