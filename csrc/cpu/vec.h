@@ -81,13 +81,20 @@ static inline Vec<acc_t> broadcast(acc_t value) {
   return repeat(value, std::make_integer_sequence<int64_t, kWidth<acc_t>>{});
 }
 
-template <typename acc_t>
+// Lane i of the result is lane i + by of v, going around.
+template <typename acc_t, int64_t by, int64_t... i>
+static inline Vec<acc_t> rotated(const Vec<acc_t>& v, std::integer_sequence<int64_t, i...>) {
+  return __builtin_shufflevector(v, v, ((i + by) % kWidth<acc_t>)...);
+}
+
+template <typename acc_t, int64_t half = kWidth<acc_t> / 2>
 static inline acc_t sum_of(const Vec<acc_t>& v) {
-  acc_t parts[kWidth<acc_t>];
-  store_bits(parts, v);
-  for (int64_t half = kWidth<acc_t> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
-  return parts[0];
+  if constexpr (half == 0) {
+    return v[0];
+  } else {
+    const auto lanes = std::make_integer_sequence<int64_t, kWidth<acc_t>>{};
+    return sum_of<acc_t, half / 2>(v + rotated<acc_t, half>(v, lanes));
+  }
 }
 
 // bfloat16 is the upper half of a float. A half's exponent and fraction, moved to their
