@@ -31,6 +31,7 @@ from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import label_views
 from ltdd.stages.statistics import calibrate_statistics
 from ltdd.targets import LayerStatistics
+from ltdd_ext import _convolution
 
 CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory: you"
 ALLOCATORS = [
@@ -135,17 +136,19 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
     """Let no more than some images through a convolution at once; return the sizes that were."""
     seen = []
 
-    def limited(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def convolution(x: Tensor, *others: Any) -> Tensor:
-            if len(x) > images:
+    def limited(convolve: Callable[..., Tensor], position: int) -> Callable[..., Tensor]:
+        def convolution(*arguments: Any) -> Tensor:
+            size = len(arguments[position])
+            if size > images:
                 raise RuntimeError(CPU_ALLOCATOR)
-            seen.append(len(x))
-            return convolve(x, *others)
+            seen.append(size)
+            return convolve(*arguments)
 
         return convolution
 
-    monkeypatch.setattr(F, "conv2d", limited(F.conv2d))
-    monkeypatch.setattr(normalization, "conv3x3", limited(normalization.conv3x3))
+    monkeypatch.setattr(F, "conv2d", limited(F.conv2d, 0))
+    for module in (normalization, _convolution):
+        monkeypatch.setattr(module, "convolve", limited(module.convolve, 1))
     return seen
 
 
