@@ -1,4 +1,4 @@
-"""3x3 convolution of channels_last images on a CPU, for training small networks."""
+"""3x3 convolution of channels_last images on a CPU, for small networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, forward and backward
     computed on tiles of 4x4 outputs as ``A' ((G w G') (B' d B)) A`` (Winograd's F(4x4, 3x3),
-    arXiv:1509.09308, section 4) with a quarter of the multiplications; up to 8 channels directly.
+    arXiv:1509.09308, section 4) with a quarter of the multiplications; directly where input or
+    output has up to 8 channels.
 
     Args:
         x: Images (N, C, H, W) on the CPU, float32; other layouts than channels_last are copied.
