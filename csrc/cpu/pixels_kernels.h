@@ -1,13 +1,15 @@
 // Moments of the channels of one sample whose pixels lie together (NHWC). Included by isa_*.cpp
 // after rows_kernels.h, see vec.h.
 //
-// Every pixel is read once and in the order of memory, a block of them at a time: four vectors of
-// channels stay in registers over a block, then their sums go to totals in double. The pivot of a
-// channel is its mean over a few pixels spread over the image; rows_kernels.h says why that is
-// enough, and channels where it was not are read again, twice.
+// Every pixel is read once, a block of them at a time, whose sums then go to totals in double. With
+// AVX-512 up to eight vectors of channels have their sums in registers, and pixel is read after
+// pixel; otherwise sums stay in the cache, and four pixels are read side by side, as that costs.
+// The pivot of a channel is its mean over a few pixels spread over the image; rows_kernels.h says
+// why that is enough, and channels where it was not are read again, twice.
 
 constexpr int64_t kStepPixels = 4;      // read side by side
-constexpr int64_t kBlockPixels = 64;    // summed in acc_t, sixteen steps of four
+constexpr int64_t kRunPixels = 16;      // summed in registers
+constexpr int64_t kBlockPixels = 64;    // summed in acc_t, sixteen steps or four runs
 constexpr int64_t kPivotPixels = 8;     // at most
 constexpr int64_t kAheadBytes = 24576;  // of the prefetch: it follows memory, not the loops
 constexpr int64_t kSlab = 512;          // channels worked on at once, at most
@@ -51,15 +53,57 @@ static inline void add_step(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x, in
   });
 }
 
+// Adds a few pixels of `vectors` vectors of channels and no more.
+template <int64_t vectors, typename scalar_t>
+static inline void add_narrow_run(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x,
+                                  int64_t pixels) {
+  using acc_t = Acc<scalar_t>;
+  constexpr int64_t w = kWidth<acc_t>;
+  Vec<acc_t> center[vectors], sum[vectors], sum2[vectors];
+#pragma GCC unroll 8
+  for (int64_t v = 0; v < vectors; ++v) {
+    center[v] = load(slab.pivot + v * w);
+    sum[v] = sum2[v] = Vec<acc_t>{};
+  }
+  for (int64_t p = 0; p < pixels; ++p)
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Vec<acc_t> d = load(x + (p * vectors + v) * w) - center[v];
+      sum[v] += d;
+      sum2[v] += d * d;
+    }
+#pragma GCC unroll 8
+  for (int64_t v = 0; v < vectors; ++v) {
+    store(slab.sum + v * w, load(slab.sum + v * w) + sum[v]);
+    store(slab.sum2 + v * w, load(slab.sum2 + v * w) + sum2[v]);
+  }
+}
+
+// That function for pixels of so many channels, or null where registers do not hold them.
+template <typename scalar_t>
+static inline auto narrow_run(int64_t stride, int64_t channels)
+    -> void (*)(SlabSums<Acc<scalar_t>>&, const scalar_t*, int64_t) {
+  constexpr int64_t w = kWidth<Acc<scalar_t>>;
+  if (!kFetchesAhead || channels != stride) return nullptr;
+  if (channels == w) return add_narrow_run<1, scalar_t>;
+  if (channels == 2 * w) return add_narrow_run<2, scalar_t>;
+  if (channels == 4 * w) return add_narrow_run<4, scalar_t>;
+  if (channels == 8 * w) return add_narrow_run<8, scalar_t>;
+  return nullptr;
+}
+
 // Adds the pixels [begin, end) of the sample at x.
 template <typename scalar_t>
 static inline void add_pixels(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x, int64_t begin,
                               int64_t end, int64_t stride, int64_t channels) {
   using acc_t = Acc<scalar_t>;
+  const auto narrow = narrow_run<scalar_t>(stride, channels);
   for (int64_t first = begin; first < end; first += kBlockPixels) {
     const int64_t last = least(end, first + kBlockPixels);
     for (int64_t c = 0; c < channels; ++c) slab.sum[c] = slab.sum2[c] = 0;
     int64_t p = first;
+    if (narrow != nullptr)
+      for (; p < last; p += kRunPixels) narrow(slab, x + p * stride, least(kRunPixels, last - p));
     for (; p + kStepPixels <= last; p += kStepPixels)
       add_step<kStepPixels>(slab, x + p * stride, stride, channels);
     for (; p < last; ++p) add_step<1>(slab, x + p * stride, stride, channels);
