@@ -175,8 +175,8 @@ class EvaluationConfig:
     """Passes over the distilled images."""
     batch_size: int = 25
     """Images per step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer of the student."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Optimizer of the student; `muon` is for convolutions, with `adamw` for the rest."""
     learning_rate: float = 1e-3
     """Learning rate."""
     momentum: float = 0.875

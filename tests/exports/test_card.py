@@ -76,6 +76,7 @@ def test_the_code_of_every_format_runs_without_this_package(
         ({"schedule": "smoothed_cosine"}, "CosineAnnealingLR(optimizer, 2 * epochs)"),
         ({"schedule": "cos2"}, "without the last drop of the learning rate"),
         ({"optimizer": "sgd", "momentum": 0.8}, "momentum = 0.8"),
+        ({"optimizer": "muon"}, "trained with Muon for convolutions"),
         ({"logit_std_norm": True}, "targets = targets / targets.std(dim=1, keepdim=True)"),
         ({"horizontal_flip": True}, "v2.RandomHorizontalFlip()"),
         ({"randaugment": True}, "RandAugment"),

@@ -16,6 +16,7 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.models import build_model
+from ltdd.muon import Muon
 from ltdd.runtime import Runtime
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
@@ -126,11 +127,19 @@ def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> float:
     return float((predictions == data.test_labels).float().mean())
 
 
-@pytest.mark.parametrize("kind", ["static", "hard"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("static", "adamw"), ("hard", "adamw"), ("static", "muon")]
+)
 def test_a_student_learns(
-    problem: dict[str, Any], balanced: LongTailedData, runtime: Runtime, log: Any, kind: str
+    problem: dict[str, Any],
+    balanced: LongTailedData,
+    runtime: Runtime,
+    log: Any,
+    kind: str,
+    optimizer: str,
 ) -> None:
-    model = trained(problem, **({"source": None} if kind == "hard" else {}))
+    source = {"source": None} if kind == "hard" else {}
+    model = trained(changed(problem, optimizer=optimizer), **source)
     assert not model.training
     assert accuracy(model, balanced, runtime) > 0.9
     events = log.of("student")
@@ -191,21 +200,37 @@ def test_the_average_follows_its_formula(
     torch.testing.assert_close(model.classifier.weight, expected)
 
 
-def test_sgd_takes_its_step_and_keeps_its_momentum(
-    problem: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[torch.optim.Optimizer] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
+    """Return the list to which every student's optimizer is added."""
+    optimizers: list[torch.optim.Optimizer] = []
     original = evaluation._optimizer
 
     def watch(model: nn.Module, config: EvaluationConfig) -> torch.optim.Optimizer:
-        made.append(original(model, config))
-        return made[-1]
+        optimizers.append(original(model, config))
+        return optimizers[-1]
 
     monkeypatch.setattr(evaluation, "_optimizer", watch)
+    return optimizers
+
+
+def test_sgd_takes_its_step_and_keeps_its_momentum(
+    problem: dict[str, Any], made: list[torch.optim.Optimizer]
+) -> None:
     trained(changed(problem, epochs=1, optimizer="sgd", momentum=0.5, learning_rate=0.01))
     (optimizer,) = made
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_muon_takes_the_settings_of_the_recipe(
+    problem: dict[str, Any], made: list[torch.optim.Optimizer]
+) -> None:
+    trained(changed(problem, epochs=1, optimizer="muon", learning_rate=0.003))
+    (optimizer,) = made
+    assert isinstance(optimizer, Muon)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.003, 0.003]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 

@@ -69,7 +69,7 @@ def write(distilled: DistilledSet, folder: Path) -> None:
         "soft_label_mode": "S",
         "soft_label_criterion": "kl",
         "loss_fn_kwargs": {"temperature": 1.0, "scale_loss": False},
-        "optimizer": recipe.get("optimizer", "adamw"),
+        "optimizer": "sgd" if recipe.get("optimizer") == "sgd" else "adamw",  # it has no Muon
         "weight_decay": recipe["weight_decay"],
         "num_epochs": recipe["epochs"],
         "use_zca": False,

@@ -21,6 +21,7 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
 from ltdd.inference import view_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.muon import Muon
 from ltdd.packing import PackedLogits
 from ltdd.passes import TrainingPasses
 from ltdd.runtime import Runtime, mean_of_losses
@@ -182,4 +183,6 @@ def _optimizer(model: nn.Module, config: EvaluationConfig) -> torch.optim.Optimi
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    if config.optimizer == "muon":
+        return Muon(groups, config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
