@@ -61,7 +61,7 @@ def test_class_wise_alignment_alone_outweighs_the_global_part() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["label"], "expected a switch among debias, statistics, .*; got 'label'"),
+        (["label"], "expected a switch among debias, averaging, .*; got 'label'"),
         (["labels=soft"], "expected values of labels among static, fkd, .*; got 'soft'"),
         (["recovery=off,"], "got ''"),
     ],

@@ -43,11 +43,16 @@ def _nearly_nothing(weight: float) -> float:
 
 SWITCHES: Mapping[str, Switch] = {
     "debias": Switch(
-        "experts without resampling and class weights, or trained plainly, without mixing too",
+        "experts without resampling and class weights, trained plainly, without mixing too, or by "
+        "UniMix",
         {
             "off": {"experts.debias_power": 0.0, "experts.resampling_power": 0.0},
             "plain": {"experts.loss": "ce"},
+            "unimix": {"experts.loss": "unimix"},
         },
+    ),
+    "averaging": Switch(
+        "experts whose weights are averages", _choices("experts.averaging", "none", "ema", "swa")
     ),
     "statistics": Switch(
         "variance that whole batches are aligned with",
