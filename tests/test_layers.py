@@ -23,6 +23,7 @@ LAYERS = (
         "data",
         "models",
         "losses",
+        "muon",
         "metrics",
         "files",
         "checkpoint",

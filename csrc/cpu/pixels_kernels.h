@@ -53,9 +53,9 @@ static inline void add_step(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x, in
   });
 }
 
-// Adds a few pixels of `vectors` vectors of channels and no more.
+// Adds a few pixels of `vectors` vectors of channels.
 template <int64_t vectors, typename scalar_t>
-static inline void add_narrow_run(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x,
+static inline void add_narrow_run(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x, int64_t stride,
                                   int64_t pixels) {
   using acc_t = Acc<scalar_t>;
   constexpr int64_t w = kWidth<acc_t>;
@@ -68,7 +68,7 @@ static inline void add_narrow_run(SlabSums<Acc<scalar_t>>& slab, const scalar_t*
   for (int64_t p = 0; p < pixels; ++p)
 #pragma GCC unroll 8
     for (int64_t v = 0; v < vectors; ++v) {
-      const Vec<acc_t> d = load(x + (p * vectors + v) * w) - center[v];
+      const Vec<acc_t> d = load(x + p * stride + v * w) - center[v];
       sum[v] += d;
       sum2[v] += d * d;
     }
@@ -79,17 +79,18 @@ static inline void add_narrow_run(SlabSums<Acc<scalar_t>>& slab, const scalar_t*
   }
 }
 
-// That function for pixels of so many channels, or null where registers do not hold them.
+// That function for so many of the channels of a pixel, or null where registers would not hold them
+// all: which of the two ways a channel is summed must not depend on how channels are split.
 template <typename scalar_t>
 static inline auto narrow_run(int64_t stride, int64_t channels)
-    -> void (*)(SlabSums<Acc<scalar_t>>&, const scalar_t*, int64_t) {
+    -> void (*)(SlabSums<Acc<scalar_t>>&, const scalar_t*, int64_t, int64_t) {
   constexpr int64_t w = kWidth<Acc<scalar_t>>;
-  if (!kFetchesAhead || channels != stride) return nullptr;
+  const bool narrow = stride == w || stride == 2 * w || stride == 4 * w || stride == 8 * w;
+  if (!kFetchesAhead || !narrow) return nullptr;
   if (channels == w) return add_narrow_run<1, scalar_t>;
   if (channels == 2 * w) return add_narrow_run<2, scalar_t>;
   if (channels == 4 * w) return add_narrow_run<4, scalar_t>;
-  if (channels == 8 * w) return add_narrow_run<8, scalar_t>;
-  return nullptr;
+  return channels == 8 * w ? add_narrow_run<8, scalar_t> : nullptr;
 }
 
 // Adds the pixels [begin, end) of the sample at x.
@@ -103,7 +104,8 @@ static inline void add_pixels(SlabSums<Acc<scalar_t>>& slab, const scalar_t* x, 
     for (int64_t c = 0; c < channels; ++c) slab.sum[c] = slab.sum2[c] = 0;
     int64_t p = first;
     if (narrow != nullptr)
-      for (; p < last; p += kRunPixels) narrow(slab, x + p * stride, least(kRunPixels, last - p));
+      for (; p < last; p += kRunPixels)
+        narrow(slab, x + p * stride, stride, least(kRunPixels, last - p));
     for (; p + kStepPixels <= last; p += kStepPixels)
       add_step<kStepPixels>(slab, x + p * stride, stride, channels);
     for (; p < last; ++p) add_step<1>(slab, x + p * stride, stride, channels);
