@@ -21,13 +21,17 @@ T = TypeVar("T")
 # MemoryError has a type of its own; everything else that allocates for torch raises RuntimeError
 # in one of these wordings: its CPU and CUDA allocators, C++ itself, cuBLAS and cuDNN.
 _WORDINGS = ("out of memory", "not enough memory", "bad_alloc", "alloc_failed", "allocate memory")
+# oneDNN gives no reason. What it cannot do at all fails earlier, at "a primitive descriptor": what
+# is left is memory, for the code that it compiles and for its scratch space.
+_ONEDNN = "could not create a primitive"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory is exhausted, on a CPU or a GPU."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(wording in said for wording in _WORDINGS)
+        isinstance(error, RuntimeError)
+        and (said == _ONEDNN or any(wording in said for wording in _WORDINGS))
     )
 
 

@@ -40,6 +40,7 @@ ALLOCATORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("std::bad_alloc"),
+    RuntimeError("could not create a primitive"),  # oneDNN's words
 ]
 
 
@@ -119,7 +120,8 @@ def test_a_single_row_that_does_not_fit_ends_in_one_sentence(runtime: Runtime) -
 def test_other_errors_are_not_taken_for_exhausted_memory(runtime: Runtime, tmp_path: Path) -> None:
     access = RuntimeError("CUDA error: an illegal memory access was encountered")
     shapes = RuntimeError("mat1 and mat2 shapes")
-    for error in (access, shapes, ValueError("out of memory"), OSError()):
+    unknown = RuntimeError("could not create a primitive descriptor for a convolution")
+    for error in (access, shapes, unknown, ValueError("out of memory"), OSError()):
         assert not is_out_of_memory(error)
 
     def work(chunk: int) -> None:
