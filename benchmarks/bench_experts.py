@@ -109,7 +109,7 @@ def our_loop(data: LongTailedData, network: ExpertNetwork, size: int) -> Step:
 
     def step() -> None:
         drawn = torch.randperm(len(data.train_labels), generator=generator)[:BATCH]
-        update(optimizer, objective.loss(drawn, generator, 0.5, size))
+        update(optimizer, objective.loss(objective.draw(drawn, generator), torch.tensor(0.5), size))
 
     return step
 

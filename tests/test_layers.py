@@ -18,7 +18,7 @@ LTDD_EXT = ROOT / "ltdd_ext"
 
 # Lowest first. A module imports from its own layer or a lower one, and never in a circle.
 LAYERS = (
-    ("errors", "config", "interruption", "runtime", "progress", "units"),
+    ("errors", "config", "interruption", "runtime", "progress", "units", "trees"),
     (
         "data",
         "models",
@@ -38,7 +38,7 @@ LAYERS = (
         "drift",
         "inference",
         "chunks",
-        "passes",
+        "steps",
         "weights",
     ),
     ("stages",),

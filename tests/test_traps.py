@@ -66,7 +66,7 @@ def test_a_teacher_asked_online_gets_no_gradient(data: LongTailedData, runtime: 
     schedule = ViewSchedule(0, 4, 8, 8, False, EvaluationConfig(batch_size=4))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     view, batch = next(schedule.batches(0, data.train_images[:4], mean, std))
-    logits = online_labels(teacher, runtime)(0, 0, view, batch.requires_grad_())
+    logits = online_labels(teacher, runtime).logits(view, batch.requires_grad_(), torch.empty(0))
     assert not logits.requires_grad
 
 

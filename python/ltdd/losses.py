@@ -72,7 +72,7 @@ def expert_loss(
     consistency: Tensor,
     targets: tuple[Tensor, Tensor],
     class_weights: Tensor,
-    progress: float,
+    progress: float | Tensor,
     config: ExpertsConfig,
 ) -> Tensor:
     """Combine the terms of expert training (arXiv:2511.18858, Eq. 5-7).
@@ -97,7 +97,7 @@ def expert_loss(
 
 
 def bayias_loss(
-    logits: Tensor, labels: Tensor, partner_labels: Tensor, kept: Tensor, counts: Sequence[int]
+    logits: Tensor, labels: Tensor, partner_labels: Tensor, kept: Tensor, counts: Tensor
 ) -> Tensor:
     """Return the cross-entropy of mixed images with the training prior added to the logits.
 
@@ -109,10 +109,9 @@ def bayias_loss(
         logits: (N, K).
         labels, partner_labels: int64 (N,), classes of the two images that were mixed.
         kept: lam, (N,), share of the first.
-        counts: training images per class.
+        counts: float64 (K,), training images per class.
     """
-    prior = torch.tensor(counts, dtype=torch.float64, device=logits.device)
-    shifted = logits.float() + (prior * len(counts) / prior.sum()).log().float()
+    shifted = logits.float() + (counts * len(counts) / counts.sum()).log().float()
     first = F.cross_entropy(shifted, labels, reduction="none")
     second = F.cross_entropy(shifted, partner_labels, reduction="none")
     return (kept * first + (1 - kept) * second).mean()

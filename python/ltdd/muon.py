@@ -56,10 +56,10 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: parameter groups; each may set ``weight_decay``.
-        lr: learning rate.
+        lr: learning rate; on a GPU a scalar tensor, which a recorded step reads.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float | Tensor) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
                 self._orthogonal_step(kernel, group["lr"], group["weight_decay"])
             self._adamw_step([p for p in given if p.ndim != 4], group["lr"], group["weight_decay"])
 
-    def _orthogonal_step(self, kernel: nn.Parameter, lr: float, decay: float) -> None:
+    def _orthogonal_step(self, kernel: nn.Parameter, lr: float | Tensor, decay: float) -> None:
         state, gradient = self.state[kernel], kernel.grad
         assert gradient is not None
         if not state:
@@ -79,9 +79,9 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         matrix = gradient.lerp(state["momentum"], MOMENTUM).flatten(1)
         step = orthogonalised(matrix).view_as(kernel)
-        kernel.mul_(1 - lr * decay).sub_(step, alpha=lr * 0.2 * max(matrix.shape) ** 0.5)
+        kernel.mul_(1 - lr * decay).sub_(step.mul_(lr * 0.2 * max(matrix.shape) ** 0.5))
 
-    def _adamw_step(self, others: list[nn.Parameter], lr: float, decay: float) -> None:
+    def _adamw_step(self, others: list[nn.Parameter], lr: float | Tensor, decay: float) -> None:
         for parameter in others:
             if not self.state[parameter]:
                 self.state[parameter] = {
@@ -98,6 +98,7 @@ class Muon(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
+            capturable=isinstance(lr, Tensor),
             amsgrad=False,
             beta1=BETAS[0],
             beta2=BETAS[1],

@@ -277,7 +277,7 @@ def label_source(
         case "hard":
             return None
         case "online":
-            return shifted(online_labels(teacher, context.runtime), made.shift)
+            return shifted(online_labels(teacher, context.runtime), made.shift.to(device))
         case "static" if not compared.real:
             return static_labels(made.logits[:], device)
         case "static":
@@ -319,13 +319,8 @@ def packed_views(
 
 
 def shifted(source: LabelSource, shift: Tensor) -> LabelSource:
-    """Subtract a shift (K,) from all logits of a source."""
-
-    def labels(epoch: int, start: int, view: Any, batch: Tensor) -> Tensor:
-        logits = source(epoch, start, view, batch)
-        return logits - shift.to(logits.device)
-
-    return labels
+    """Subtract a shift (K,), on the device of the logits, from all logits of a source."""
+    return dataclasses.replace(source, logits=lambda *given: source.logits(*given) - shift)
 
 
 def static_logits(context: Context, teacher: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:

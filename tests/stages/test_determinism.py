@@ -16,7 +16,7 @@ from ltdd import pipeline
 from ltdd.artifacts import EventLog
 from ltdd.config import EvaluationConfig
 from ltdd.context import Context
-from ltdd.data.augment import pad_crop_flip, random_crops
+from ltdd.data.augment import cut_windows, random_crops, random_windows
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
@@ -40,7 +40,12 @@ def drawn_by_experts(runtime: Runtime) -> list[Tensor]:
     order = torch.randperm(50_000, generator=generator)
     weights = torch.arange(50_000, dtype=torch.float64)
     resampled = torch.multinomial(weights, 512, replacement=True, generator=generator)
-    return [order, pad_crop_flip(images, 4, True, generator), resampled, generator.get_state()]
+    return [
+        order,
+        cut_windows(images, 4, random_windows(len(images), 4, True, generator)),
+        resampled,
+        generator.get_state(),
+    ]
 
 
 def drawn_by_recovery(runtime: Runtime) -> list[Tensor]:

@@ -185,13 +185,13 @@ def test_the_average_follows_its_formula(
     problem: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iterates: list[Tensor] = []
-    update = evaluation.AveragedModel.update_parameters
+    update = evaluation.MovingAverage.update
 
-    def spy(self: evaluation.AveragedModel, model: nn.Module) -> None:
-        iterates.append(model.classifier.weight.detach().clone())
-        update(self, model)
+    def spy(self: evaluation.MovingAverage) -> None:
+        iterates.append(self._source.classifier.weight.detach().clone())
+        update(self)
 
-    monkeypatch.setattr(evaluation.AveragedModel, "update_parameters", spy)
+    monkeypatch.setattr(evaluation.MovingAverage, "update", spy)
     model = trained(changed(problem, epochs=2))
     expected = iterates[0]
     for iterate in iterates[1:]:
@@ -206,8 +206,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = []
     original = evaluation._optimizer
 
-    def watch(model: nn.Module, config: EvaluationConfig) -> torch.optim.Optimizer:
-        optimizers.append(original(model, config))
+    def watch(*given: Any) -> torch.optim.Optimizer:
+        optimizers.append(original(*given))
         return optimizers[-1]
 
     monkeypatch.setattr(evaluation, "_optimizer", watch)

@@ -24,6 +24,7 @@ from ltdd.stages.experts import (
     train_expert,
     training_size,
 )
+from ltdd.trees import moved
 
 FAST = ExpertsConfig(
     observer="convnet3_bn", epochs=6, batch_size=8, learning_rate=0.05, weight_decay=1e-3
@@ -69,13 +70,21 @@ def batches(runtime: Runtime, data: LongTailedData, **settings: Any) -> _Batches
     return _Batches(data, config, False, runtime)
 
 
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def mixed(source: _Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return source.mixed_views(source.mixture(plain, generator(seed)))
+
+
 def test_both_views_show_one_mixture_and_labels_match_pixels(runtime: Runtime) -> None:
     data = coloured()
     source = batches(runtime, data)
     plain = torch.tensor([0, 1, 16, 24])
     shares = []
     for seed in range(60):
-        inputs, (mixup, cutmix) = source.mixed_views(plain, torch.Generator().manual_seed(seed))
+        inputs, (mixup, cutmix) = mixed(source, plain, seed)
         assert inputs.shape == (8, 3, 32, 32)
         for targets in (mixup, cutmix):
             torch.testing.assert_close(targets.sum(1), torch.ones(4))
@@ -106,13 +115,13 @@ def test_both_views_show_one_mixture_and_labels_match_pixels(runtime: Runtime) -
 def test_own_and_resampled_views_are_two_draws(runtime: Runtime, data: LongTailedData) -> None:
     source = _Batches(data, dataclasses.replace(FAST, crop_padding=8), True, runtime)
     assert source.padding == 2
-    generator = torch.Generator().manual_seed(0)
+    drawing = generator(0)
     indices = torch.arange(8)
-    first, second = source.view(indices, generator), source.view(indices, generator)
+    first, second = (source.view(source.shown(indices, drawing)) for _ in range(2))
     assert not torch.equal(first, second)
     plain = _Batches(data, dataclasses.replace(FAST, crop_padding=0), False, runtime)
     expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
-    assert torch.equal(plain.view(indices, generator), expected)
+    assert torch.equal(plain.view(plain.shown(indices, drawing)), expected)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.2, 1.0])
@@ -130,7 +139,7 @@ def test_resampled_images_follow_the_weights(runtime: Runtime) -> None:
     plain = torch.zeros(25, dtype=torch.int64)
     partners = torch.zeros(3)
     for seed in range(80):
-        _, (mixup, _) = source.mixed_views(plain, torch.Generator().manual_seed(seed))
+        _, (mixup, _) = mixed(source, plain, seed)
         other = mixup.clone()
         other[:, 0] = 0
         partners += torch.tensor(
@@ -183,7 +192,9 @@ def test_gathered_batches_are_those_of_images_on_the_device(
     assert inside.images.is_cuda
     assert not outside.images.is_cuda
     indices = torch.tensor([3, 1, 30])
-    views = [b.view(indices, torch.Generator().manual_seed(0)) for b in (inside, outside)]
+    views = [
+        b.view(moved(b.shown(indices, generator(0)), runtime.device)) for b in (inside, outside)
+    ]
     assert views[1].is_cuda
     assert torch.equal(*views)
 
@@ -210,9 +221,9 @@ def test_resized_crops_replace_padding(runtime: Runtime, data: LongTailedData) -
     whole = _Batches(data, dataclasses.replace(FAST, crop_min_scale=1.0), False, runtime)
     cut = _Batches(data, dataclasses.replace(FAST, crop_min_scale=0.1), False, runtime)
     expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
-    generator = torch.Generator().manual_seed(0)
-    torch.testing.assert_close(whole.view(torch.arange(8), generator), expected)
-    assert not torch.allclose(cut.view(torch.arange(8), generator), expected, atol=0.1)
+    drawing = generator(0)
+    torch.testing.assert_close(whole.view(whole.shown(torch.arange(8), drawing)), expected)
+    assert not torch.allclose(cut.view(cut.shown(torch.arange(8), drawing)), expected, atol=0.1)
 
 
 def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> None:
@@ -222,7 +233,7 @@ def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> N
     changed = _Batches(data, config, False, runtime)
     plain = _Batches(data, dataclasses.replace(config, color_jitter=None), False, runtime)
     levels = [
-        source.view(torch.arange(34), torch.Generator().manual_seed(0)).mean((1, 2, 3))
+        source.view(source.shown(torch.arange(34), generator(0))).mean((1, 2, 3))
         for source in (plain, kept, changed)
     ]
     assert float((levels[1] - levels[0]).abs().max()) < 0.1  # blur keeps the level
@@ -234,7 +245,8 @@ def test_unimix_leans_towards_the_tail_and_its_shares_match_the_pixels(runtime: 
     source = batches(runtime, data, loss="unimix")
     plain, shares, partners = torch.arange(25), torch.zeros(3), torch.zeros(3)
     for seed in range(200):
-        view, partner, lam = source.unimixed(plain, torch.Generator().manual_seed(seed))
+        drawn = source.pairs(plain, generator(seed))
+        view, partner, lam = source.unimixed(drawn), drawn.partner, drawn.lam
         assert float(lam.min()) >= 0
         assert float(lam.max()) <= 1
         shown = view[:, 0, 0, 0] * 255 / 10

@@ -134,7 +134,9 @@ def test_bayias_by_hand() -> None:
     logits, labels, partners = torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([1, 1])
     kept = torch.tensor([0.25, 1.0])
     expected = (0.25 * -math.log(3 / 4) + 0.75 * -math.log(1 / 4) - math.log(1 / 4)) / 2
-    assert float(bayias_loss(logits, labels, partners, kept, [30, 10])) == pytest.approx(expected)
+    assert float(
+        bayias_loss(logits, labels, partners, kept, torch.tensor([30.0, 10]))
+    ) == pytest.approx(expected)
 
 
 def test_bayias_of_balanced_data_is_the_mixed_cross_entropy() -> None:
@@ -143,7 +145,8 @@ def test_bayias_of_balanced_data_is_the_mixed_cross_entropy() -> None:
     share = kept[:, None]
     mixed = share * F.one_hot(labels, 5) + (1 - share) * F.one_hot(partners, 5)
     torch.testing.assert_close(
-        bayias_loss(logits, labels, partners, kept, [7] * 5), soft_cross_entropy(logits, mixed)
+        bayias_loss(logits, labels, partners, kept, torch.full((5,), 7.0)),
+        soft_cross_entropy(logits, mixed),
     )
 
 

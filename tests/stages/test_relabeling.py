@@ -50,9 +50,9 @@ def test_stored_labels_equal_online_labels_bit_for_bit(
     for epoch in range(3):
         first = 0
         for view, batch in plan.batches(epoch, images, MEAN, STD):
-            labels = stored(epoch, first, view, batch)
+            labels = stored.logits(view, batch, stored.rows(epoch, first, len(view.indices)))
             assert labels.dtype == torch.float32
-            assert torch.equal(labels, online(epoch, first, view, batch))
+            assert torch.equal(labels, online.logits(view, batch, online.rows(epoch, 0, 5)))
             first += len(view.indices)
     assert len(table.flatten(0, 1).unique(dim=0)) == 39
 
@@ -91,7 +91,7 @@ def test_static_labels_are_mixed_like_the_images() -> None:
     logits = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
     source = static_labels(logits, torch.device("cpu"))
     for view in schedule().epoch(0):
-        labels = source(0, 0, view, torch.empty(0))
+        labels = source.logits(view, torch.empty(0), source.rows(0, 0, 5))
         assert torch.equal(labels, mixed(view, logits[view.indices]))
         kept = view.box.kept
         expected = kept * logits[view.indices] + (1 - kept) * logits[view.indices[view.partner]]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
+from ltdd.trees import leaves
 
 MEAN, STD = torch.zeros(3), torch.ones(3)
 
@@ -25,12 +26,7 @@ def pixels(images: int = 23, channels: int = 3) -> Tensor:
 
 
 def same(first: View, second: View) -> bool:
-    return (
-        torch.equal(first.indices, second.indices)
-        and torch.equal(first.crops.boxes, second.crops.boxes)
-        and torch.equal(first.crops.mirrored, second.crops.mirrored)
-        and first.box == second.box
-    )
+    return all(torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
 
 
 def test_every_epoch_shows_every_image_once() -> None:

@@ -8,7 +8,7 @@ mirror image costs nothing because it is folded into A_x.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,27 +27,50 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images * gain - offset).contiguous(memory_format=torch.channels_last)
 
 
-def pad_crop_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Pad with zeros, cut a random window of the old size, mirror half of the images.
+class Windows(NamedTuple):
+    """One window per image, of the image's own size, within the padded image.
+
+    Attributes:
+        corners: int64 (2, N, 1): top, then left.
+        mirrored: bool (N,).
+    """
+
+    corners: Tensor
+    mirrored: Tensor
+
+
+def random_windows(n: int, padding: int, flip: bool, generator: torch.Generator) -> Windows:
+    """Draw n windows, uniform in position.
+
+    Args:
+        n: number of windows.
+        padding: pixels on each side.
+        flip: mirror half of them.
+        generator: CPU generator.
+    """
+    corners = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    if not flip:
+        return Windows(corners, torch.zeros(n, dtype=torch.bool))
+    return Windows(corners, torch.rand(n, 1, generator=generator)[:, 0] < 0.5)
+
+
+def cut_windows(images: Tensor, padding: int, windows: Windows) -> Tensor:
+    """Pad with zeros and cut one window out of each image.
 
     Args:
         images: (N, C, H, W), any dtype.
         padding: pixels on each side.
-        flip: mirror left-right with probability 1/2.
-        generator: CPU generator.
+        windows: one per image, on the same device.
 
     Returns:
         (N, C, H, W), same dtype.
     """
     n, _, h, w = images.shape
     device = images.device
-    corners = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
-    top, left = corners.to(device, non_blocking=True)
+    top, left = windows.corners
     rows = top + torch.arange(h, device=device)
     columns = left + torch.arange(w, device=device)
-    if flip:
-        mirrored = (torch.rand(n, 1, generator=generator) < 0.5).to(device, non_blocking=True)
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    columns = torch.where(windows.mirrored[:, None], columns.flip(1), columns)
     padded = F.pad(images, (padding,) * 4)
     picked = padded.permute(0, 2, 3, 1)[
         torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]
@@ -55,8 +78,7 @@ def pad_crop_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     return picked.permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class Crops:
+class Crops(NamedTuple):
     """One crop per image, as fractions of the image.
 
     Attributes:
@@ -118,15 +140,16 @@ def crop(images: Tensor, crops: Crops) -> Tensor:
     return result.contiguous(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True)
-class CutBox:
-    """A rectangle in pixels, and the share of the image that it leaves uncovered."""
+class CutBox(NamedTuple):
+    """A rectangle in pixels, and the share of the image that it leaves uncovered.
 
-    top: int
-    left: int
-    bottom: int
-    right: int
-    kept: float
+    Attributes:
+        edges: int64 (4,): top, left, bottom, right.
+        kept: float64 scalar.
+    """
+
+    edges: Tensor
+    kept: Tensor
 
 
 def random_cut_box(height: int, width: int, generator: torch.Generator) -> CutBox:
@@ -146,12 +169,16 @@ def cut_box(height: int, width: int, lam: float, row: float, column: float) -> C
     top, bottom = (min(max(math.floor(centre_y + s * half_h), 0), height) for s in (-1, 1))
     left, right = (min(max(math.floor(centre_x + s * half_w), 0), width) for s in (-1, 1))
     kept = 1 - (bottom - top) * (right - left) / (height * width)
-    return CutBox(top, left, bottom, right, kept)
+    return CutBox(torch.tensor([top, left, bottom, right]), torch.tensor(kept, dtype=torch.float64))
 
 
 def paste(images: Tensor, others: Tensor, box: CutBox) -> Tensor:
-    """Return ``images`` with the rectangle replaced by that of ``others`` (CutMix)."""
-    mixed = images.clone(memory_format=torch.preserve_format)
-    window = (..., slice(box.top, box.bottom), slice(box.left, box.right))
-    mixed[window] = others[window]
-    return mixed
+    """Return ``images`` with the rectangle replaced by that of ``others`` (CutMix).
+
+    A mask, not a slice: where the rectangle lies is read on the device alone.
+    """
+    top, left, bottom, right = box.edges
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+    within_rows = (rows >= top) & (rows < bottom)
+    within_columns = (columns >= left) & (columns < right)
+    return torch.where(within_rows[:, None] & within_columns, others, images)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augment import Crops, CutBox, crop, normalise, paste, random_crops, random_cut_box
 from ltdd.data.randaugment import rand_augment
 from ltdd.runtime import stream_seed
+from ltdd.trees import moved
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """One augmented batch.
 
     Attributes:
@@ -34,12 +34,6 @@ class View:
     crops: Crops
     partner: Tensor | None
     box: CutBox | None
-
-    def to(self, device: torch.device) -> View:
-        """Return the view with its tensors on a device, without waiting for it."""
-        indices = self.indices.to(device, non_blocking=True)
-        partner = None if self.partner is None else self.partner.to(device, non_blocking=True)
-        return View(indices, self.crops.to(device), partner, self.box)
 
 
 @dataclass(frozen=True)
@@ -75,46 +69,69 @@ class ViewSchedule:
                 box = random_cut_box(self.height, self.width, generator)
             yield View(indices, crops, partner, box)
 
+    def pictures(self, epoch: int, images: Tensor) -> Tensor:
+        """Return the images (M, C, H, W), uint8, that an epoch's views are cut from."""
+        if self.config.randaugment:
+            return rand_augment(images, self._stream("randaugment", epoch))
+        return images
+
     def batches(
         self, epoch: int, images: Tensor, mean: Tensor, std: Tensor
     ) -> Iterator[tuple[View, Tensor]]:
-        """Yield the views of one epoch, on the images' device, as the networks see them.
+        """Yield the views of one epoch, on the images' device, with what `render` makes of them.
 
         Args:
             epoch: which one.
             images: uint8 (M, C, H, W), the whole distilled set.
             mean, std: (C,), in units of [0, 1].
-
-        Yields:
-            The view and its batch, float32 (B, C, H, W), normalised, channels_last.
         """
-        if self.config.randaugment:
-            images = rand_augment(images, self._stream("randaugment", epoch))
-        for view in self.epoch(epoch):
-            moved = view.to(images.device)
-            batch = crop(normalise(images[moved.indices], mean, std), moved.crops)
-            if moved.partner is not None and moved.box is not None:
-                batch = paste(batch, batch[moved.partner], moved.box)
-            yield moved, batch
+        images = self.pictures(epoch, images)
+        for drawn in self.epoch(epoch):
+            view = moved(drawn, images.device)
+            yield view, render(view, images[view.indices], mean, std)
 
     def _stream(self, name: str, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(stream_seed(self.seed, name, epoch))
+
+
+def render(view: View, picked: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return the batch of a view as networks see it; all tensors are on one device.
+
+    Args:
+        view: the view.
+        picked: uint8 (B, C, H, W), its images before the crop.
+        mean, std: (C,), in units of [0, 1].
+
+    Returns:
+        float32 (B, C, H, W), normalised, channels_last.
+    """
+    batch = crop(normalise(picked, mean, std), view.crops)
+    if view.partner is None or view.box is None:
+        return batch
+    return paste(batch, batch[view.partner], view.box)
 
 
 def mixed(view: View, values: Tensor) -> Tensor:
     """Mix per-image values of a batch in the proportion in which the view mixes the images.
 
     Args:
-        view: the view.
+        view: the view, on the device of the values.
         values: (B, K), in the order of ``view.indices``.
     """
     if view.partner is None or view.box is None:
         return values
     kept = view.box.kept
-    return kept * values + (1 - kept) * values[view.partner.to(values.device)]
+    return kept * values + (1 - kept) * values[view.partner]
 
 
 def mixed_labels(view: View, labels: Tensor, num_classes: int) -> Tensor:
     """Return the class probabilities (B, K) of a view; ``labels`` is int64 (M,)."""
-    chosen = labels[view.indices.to(labels.device)]
-    return mixed(view, F.one_hot(chosen, num_classes).float())
+    return mixed(view, one_hot(labels[view.indices], num_classes))
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Return class probabilities (B, K), float32, of int64 labels (B,).
+
+    torch's own reads the labels on the host where they are on a CPU.
+    """
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()

@@ -9,52 +9,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ltdd.chunks import Chunks, whole_batch
 from ltdd.config import EvaluationConfig
-from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
+from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels, render
 from ltdd.inference import view_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.muon import Muon
 from ltdd.packing import PackedLogits
-from ltdd.passes import TrainingPasses
 from ltdd.runtime import Runtime, mean_of_losses
+from ltdd.steps import MovingAverage, TrainingSteps, adjustable_rate, restore
 
-LabelSource = Callable[[int, int, View, Tensor], Tensor]
-"""(epoch, first image of the batch within the epoch, view, rendered batch) -> teacher logits."""
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where a student's soft labels come from.
+
+    Attributes:
+        logits: (view, rendered batch, stored rows of its images) -> teacher logits (B, K); it
+            reads no value from the device.
+        stored: logits (epochs, M, K) of every view, in the order in which they are shown, or None.
+    """
+
+    logits: Callable[[View, Tensor, Tensor], Tensor]
+    stored: PackedLogits | None = None
+
+    def rows(self, epoch: int, start: int, count: int) -> Tensor:
+        """Return what is stored of an epoch's images from ``start`` on; (0,) if nothing is."""
+        if self.stored is None:
+            return torch.empty(0)
+        return self.stored[epoch, start : start + count]
 
 
 def static_labels(logits: Tensor, device: torch.device) -> LabelSource:
     """Use one logit vector (M, K) an image, mixed like the view mixes the images."""
     logits = logits.to(device)
-    return lambda epoch, start, view, batch: mixed(view, logits[view.indices])
+    return LabelSource(lambda view, batch, rows: mixed(view, logits[view.indices]))
 
 
 def fkd_labels(table: PackedLogits) -> LabelSource:
     """Use the stored logits (epochs, M, K) of the very same views."""
-
-    def look_up(epoch: int, start: int, view: View, batch: Tensor) -> Tensor:
-        rows = table[epoch, start : start + len(view.indices)]
-        return rows.to(batch.device, non_blocking=True)
-
-    return look_up
+    return LabelSource(lambda view, batch, rows: rows, table)
 
 
 def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
     """Ask the teacher while the student trains."""
 
-    def ask(epoch: int, start: int, view: View, batch: Tensor) -> Tensor:
+    def ask(view: View, batch: Tensor, rows: Tensor) -> Tensor:
         chunks = Chunks("relabeling", len(batch), runtime)
         return view_logits(teacher, batch, runtime, chunks).to(torch.float16).float()
 
     teacher.eval()
-    return ask
+    return LabelSource(ask)
 
 
 @whole_batch("evaluation", "evaluation.batch_size")
@@ -90,10 +102,9 @@ def train_student(
     """
     config, device = schedule.config, runtime.device
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    averaged = MovingAverage(model, config.ema_decay)
     images, mean, std, labels = (t.to(device) for t in (images, mean, std, labels))
-    network = TrainingPasses(model, runtime)
-    optimizer = _optimizer(model, config)
+    optimizer = _optimizer(model, config, device)
     factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
     title = f"evaluation: {who} {number + 1}/{config.seeds}"
     parts: dict[str, Any] = {
@@ -102,30 +113,39 @@ def train_student(
         "optimizer": optimizer,
         "factor": factor,
     }
+
+    def take(view: View, picked: Tensor, rows: Tensor) -> Tensor:
+        batch = render(view, picked, mean, std)
+        soft = None if source is None else source.logits(view, batch, rows)
+        with runtime.autocast():
+            logits = model(batch)
+        loss = student_loss(logits, soft, mixed_labels(view, labels, num_classes), config)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        averaged.update()
+        return loss.detach()
+
+    training = TrainingSteps(take, model, runtime)
     restored = runtime.checkpoint.restore()
     if restored:
-        for name, part in parts.items():
-            part.load_state_dict(restored[name])
+        restore(parts, restored, device)
     first = restored.get("epoch", 0)
     with runtime.progress(config.epochs, title, first) as progress:
         for epoch in range(first, config.epochs):
             start, skipped, losses = 0, 0, list[Tensor]()
             if restored and epoch == first:  # in the middle of an epoch
                 skipped, losses = restored["start"], restored["losses"]
-            for view, batch in schedule.batches(epoch, images, mean, std):
+            pictures = schedule.pictures(epoch, images)
+            for view in schedule.epoch(epoch):
                 start += len(view.indices)
                 if start <= skipped:
                     continue
-                hard = mixed_labels(view, labels, num_classes)
-                soft = None
+                picked = pictures[view.indices.to(device, non_blocking=True)]
+                rows = torch.empty(0)
                 if source is not None:
-                    soft = source(epoch, start - len(batch), view, batch)
-                loss = student_loss(network(batch), soft, hard, config)
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimizer.step()
-                averaged.update_parameters(model)
-                losses.append(loss.detach())
+                    rows = source.rows(epoch, start - len(view.indices), len(view.indices))
+                losses.append(training(view, picked, rows))
                 if start == len(labels):
                     factor.step()
                 runtime.checkpoint.step(**parts, epoch=epoch, start=start, losses=losses)
@@ -133,8 +153,7 @@ def train_student(
             mean_loss = mean_of_losses(losses, f"evaluation: {who}", epoch * len(losses))
             if epoch % LOG_EVERY == 0 or epoch == config.epochs - 1:
                 runtime.log.write("student", who=who, seed=number, epoch=epoch, loss=mean_loss)
-    trained: nn.Module = averaged.module
-    return trained.eval()
+    return averaged.module.eval()
 
 
 LOG_EVERY = 10  # epochs between two events
@@ -174,15 +193,18 @@ def learning_rate_factor(epoch: int, config: EvaluationConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * done / zeta))
 
 
-def _optimizer(model: nn.Module, config: EvaluationConfig) -> torch.optim.Optimizer:
+def _optimizer(
+    model: nn.Module, config: EvaluationConfig, device: torch.device
+) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    rate, on_gpu = adjustable_rate(config.learning_rate, device), device.type == "cuda"
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=on_gpu)
     if config.optimizer == "muon":
-        return Muon(groups, config.learning_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return Muon(groups, rate)
+    return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_gpu)

@@ -12,19 +12,31 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ltdd.chunks import whole_batch
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import crop, cut_box, normalise, pad_crop_flip, paste, random_crops
+from ltdd.data.augment import (
+    Crops,
+    CutBox,
+    Windows,
+    crop,
+    cut_box,
+    cut_windows,
+    normalise,
+    paste,
+    random_crops,
+    random_windows,
+)
 from ltdd.data.colour import distort
 from ltdd.data.datasets import LongTailedData
+from ltdd.data.views import one_hot
 from ltdd.errors import UserError
 from ltdd.losses import (
     bayias_loss,
@@ -35,8 +47,9 @@ from ltdd.losses import (
     soft_cross_entropy,
 )
 from ltdd.models import Network, build_model
-from ltdd.passes import TrainingPasses
 from ltdd.runtime import Runtime, mean_of_losses
+from ltdd.steps import MovingAverage, TrainingSteps, adjustable_rate, restore
+from ltdd.trees import moved
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
@@ -71,8 +84,65 @@ class ExpertNetwork(nn.Module):
         return self.plain(features), self.backbone.classifier(features), z, self.prediction(z)
 
 
+class Shown(NamedTuple):
+    """Images of a batch, and what is cut out of each.
+
+    Attributes:
+        picked: uint8 (B, C, H, W), or float in [0, 1] where colours were changed.
+        place: `Windows` with ``crop_padding``, `Crops` with ``crop_min_scale``.
+    """
+
+    picked: Tensor
+    place: Windows | Crops
+
+
+class Mixture(NamedTuple):
+    """Both mixed views of a step: MixUp of the first pair, CutMix of the second.
+
+    Attributes:
+        own: two views of the plainly drawn images.
+        others: two views of the resampled ones.
+        labels, other_labels: int64 (B,), their classes.
+        lam: float64 scalar, the share of the plain images in MixUp; both views show one mixture.
+        box: the rectangle of CutMix.
+    """
+
+    own: tuple[Shown, Shown]
+    others: tuple[Shown, Shown]
+    labels: Tensor
+    other_labels: Tensor
+    lam: Tensor
+    box: CutBox
+
+
+class Pairs(NamedTuple):
+    """UniMix: each image with a partner out of the same batch.
+
+    Attributes:
+        shown: view of the images.
+        labels: int64 (B,).
+        partner: int64 (B,), places in the batch.
+        lam: float32 (B,), an image's own share.
+    """
+
+    shown: Shown
+    labels: Tensor
+    partner: Tensor
+    lam: Tensor
+
+
+class Labelled(NamedTuple):
+    """Images as they are: a view and its classes, int64 (B,)."""
+
+    shown: Shown
+    labels: Tensor
+
+
 class _Batches:
-    """Draws augmented, normalised batches from images that stay where they are as uint8."""
+    """Draws batches on the host, and renders what was drawn on the device.
+
+    Images are gathered, augmented and mixed where they stay, as uint8.
+    """
 
     def __init__(
         self, data: LongTailedData, config: ExpertsConfig, flip: bool, runtime: Runtime
@@ -81,7 +151,7 @@ class _Batches:
         # On the device where there is room; a larger set is gathered batch by batch.
         small = _fits(data.train_images, runtime.device)
         self.images = data.train_images.to(runtime.device) if small else data.train_images
-        self.labels = data.train_labels.to(runtime.device)
+        self.labels = data.train_labels
         self.mean = torch.tensor(data.mean, device=runtime.device)
         self.std = torch.tensor(data.std, device=runtime.device)
         self.num_classes, self.flip, self.config = data.num_classes, flip, config
@@ -89,53 +159,51 @@ class _Batches:
         self.counts = torch.tensor(data.counts, dtype=torch.float64)
         self.draw_weights = self.counts.pow(-config.resampling_power)[data.train_labels]
 
-    def view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = self.images[self._at(indices, self.images)].to(self.device)
+    def shown(self, indices: Tensor, generator: torch.Generator) -> Shown:
+        """Draw a view of images."""
+        places = indices.to(self.images.device, non_blocking=True)
+        picked = self.images[places].to(self.device)
         if self.config.color_jitter is not None:
-            images = distort(images / 255, self.config.color_jitter, generator)
+            picked = distort(picked / 255, self.config.color_jitter, generator)
         if self.config.crop_min_scale is not None:
             crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
-            return crop(normalise(images, self.mean, self.std), crops)
-        picked = pad_crop_flip(images, self.padding, self.flip, generator)
+            return Shown(picked, crops)
+        return Shown(picked, random_windows(len(indices), self.padding, self.flip, generator))
+
+    def view(self, shown: Shown) -> Tensor:
+        """Return a drawn view, normalised, float32 (B, C, H, W)."""
+        if isinstance(shown.place, Crops):
+            return crop(normalise(shown.picked, self.mean, self.std), shown.place)
+        picked = cut_windows(shown.picked, self.padding, shown.place)
         return normalise(picked, self.mean, self.std)
 
-    def classes(self, indices: Tensor) -> Tensor:
-        return self.labels[self._at(indices, self.labels)]
-
-    def one_hot(self, indices: Tensor) -> Tensor:
-        return nn.functional.one_hot(self.classes(indices), self.num_classes).float()
-
-    @staticmethod
-    def _at(indices: Tensor, table: Tensor) -> Tensor:
-        """Return the indices where the table is, without waiting for that device."""
-        return indices.to(table.device, non_blocking=True)
-
-    def mixed_views(
-        self, plain: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the MixUp and the CutMix view (2B, C, H, W) and their label probabilities."""
+    def mixture(self, plain: Tensor, generator: torch.Generator) -> Mixture:
+        """Draw the MixUp and the CutMix view of plainly drawn images with resampled ones."""
         resampled = torch.multinomial(
             self.draw_weights, len(plain), replacement=True, generator=generator
         )
-        first, second = self.view(plain, generator), self.view(plain, generator)
-        other_first, other_second = (self.view(resampled, generator) for _ in range(2))
-        y, other_y = self.one_hot(plain), self.one_hot(resampled)
-        # One lam for both views: they must show the same mixture to be consistent.
-        lam, row, column = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-        box = cut_box(self.images.shape[2], self.images.shape[3], lam, row, column)
+        own = self.shown(plain, generator), self.shown(plain, generator)
+        others = self.shown(resampled, generator), self.shown(resampled, generator)
+        lam, row, column = torch.rand(3, generator=generator, dtype=torch.float64)
+        box = cut_box(*self.images.shape[2:], *(float(v) for v in (lam, row, column)))
+        return Mixture(own, others, self.labels[plain], self.labels[resampled], lam, box)
+
+    def mixed_views(self, drawn: Mixture) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return both views (2B, C, H, W) and their label probabilities (B, K) each."""
+        first, second = (self.view(shown) for shown in drawn.own)
+        other_first, other_second = (self.view(shown) for shown in drawn.others)
+        y, other_y = (one_hot(k, self.num_classes) for k in (drawn.labels, drawn.other_labels))
+        lam, kept = drawn.lam, drawn.box.kept
         mixup = lam * first + (1 - lam) * other_first
-        cutmix = paste(second, other_second, box)
-        targets = (lam * y + (1 - lam) * other_y, box.kept * y + (1 - box.kept) * other_y)
+        cutmix = paste(second, other_second, drawn.box)
+        targets = (lam * y + (1 - lam) * other_y, kept * y + (1 - kept) * other_y)
         return torch.cat([mixup, cutmix]), targets
 
-    def unimixed(self, plain: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Mix each image with one of the batch, tail classes more often and with more weight.
-
-        Returns:
-            The mixed view (B, C, H, W), the partners' places (B,) and lam (B,), an image's share.
-        """
+    def pairs(self, plain: Tensor, generator: torch.Generator) -> Pairs:
+        """Draw a partner for each image, tail classes more often and with more weight."""
         power = next(tau for most, tau in UNIMIX_POWERS.items() if self.num_classes <= most)
-        own = self.counts[self.classes(plain).cpu()]
+        labels = self.labels[plain]
+        own = self.counts[labels]
         partner = torch.multinomial(
             own.pow(power), len(plain), replacement=True, generator=generator
         )
@@ -143,10 +211,13 @@ class _Batches:
         seed = int(torch.randint(2**62, (), generator=generator))
         beta = np.random.default_rng(seed).beta(UNIMIX_ALPHA, UNIMIX_ALPHA, len(plain))
         lam = (torch.from_numpy(beta) + other / (own + other)).float()
-        lam = torch.where(lam > 1, lam - 1, lam).to(self.device)
-        view, share = self.view(plain, generator), lam.view(-1, 1, 1, 1)
-        partner = partner.to(self.device)
-        return share * view + (1 - share) * view[partner], partner, lam
+        lam = torch.where(lam > 1, lam - 1, lam)
+        return Pairs(self.shown(plain, generator), labels, partner, lam)
+
+    def unimixed(self, drawn: Pairs) -> Tensor:
+        """Return the mixed view (B, C, H, W)."""
+        view, share = self.view(drawn.shown), drawn.lam.view(-1, 1, 1, 1)
+        return share * view + (1 - share) * view[drawn.partner]
 
 
 class _Objective:
@@ -155,42 +226,57 @@ class _Objective:
     def __init__(
         self, network: ExpertNetwork, batches: _Batches, data: LongTailedData, runtime: Runtime
     ) -> None:
-        self.batches, self.counts = batches, data.counts
-        self.config, self.runtime = batches.config, runtime
+        self.batches, self.config, self.runtime = batches, batches.config, runtime
+        self.counts = batches.counts.to(runtime.device)
         weights = class_debias_weights(
             data.counts, self.config.debias_power, self.config.weight_norm
         )
         self.weights = weights.to(runtime.device)
-        passed: nn.Module = network if self.config.loss == "rldd" else network.backbone
-        self.passes = TrainingPasses(passed, runtime)
+        self.network: nn.Module = network if self.config.loss == "rldd" else network.backbone
 
-    def inputs(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Return images as the network is shown them in a step, both views together."""
+    def draw(self, indices: Tensor, generator: torch.Generator) -> Mixture | Pairs | Labelled:
+        """Draw what a step shows of the images with these indices."""
         if self.config.loss == "rldd":
-            return self.batches.mixed_views(indices, generator)[0]
+            return self.batches.mixture(indices, generator)
         if self.config.loss == "unimix":
-            return self.batches.unimixed(indices, generator)[0]
-        return self.batches.view(indices, generator)
+            return self.batches.pairs(indices, generator)
+        return Labelled(self.batches.shown(indices, generator), self.batches.labels[indices])
 
-    def loss(self, indices: Tensor, generator: torch.Generator, share: float, size: int) -> Tensor:
-        """Return the loss of a batch; ``share`` is that of the rebalanced term.
+    def inputs(self, drawn: Mixture | Pairs | Labelled) -> Tensor:
+        """Return images as the network is shown them in a step, both views together."""
+        if isinstance(drawn, Mixture):
+            return self.batches.mixed_views(drawn)[0]
+        return (
+            self.batches.unimixed(drawn)
+            if isinstance(drawn, Pairs)
+            else self.batches.view(drawn.shown)
+        )
 
-        Images are drawn and mixed whole, then shown with sides of ``size`` pixels.
+    def loss(self, drawn: Mixture | Pairs | Labelled, share: Tensor, size: int) -> Tensor:
+        """Return the loss of what was drawn; all tensors are on the runtime's device.
+
+        Args:
+            drawn: of `draw`.
+            share: scalar, of the rebalanced term.
+            size: images are mixed whole, then shown with sides of so many pixels.
         """
         batches = self.batches
-        if self.config.loss == "ce":
-            inputs, labels = batches.view(indices, generator), batches.one_hot(indices)
-            return soft_cross_entropy(self.passes(_resized(inputs, size)), labels)
-        if self.config.loss == "unimix":
-            inputs, partner, kept = batches.unimixed(indices, generator)
-            logits, classes = self.passes(_resized(inputs, size)), batches.classes(indices)
-            return bayias_loss(logits, classes, classes[partner], kept, self.counts)
-        inputs, targets = batches.mixed_views(indices, generator)
-        plain, rebalanced, z, p = (o.chunk(2) for o in self.passes(_resized(inputs, size)))
+        if isinstance(drawn, Labelled):
+            logits = self._pass(batches.view(drawn.shown), size)
+            return soft_cross_entropy(logits, one_hot(drawn.labels, batches.num_classes))
+        if isinstance(drawn, Pairs):
+            logits, labels = self._pass(batches.unimixed(drawn), size), drawn.labels
+            return bayias_loss(logits, labels, labels[drawn.partner], drawn.lam, self.counts)
+        inputs, targets = batches.mixed_views(drawn)
+        plain, rebalanced, z, p = (o.chunk(2) for o in self._pass(inputs, size))
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
         return expert_loss(
             plain, rebalanced, consistency, targets, self.weights, share, self.config
         )
+
+    def _pass(self, images: Tensor, size: int) -> Any:
+        with self.runtime.autocast():
+            return self.network(_resized(images, size))
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
@@ -269,7 +355,7 @@ def train_expert(
         config = dataclasses.replace(config, epochs=max(config.epochs, enough))
     optimizer = torch.optim.SGD(
         network.parameters(),
-        lr=config.learning_rate,
+        lr=adjustable_rate(config.learning_rate, runtime.device),
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
@@ -277,35 +363,42 @@ def train_expert(
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
     objective, averaged = _Objective(network, batches, data, runtime), _averaged(network, config)
+
+    def take(drawn: Any, share: Tensor, size: int) -> Tensor:
+        loss = objective.loss(drawn, share, size)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        if isinstance(averaged, MovingAverage):
+            averaged.update()
+        return loss.detach()
+
+    training = TrainingSteps(take, network, runtime)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     if averaged is not None:
         parts["averaged"] = averaged
     restored = runtime.checkpoint.restore()
     if restored:
-        for name, part in parts.items():
-            part.load_state_dict(restored[name])
+        restore(parts, restored, runtime.device)
     start, step = restored.get("epoch", 0), restored.get("step", 0)
     title = f"experts: {role} ({architecture})"
     with runtime.progress(config.epochs * steps, title, start * steps + step) as progress:
         for epoch in range(start, config.epochs):
             generator = runtime.stream("experts", role, "epoch", epoch)
             order = torch.randperm(len(data.train_labels), generator=generator)
-            share, first, losses = debias_progress(epoch, config.epochs), 0, list[Tensor]()
+            share, first = torch.tensor(debias_progress(epoch, config.epochs)), 0
+            losses, late = list[Tensor](), epoch >= math.floor((1 - SWA_SHARE) * config.epochs)
             size = training_size(config, epoch, data.image_size)
             if restored and epoch == start:  # in the middle of an epoch
                 first, losses = step, restored["losses"]
                 generator.set_state(restored["generator"])
             drawn = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in enumerate(drawn[first:], first + 1):
-                loss = objective.loss(indices, generator, share, size)
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimizer.step()
+                losses.append(training(objective.draw(indices, generator), share, variant=size))
                 if step_every_batch or number == steps:
                     schedule.step()
-                if averaged is not None and _joins(config, epoch, number == steps):
+                if number == steps and late and isinstance(averaged, AveragedModel):
                     averaged.update_parameters(network)
-                losses.append(loss.detach())
                 progress.step(images=batch_size)
                 runtime.checkpoint.step(
                     **parts,
@@ -317,40 +410,36 @@ def train_expert(
             mean_loss = mean_of_losses(losses, f"experts: {role}", epoch * steps + 1)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean_loss)
     if averaged is not None:
-        backbone = _finished(averaged, objective, len(data.train_labels), batch_size, role)
+        ended = cast(ExpertNetwork, averaged.module)
+        backbone = _finished(ended, objective, len(data.train_labels), batch_size, role)
     return backbone.eval().requires_grad_(False)
 
 
-def _averaged(network: ExpertNetwork, config: ExpertsConfig) -> AveragedModel | None:
-    if config.averaging == "none":
-        return None
-    rule = get_ema_multi_avg_fn(EMA_DECAY) if config.averaging == "ema" else None
-    return AveragedModel(network, multi_avg_fn=rule)
-
-
-def _joins(config: ExpertsConfig, epoch: int, last_step: bool) -> bool:
-    """Return whether the weights after a step count for the average."""
+def _averaged(
+    network: ExpertNetwork, config: ExpertsConfig
+) -> MovingAverage | AveragedModel | None:
+    """Return what averages the weights: of every step, or of the last epochs' ends, or none."""
     if config.averaging == "ema":
-        return True
-    return last_step and epoch >= math.floor((1 - SWA_SHARE) * config.epochs)
+        return MovingAverage(network, EMA_DECAY)
+    return AveragedModel(network) if config.averaging == "swa" else None
 
 
 @torch.no_grad()
 def _finished(
-    averaged: AveragedModel, objective: _Objective, images: int, batch_size: int, role: str
+    network: ExpertNetwork, objective: _Objective, images: int, batch_size: int, role: str
 ) -> Network:
     """Return the averaged backbone after its batch norms have seen an epoch of training views.
 
     Running statistics belong to the weights that made them; those of the last iterate do not fit.
     """
-    network = cast(ExpertNetwork, averaged.module)
     generator = objective.runtime.stream("experts", role, "averaged")
     order = torch.randperm(images, generator=generator)
 
     def views() -> Iterator[Tensor]:
         for indices in order.split(batch_size):
             if len(indices) == batch_size:
-                yield objective.inputs(indices, generator)
+                drawn = objective.draw(indices, generator)
+                yield objective.inputs(moved(drawn, objective.runtime.device))
 
     with objective.runtime.autocast():
         update_bn(views(), network)

@@ -1,0 +1,165 @@
+"""Training steps, on a GPU replayed from CUDA graphs.
+
+A small network on a GPU waits for the host, which launches hundreds of kernels a step one by one; a
+graph launches them all together: augmentation, both passes and the optimizer. So a step is a
+function of tensors alone: what a step draws is drawn before it, on the host, from the random
+streams. What is computed stays the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltdd.chunks import is_out_of_memory
+from ltdd.runtime import Runtime
+from ltdd.trees import leaves, mapped, moved, shapes
+
+REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their kernels in these
+_KNOWN = frozenset({"torch", "torchvision", "ltdd"})  # whose layers never read from the device
+
+
+class TrainingSteps:
+    """Calls a function that takes one step of training.
+
+    On a GPU the first calls with inputs of given shapes are ordinary ones; then the step is
+    recorded, and every later call of these shapes replays it. Networks with layers of anybody
+    else's code, which might look at a value while they run, go the ordinary way.
+
+    Args:
+        step: takes the inputs of a call, on the runtime's device, and returns the loss, a scalar
+            without graph. It reads no value from the device, and what else it uses (parameters,
+            statistics, the state of an optimizer made with `adjustable_rate`) it changes in place.
+        network: what is trained.
+        runtime: device.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], network: nn.Module, runtime: Runtime) -> None:
+        self._step, self._runtime = step, runtime
+        owners = {type(module).__module__.partition(".")[0] for module in network.modules()}
+        self._may_record = runtime.device.type == "cuda" and owners <= _KNOWN
+        self._side = torch.cuda.Stream(runtime.device) if self._may_record else None
+        self._calls: dict[Any, int] = {}
+        self._recorded: dict[Any, _Recording] = {}
+
+    def __call__(self, *inputs: Any, variant: Any = None) -> Tensor:
+        """Take a step and return its loss.
+
+        Args:
+            inputs: tensors, None, or tuples of them, on any device.
+            variant: passed on to the step as its last argument unless it is None; steps of
+                different variants are recorded apart.
+        """
+        extra = () if variant is None else (variant,)
+        if not self._may_record:
+            return self._step(*moved(inputs, self._runtime.device), *extra)
+        key = (variant, shapes(inputs))
+        made = self._calls[key] = self._calls.get(key, 0) + 1
+        if made == REHEARSALS + 1:
+            try:
+                here = moved(inputs, self._runtime.device)
+                self._recorded[key] = _Recording(self._step, here, extra)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._say_why_not(error)
+        if key in self._recorded:
+            return self._recorded[key].replay(inputs)
+        return self._rehearse(inputs, extra)
+
+    def _rehearse(self, inputs: Any, extra: tuple[Any, ...]) -> Tensor:
+        """Take an ordinary step, on a stream that is not the default one, as a recording is."""
+        assert self._side is not None
+        side, current = self._side, torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            loss = self._step(*moved(inputs, self._runtime.device), *extra)
+        current.wait_stream(side)
+        return loss
+
+    def _say_why_not(self, error: RuntimeError) -> None:
+        """Tell that every kernel is launched by itself: as right, but slower."""
+        reason = str(error).partition("\n")[0]
+        self._may_record = False
+        self._runtime.log.write("steps_not_recorded", reason=reason)
+        if not self._runtime.quiet:
+            said = f"steps are not recorded as CUDA graphs, training is slower: {reason}"
+            print(said, file=sys.stderr, flush=True)
+
+
+class _Recording:
+    """One step as a CUDA graph, with the inputs that it reads and the loss that it writes."""
+
+    def __init__(self, step: Callable[..., Tensor], inputs: Any, extra: tuple[Any, ...]) -> None:
+        self._inputs = mapped(torch.clone, inputs)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = step(*self._inputs, *extra)
+
+    def replay(self, inputs: Any) -> Tensor:
+        for own, given in zip(leaves(self._inputs), leaves(inputs), strict=True):
+            own.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._loss.clone()  # the next replay overwrites it
+
+
+def adjustable_rate(rate: float, device: torch.device) -> Any:
+    """Return a learning rate for an optimizer whose steps may be recorded.
+
+    On a GPU it is a tensor: schedules change its value, which a recorded step reads.
+    """
+    return torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+
+def restore(parts: dict[str, Any], state: dict[str, Any], device: torch.device) -> None:
+    """Load the state of networks, optimizers and schedules that a checkpoint kept, by name."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+        for group in getattr(part, "param_groups", ()):
+            if isinstance(group["lr"], Tensor):  # optimizers move their state, but not their rates
+                group["lr"] = group["lr"].to(device)
+
+
+class MovingAverage:
+    """The average of a network's parameters over steps, with the newest statistics.
+
+    ``average <- decay * average + (1 - decay) * parameter``, from the parameters after the first
+    update. torch's `AveragedModel` asks the device in each update how many there were.
+
+    Args:
+        network: what is averaged.
+        decay: in [0, 1); 0 keeps the last iterate.
+
+    Attributes:
+        module: a copy of the network with the averaged parameters.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(network)
+        self._decay, self._source, self._started = decay, network, False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the network's present parameters."""
+        own, new = list[Tensor](self.module.parameters()), list[Tensor](self._source.parameters())
+        if self._started:
+            torch._foreach_lerp_(own, new, 1 - self._decay)
+        else:
+            torch._foreach_copy_(own, new)
+            self._started = True
+        for mine, theirs in zip(self.module.buffers(), self._source.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"network": self.module.state_dict(), "started": self._started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.module.load_state_dict(state["network"])
+        self._started = state["started"]

@@ -1,0 +1,238 @@
+"""Training steps: recorded on a GPU, or taken as they are, with the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from ltdd import steps
+from ltdd.chunks import is_out_of_memory
+from ltdd.config import EvaluationConfig, ExpertsConfig
+from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.views import ViewSchedule
+from ltdd.models import build_model
+from ltdd.packing import PackedLogits
+from ltdd.runtime import Runtime
+from ltdd.stages import evaluation, experts
+from ltdd.steps import REHEARSALS, MovingAverage, TrainingSteps, adjustable_rate, restore
+
+Train = Callable[[Runtime], nn.Module]
+
+EXPERT = ExpertsConfig(epochs=3, batch_size=64, learning_rate=0.02)
+STUDENT = EvaluationConfig(epochs=5, batch_size=8, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def data() -> LongTailedData:
+    return load_data("digits", 20)
+
+
+def expert(data: LongTailedData, architecture: str, **settings: Any) -> Train:
+    config = dataclasses.replace(EXPERT, **settings)
+    return functools.partial(experts.train_expert, "observer", architecture, data, config, False)
+
+
+def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
+    """20 images, in batches of 7, 7 and 6."""
+
+    def train(runtime: Runtime) -> nn.Module:
+        images, own = data.train_images[:20], data.train_labels[:20]
+        config = dataclasses.replace(STUDENT, **settings)
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(config.epochs, 20, 10, generator=generator)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, teacher = (build_model("convnet3", 10, 8, 1) for _ in range(2))
+        teacher = teacher.to(runtime.device)
+        source = {
+            "static": evaluation.static_labels(logits[0], runtime.device),
+            "fkd": evaluation.fkd_labels(PackedLogits(logits, 10)),
+            "online": evaluation.online_labels(teacher, runtime),
+            "hard": None,
+        }[labels]
+        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        views = ViewSchedule(0, 20, 8, 8, False, config)
+        return evaluation.train_student(
+            model, images, own, source, 10, views, mean, std, "student", 0, runtime
+        )
+
+    return train
+
+
+CASES: dict[str, Callable[[LongTailedData], Train]] = {
+    "rldd": lambda data: expert(data, "convnet3_bn"),
+    "rldd, ema": lambda data: expert(data, "convnet3", averaging="ema"),
+    "rldd, crops, growing": lambda data: expert(
+        data, "resnet32", crop_min_scale=0.3, color_jitter=0.4, progressive_resizing=True
+    ),
+    "rldd, one cycle": lambda data: expert(
+        data, "convnet3_bn", schedule="one_cycle", nesterov=True
+    ),
+    "ce": lambda data: expert(data, "convnet3_bn", loss="ce"),
+    "unimix": lambda data: expert(data, "convnet3_bn", loss="unimix"),
+    "static, adamw": lambda data: student(data, "static"),
+    "fkd, muon": lambda data: student(data, "fkd", optimizer="muon", randaugment=True),
+    "online, sgd": lambda data: student(data, "online", optimizer="sgd"),
+    "hard": lambda data: student(data, "hard", cutmix=False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_reads_nothing_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, data: LongTailedData, runtime: Runtime, name: str
+) -> None:
+    """Tensors without values stand in for a GPU: who asks for one fails."""
+    taken = []
+
+    class Valueless(TrainingSteps):
+        def __call__(self, *inputs: Any, variant: Any = None) -> Tensor:
+            taken.append(variant)
+            extra = () if variant is None else (variant,)
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                loss = self._step(*inputs, *extra)
+            assert loss.shape == ()
+            assert not loss.requires_grad
+            return torch.zeros(())
+
+    for stage in (experts, evaluation):
+        monkeypatch.setattr(stage, "TrainingSteps", Valueless)
+    CASES[name](data)(runtime)
+    assert len(taken) > REHEARSALS
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_steps_train_the_same_network(
+    monkeypatch: pytest.MonkeyPatch, data: LongTailedData, log: Any, name: str
+) -> None:
+    runtime = Runtime(torch.device("cuda"), "fp32", log=log, quiet=True)
+    replayed = []
+    replay = steps._Recording.replay
+
+    def watch(self: Any, inputs: Any) -> Tensor:
+        replayed.append(1)
+        return replay(self, inputs)
+
+    monkeypatch.setattr(steps._Recording, "replay", watch)
+    train = CASES[name](data)
+    ours = train(runtime)
+    assert not log.of("steps_not_recorded")
+    assert replayed
+    monkeypatch.setattr(steps, "REHEARSALS", 10**9)
+    count = len(replayed)
+    plain = train(runtime)
+    assert len(replayed) == count
+    # Kernels whose sums have no fixed order part a little, and training makes that more.
+    for (key, a), b in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+        scale = float(b.float().abs().max()) + 1e-3
+        assert float((a.float() - b.float()).abs().max()) <= 0.05 * scale, key
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_layers_of_anybody_elses_code_are_not_recorded() -> None:
+    class Curious(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.abs().max())  # reads from the device, which a recording cannot
+
+    network = nn.Sequential(nn.Linear(4, 4), Curious()).cuda()
+    training = TrainingSteps(lambda x: network(x).sum().detach(), network, cuda())
+    for _ in range(REHEARSALS + 2):
+        training(torch.randn(3, 4))
+    assert not training._recorded
+
+
+def cuda(**settings: Any) -> Runtime:
+    return Runtime(torch.device("cuda"), **settings)
+
+
+def recordable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> TrainingSteps:
+    """A step on a CPU that believes it may be recorded."""
+    training = TrainingSteps(lambda x: x.sum(), nn.Linear(1, 1), runtime)
+    training._may_record = True
+    monkeypatch.setattr(training, "_rehearse", lambda inputs, extra: training._step(*inputs))
+    return training
+
+
+def test_a_recording_that_fails_is_told_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log: Any
+) -> None:
+    training = recordable(Runtime(torch.device("cpu"), log=log), monkeypatch)
+
+    def refuse(*given: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(steps, "_Recording", refuse)
+    for _ in range(3 * REHEARSALS):
+        assert float(training(torch.ones(3))) == 3
+    said = "training is slower: operation not permitted when stream is capturing\n"
+    assert capsys.readouterr().err.count(said) == 1
+    assert len(log.of("steps_not_recorded")) == 1
+
+
+def test_memory_that_a_recording_exhausts_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = recordable(Runtime(torch.device("cpu"), quiet=True), monkeypatch)
+
+    def exhaust(*given: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(steps, "_Recording", exhaust)
+    for _ in range(REHEARSALS):
+        training(torch.ones(3))
+    with pytest.raises(RuntimeError) as raised:
+        training(torch.ones(3))
+    assert is_out_of_memory(raised.value)
+
+
+def test_each_shape_and_variant_is_recorded_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = recordable(Runtime(torch.device("cpu"), quiet=True), monkeypatch)
+    made = []
+
+    class Noted:
+        def __init__(self, step: Any, inputs: Any, extra: Any) -> None:
+            made.append((tuple(inputs[0].shape), extra))
+
+        def replay(self, inputs: Any) -> Tensor:
+            return inputs[0].sum()
+
+    monkeypatch.setattr(steps, "_Recording", Noted)
+    for size in (3, 4, 3, 4):
+        for _ in range(REHEARSALS):
+            assert float(training(torch.ones(size))) == size
+    for _ in range(REHEARSALS + 1):
+        training(torch.ones(3), variant=16)
+    assert made == [((3,), ()), ((4,), ()), ((3,), (16,))]
+
+
+def test_the_moving_average_goes_on_where_a_checkpoint_stopped() -> None:
+    network = nn.BatchNorm1d(2)
+    average = MovingAverage(network, 0.5)
+
+    def move(value: float) -> None:
+        with torch.no_grad():
+            network.weight.fill_(value)
+            network.running_mean.fill_(value)
+
+    move(4)
+    average.update()  # the first iterate, not the network's initial parameters
+    again = MovingAverage(network, 0.5)
+    restore({"average": again}, {"average": average.state_dict()}, torch.device("cpu"))
+    move(8)
+    for one in (average, again):
+        one.update()
+        assert one.module.weight.tolist() == [6, 6]
+        assert one.module.running_mean.tolist() == [8, 8]
+
+
+def test_a_rate_is_a_tensor_on_a_gpu_only() -> None:
+    assert adjustable_rate(0.5, torch.device("cpu")) == 0.5
+    with FakeTensorMode():
+        assert adjustable_rate(0.5, torch.device("cuda")).device.type == "cuda"
