@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from ltdd.config import STAGES, EvaluationConfig, ExpertsConfig, InitializationConfig
 from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.views import ViewSchedule
+from ltdd.data.views import ViewSchedule, render
 from ltdd.models import ARCHITECTURES, build_model
 from ltdd.runtime import Runtime
 from ltdd.stages.evaluation import online_labels
@@ -65,7 +65,8 @@ def test_a_teacher_asked_online_gets_no_gradient(data: LongTailedData, runtime: 
     assert all(p.requires_grad for p in teacher.parameters())
     schedule = ViewSchedule(0, 4, 8, 8, False, EvaluationConfig(batch_size=4))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    view, batch = next(schedule.batches(0, data.train_images[:4], mean, std))
+    view = next(schedule.epoch(0))
+    batch = render(view, data.train_images[view.indices], mean, std)
     logits = online_labels(teacher, runtime).logits(view, batch.requires_grad_(), torch.empty(0))
     assert not logits.requires_grad
 

@@ -24,18 +24,19 @@ REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their 
 _KNOWN = frozenset({"torch", "torchvision", "ltdd"})  # whose layers never read from the device
 
 
-class TrainingSteps:
-    """Calls a function that takes one step of training.
+class RecordedSteps:
+    """Calls a function that takes one step, of training or of labeling.
 
     On a GPU the first calls with inputs of given shapes are ordinary ones; then the step is
     recorded, and every later call of these shapes replays it. Networks with layers of anybody
     else's code, which might look at a value while they run, go the ordinary way.
 
     Args:
-        step: takes the inputs of a call, on the runtime's device, and returns the loss, a scalar
-            without graph. It reads no value from the device, and what else it uses (parameters,
-            statistics, the state of an optimizer made with `adjustable_rate`) it changes in place.
-        network: what is trained.
+        step: takes the inputs of a call, on the runtime's device, and returns a tensor without
+            graph, such as the loss. It reads no value from the device, and what else it uses
+            (parameters, statistics, the state of an optimizer made with `adjustable_rate`) it
+            changes in place.
+        network: what is trained, or labels.
         runtime: device.
     """
 
@@ -48,7 +49,7 @@ class TrainingSteps:
         self._recorded: dict[Any, _Recording] = {}
 
     def __call__(self, *inputs: Any, variant: Any = None) -> Tensor:
-        """Take a step and return its loss.
+        """Take a step and return what the function returns.
 
         Args:
             inputs: tensors, None, or tuples of them, on any device.
@@ -78,9 +79,9 @@ class TrainingSteps:
         side, current = self._side, torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            loss = self._step(*moved(inputs, self._runtime.device), *extra)
+            result = self._step(*moved(inputs, self._runtime.device), *extra)
         current.wait_stream(side)
-        return loss
+        return result
 
     def _say_why_not(self, error: RuntimeError) -> None:
         """Tell that every kernel is launched by itself: as right, but slower."""
@@ -93,19 +94,19 @@ class TrainingSteps:
 
 
 class _Recording:
-    """One step as a CUDA graph, with the inputs that it reads and the loss that it writes."""
+    """One step as a CUDA graph, with the inputs that it reads and the tensor that it writes."""
 
     def __init__(self, step: Callable[..., Tensor], inputs: Any, extra: tuple[Any, ...]) -> None:
         self._inputs = mapped(torch.clone, inputs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._loss = step(*self._inputs, *extra)
+            self._result = step(*self._inputs, *extra)
 
     def replay(self, inputs: Any) -> Tensor:
         for own, given in zip(leaves(self._inputs), leaves(inputs), strict=True):
             own.copy_(given, non_blocking=True)
         self._graph.replay()
-        return self._loss.clone()  # the next replay overwrites it
+        return self._result.clone()  # the next replay overwrites it
 
 
 def adjustable_rate(rate: float, device: torch.device) -> Any:

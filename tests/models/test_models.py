@@ -162,8 +162,9 @@ def test_instance_norm_and_its_gradients_equal_torch(
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("norm", [batch_norm, instance_norm])
 @pytest.mark.parametrize("width", [4, 40])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_block_is_the_layers_one_by_one(
-    norm: Callable[[int], nn.Module], width: int, momentum: float | None
+    norm: Callable[[int], nn.Module], width: int, momentum: float | None, device: str
 ) -> None:
     """Outputs, gradients and running statistics of training, then outputs of evaluation."""
     torch.manual_seed(0)
@@ -175,10 +176,11 @@ def test_block_is_the_layers_one_by_one(
         plain = nn.Sequential(*copy.deepcopy(list(block)))
         plain[1] = nn.InstanceNorm2d(6, affine=True)
     results = []
-    for layers in (block, plain):
+    for layers in (block.to(device), plain.to(device)):
         outputs = []
         for seed in range(3):
             images = torch.randn(5, width, 9, 8, generator=torch.Generator().manual_seed(seed))
+            images = images.to(device)
             outputs.append(layers(images + seed))
         sum(out.square().sum() for out in outputs).backward()
         gradients = [parameter.grad for parameter in layers.parameters()]
@@ -187,6 +189,14 @@ def test_block_is_the_layers_one_by_one(
         results.append([*outputs, *gradients, *layers.buffers()])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_instance_of_one_pixel_is_the_shift() -> None:
+    for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+        norm = InstanceNorm(2).to(device)
+        nn.init.constant_(norm.bias, 0.5)
+        out = norm(torch.randn(3, 2, 1, 1, device=device))
+        assert torch.equal(out, torch.full_like(out, 0.5))
 
 
 def test_block_leaves_bfloat16_convolutions_to_pytorch() -> None:

@@ -40,6 +40,10 @@ def test_a_change_is_that_of_torchvision(name: str, sign: int, channels: int) ->
     assert float((gap != 0).float().mean()) < 0.01
 
 
+def changed(images: Tensor, *seeds: int) -> Tensor:
+    return rand_augment(images, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+
 def test_there_are_no_other_changes() -> None:
     assert list(CHANGES) == list(v2.RandAugment._AUGMENTATION_SPACE)
 
@@ -57,7 +61,7 @@ def test_every_image_draws_two_changes_of_equal_chance(monkeypatch: pytest.Monke
     for name in list(CHANGES):
         note(name)
     images = torch.zeros(2800, 1, 2, 2, dtype=torch.uint8)
-    assert torch.equal(rand_augment(images, torch.Generator().manual_seed(1)), images + 2)
+    assert torch.equal(changed(images, 1)[0], images + 2)
     assert len(seen) == 28
     assert all(140 < count < 260 for count in seen.values())  # 200 expected, deviation 14
 
@@ -65,7 +69,8 @@ def test_every_image_draws_two_changes_of_equal_chance(monkeypatch: pytest.Monke
 def test_the_input_stays_as_it_is_and_draws_repeat() -> None:
     images = pixels(40)
     before = images.clone()
-    first, second = (rand_augment(images, torch.Generator().manual_seed(5)) for _ in range(2))
+    first, second = (changed(images, 5) for _ in range(2))
     assert torch.equal(images, before)
     assert torch.equal(first, second)
-    assert not torch.equal(first, rand_augment(images, torch.Generator().manual_seed(6)))
+    assert not torch.equal(first, changed(images, 6))
+    assert torch.equal(changed(images, 5, 6), torch.cat([first, changed(images, 6)]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.views import ViewSchedule, mixed
+from ltdd.data.views import ViewSchedule, mixed, render
 from ltdd.models import build_model
 from ltdd.packing import PackedLogits
 from ltdd.runtime import Runtime
@@ -47,9 +47,10 @@ def test_stored_labels_equal_online_labels_bit_for_bit(
     assert table.shape == (3, 13, 4)
     assert table.dtype == torch.float16
     stored, online = fkd_labels(PackedLogits(table, 4)), online_labels(teacher, runtime)
-    for epoch in range(3):
+    for epoch, pictures in enumerate(plan.pictures(images)):
         first = 0
-        for view, batch in plan.batches(epoch, images, MEAN, STD):
+        for view in plan.epoch(epoch):
+            batch = render(view, pictures[view.indices], MEAN, STD)
             labels = stored.logits(view, batch, stored.rows(epoch, first, len(view.indices)))
             assert labels.dtype == torch.float32
             assert torch.equal(labels, online.logits(view, batch, online.rows(epoch, 0, 5)))

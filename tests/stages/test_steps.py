@@ -21,7 +21,7 @@ from ltdd.models import build_model
 from ltdd.packing import PackedLogits
 from ltdd.runtime import Runtime
 from ltdd.stages import evaluation, experts
-from ltdd.steps import REHEARSALS, MovingAverage, TrainingSteps, adjustable_rate, restore
+from ltdd.steps import REHEARSALS, MovingAverage, RecordedSteps, adjustable_rate, restore
 
 Train = Callable[[Runtime], nn.Module]
 
@@ -70,7 +70,7 @@ CASES: dict[str, Callable[[LongTailedData], Train]] = {
     "rldd": lambda data: expert(data, "convnet3_bn"),
     "rldd, ema": lambda data: expert(data, "convnet3", averaging="ema"),
     "rldd, crops, growing": lambda data: expert(
-        data, "resnet32", crop_min_scale=0.3, color_jitter=0.4, progressive_resizing=True
+        data, "convnet3_bn", crop_min_scale=0.3, color_jitter=0.4, progressive_resizing=True
     ),
     "rldd, one cycle": lambda data: expert(
         data, "convnet3_bn", schedule="one_cycle", nesterov=True
@@ -91,7 +91,7 @@ def test_a_step_reads_nothing_on_the_host(
     """Tensors without values stand in for a GPU: who asks for one fails."""
     taken = []
 
-    class Valueless(TrainingSteps):
+    class Valueless(RecordedSteps):
         def __call__(self, *inputs: Any, variant: Any = None) -> Tensor:
             taken.append(variant)
             extra = () if variant is None else (variant,)
@@ -102,7 +102,7 @@ def test_a_step_reads_nothing_on_the_host(
             return torch.zeros(())
 
     for stage in (experts, evaluation):
-        monkeypatch.setattr(stage, "TrainingSteps", Valueless)
+        monkeypatch.setattr(stage, "RecordedSteps", Valueless)
     CASES[name](data)(runtime)
     assert len(taken) > REHEARSALS
 
@@ -144,7 +144,7 @@ def test_layers_of_anybody_elses_code_are_not_recorded() -> None:
             return x * float(x.abs().max())  # reads from the device, which a recording cannot
 
     network = nn.Sequential(nn.Linear(4, 4), Curious()).cuda()
-    training = TrainingSteps(lambda x: network(x).sum().detach(), network, cuda())
+    training = RecordedSteps(lambda x: network(x).sum().detach(), network, cuda())
     for _ in range(REHEARSALS + 2):
         training(torch.randn(3, 4))
     assert not training._recorded
@@ -154,9 +154,9 @@ def cuda(**settings: Any) -> Runtime:
     return Runtime(torch.device("cuda"), **settings)
 
 
-def recordable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> TrainingSteps:
+def recordable(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> RecordedSteps:
     """A step on a CPU that believes it may be recorded."""
-    training = TrainingSteps(lambda x: x.sum(), nn.Linear(1, 1), runtime)
+    training = RecordedSteps(lambda x: x.sum(), nn.Linear(1, 1), runtime)
     training._may_record = True
     monkeypatch.setattr(training, "_rehearse", lambda inputs, extra: training._step(*inputs))
     return training

@@ -1,13 +1,15 @@
 """The schedule of views: replay from seeds, coverage, and labels that match the pixels."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels
+from ltdd.data import views
+from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels, render
 from ltdd.trees import leaves
 
 MEAN, STD = torch.zeros(3), torch.ones(3)
@@ -23,6 +25,14 @@ def schedule(
 def pixels(images: int = 23, channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (images, channels, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+def rendered(
+    plan: ViewSchedule, epoch: int, images: Tensor, mean: Tensor, std: Tensor
+) -> Iterator[tuple[View, Tensor]]:
+    pictures = next(plan.pictures(images, epoch))
+    for view in plan.epoch(epoch):
+        yield view, render(view, pictures[view.indices], mean, std)
 
 
 def same(first: View, second: View) -> bool:
@@ -61,13 +71,29 @@ def test_rendering_replays_bit_for_bit(randaugment: bool, channels: int) -> None
     images, plan = pixels(channels=channels), schedule(randaugment=randaugment)
     mean, std = MEAN[:channels], STD[:channels]
     before = torch.random.get_rng_state()
-    shown = [batch for _, batch in plan.batches(1, images, mean, std)]
+    shown = [batch for _, batch in rendered(plan, 1, images, mean, std)]
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(99)
-    again = [batch for _, batch in plan.batches(1, images, mean, std)]
+    again = [batch for _, batch in rendered(plan, 1, images, mean, std)]
     for first, second in zip(shown, again, strict=True):
         assert torch.equal(first, second)
         assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 16])
+def test_changed_pictures_do_not_depend_on_where_training_starts(
+    monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    images, plan = pixels(), schedule(randaugment=True, epochs=8)
+    alone = list(plan.pictures(images))
+    assert len(alone) == 8
+    assert len({tuple(shown.flatten().tolist()) for shown in alone}) == 8
+    monkeypatch.setitem(views.AUGMENTED_BYTES, "cpu", epochs * images.nbytes)
+    for first in (0, 5, 7):
+        shown = list(plan.pictures(images, first))
+        assert len(shown) == 8 - first
+        for one, other in zip(shown, alone[first:], strict=True):
+            assert torch.equal(one, other)
 
 
 def test_randaugment_draws_for_every_image() -> None:
@@ -76,7 +102,7 @@ def test_randaugment_draws_for_every_image() -> None:
     plain = schedule(False, images=40, randaugment=False, **settings)
     augmented = schedule(False, images=40, randaugment=True, **settings)
     different = [
-        len(next(plan.batches(0, images, MEAN, STD))[1].unique(dim=0))
+        len(next(rendered(plan, 0, images, MEAN, STD))[1].unique(dim=0))
         for plan in (plain, augmented)
     ]
     assert different[0] == 1
@@ -87,7 +113,7 @@ def test_views_that_change_nothing_show_the_normalised_images() -> None:
     images = pixels()
     plan = schedule(False, crop_min_scale=1.0, cutmix=False)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.4, 0.3])
-    for view, batch in plan.batches(0, images, mean, std):
+    for view, batch in rendered(plan, 0, images, mean, std):
         assert view.partner is None
         expected = (images[view.indices] / 255 - mean[:, None, None]) / std[:, None, None]
         torch.testing.assert_close(batch, expected, rtol=1e-4, atol=1e-4)
@@ -104,7 +130,7 @@ def test_mixed_labels_are_the_share_of_the_pixels() -> None:
     images = values.to(torch.uint8)[:, None, None, None].expand(23, 3, 8, 8)
     plan, mixes = schedule(), 0
     for epoch in range(4):
-        for view, batch in plan.batches(epoch, images, MEAN, STD):
+        for view, batch in rendered(plan, epoch, images, MEAN, STD):
             shown = batch.mean(dim=(1, 2, 3)) * 255
             labels = mixed_labels(view, torch.arange(23), 23)
             torch.testing.assert_close(labels.sum(1), torch.ones(len(view.indices)))

@@ -7,7 +7,7 @@ the strengths are torchvision's, whose own transform gives a whole batch one dra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,24 +60,27 @@ CHANGES: dict[str, _Change] = {
 """Name, as torchvision has it -> the change."""
 
 
-def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return every image after two changes of its own.
+def rand_augment(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return every image after two changes of its own, once for each generator.
 
     Args:
         images: uint8 (N, C, H, W), C 1 or 3.
-        generator: CPU generator.
+        generators: CPU generators, G of them: many at once are changed in few calls.
 
     Returns:
-        uint8 (N, C, H, W), on the same device.
+        uint8 (G, N, C, H, W), on the same device.
     """
     functions = list(CHANGES.values())
+    changing = images.repeat(len(generators), 1, 1, 1)
     for _ in range(CHANGES_PER_IMAGE):
-        drawn = torch.randint(2 * len(functions), (len(images),), generator=generator)
-        changed = torch.empty_like(images)
+        drawn = torch.cat(
+            [torch.randint(2 * len(functions), (len(images),), generator=g) for g in generators]
+        )
+        changed = torch.empty_like(changing)
         for number in drawn.unique().tolist():
             members = torch.nonzero(drawn == number).flatten()
             members = members.to(images.device, non_blocking=True)
             change, sign = functions[number // 2], 1 - 2 * (number % 2)
-            changed[members] = change(images[members], sign)
-        images = changed
-    return images
+            changed[members] = change(changing[members], sign)
+        changing = changed
+    return changing.view(len(generators), *images.shape)

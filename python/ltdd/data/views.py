@@ -6,6 +6,7 @@ storing a single coordinate: both ask the same `ViewSchedule`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.augment import Crops, CutBox, crop, normalise, paste, random_crops, random_cut_box
 from ltdd.data.randaugment import rand_augment
 from ltdd.runtime import stream_seed
-from ltdd.trees import moved
+
+MOST_EPOCHS = 16  # that RandAugment changes at once
+AUGMENTED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images, and no more than that at once
 
 
 class View(NamedTuple):
@@ -69,26 +72,20 @@ class ViewSchedule:
                 box = random_cut_box(self.height, self.width, generator)
             yield View(indices, crops, partner, box)
 
-    def pictures(self, epoch: int, images: Tensor) -> Tensor:
-        """Return the images (M, C, H, W), uint8, that an epoch's views are cut from."""
-        if self.config.randaugment:
-            return rand_augment(images, self._stream("randaugment", epoch))
-        return images
+    def pictures(self, images: Tensor, first: int = 0) -> Iterator[Tensor]:
+        """Yield what the views of each epoch are cut from, uint8 (M, C, H, W), from ``first`` on.
 
-    def batches(
-        self, epoch: int, images: Tensor, mean: Tensor, std: Tensor
-    ) -> Iterator[tuple[View, Tensor]]:
-        """Yield the views of one epoch, on the images' device, with what `render` makes of them.
-
-        Args:
-            epoch: which one.
-            images: uint8 (M, C, H, W), the whole distilled set.
-            mean, std: (C,), in units of [0, 1].
+        RandAugment changes the images of several epochs at once, always of the same ones.
         """
-        images = self.pictures(epoch, images)
-        for drawn in self.epoch(epoch):
-            view = moved(drawn, images.device)
-            yield view, render(view, images[view.indices], mean, std)
+        epochs = self.config.epochs
+        if not self.config.randaugment:
+            yield from itertools.repeat(images, epochs - first)
+            return
+        together = max(1, min(MOST_EPOCHS, AUGMENTED_BYTES[images.device.type] // images.nbytes))
+        for start in range(first - first % together, epochs, together):
+            block = range(start, min(start + together, epochs))
+            changed = rand_augment(images, [self._stream("randaugment", e) for e in block])
+            yield from changed[max(first - start, 0) :]
 
     def _stream(self, name: str, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(stream_seed(self.seed, name, epoch))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ltdd_ext import norm_act
+from ltdd_ext import backends, bn_act_moments, norm_act
 from ltdd_ext.nn import convolve
 
 
@@ -14,7 +14,8 @@ class InstanceNorm(nn.Module):
     """Affine instance norm: a group norm with one channel per group.
 
     It has no running statistics, so there is nothing to match in recovery. On a CPU it is
-    `ltdd_ext.norm_act`: torch's own layers are slow on channels_last maps.
+    `ltdd_ext.norm_act`: torch's own layers are slow on channels_last maps. On a GPU it is torch's
+    instance norm, which keeps 16-bit maps as they are; autocast turns group norm's into float32.
 
     Args:
         channels: Number of channels C.
@@ -32,7 +33,9 @@ class InstanceNorm(nn.Module):
         """Return normalised maps of the shape (N, C, H, W), dtype and memory format given."""
         if maps.is_cpu:
             return norm_act(maps, *_affine(self, maps), "image", self.eps, act="none")[0]
-        return F.group_norm(maps, self.channels, self.weight, self.bias, self.eps)
+        if maps.shape[2] * maps.shape[3] == 1:  # of one pixel torch's instance norm wants nothing
+            return F.group_norm(maps, self.channels, self.weight, self.bias, self.eps)
+        return F.instance_norm(maps, weight=self.weight, bias=self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
         """Return the number of channels for `repr`."""
@@ -45,15 +48,18 @@ class NormBlock(nn.Sequential):
     The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.nn.convolve`
     computes the first layer, and `ltdd_ext.norm_act` the rest together wherever the norm takes its
     statistics from the maps themselves: always in an instance norm, in training in a batch norm.
+    On a GPU, `ltdd_ext.bn_act_moments` computes what follows the norm in one pass.
     """
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
         """Return maps (N, C, H, W), or of half that height and width."""
-        if isinstance(images, fx.Proxy) or not images.is_cpu or len(self) < 3:
+        if isinstance(images, fx.Proxy) or len(self) < 3 or not _has_kernels(images):
             one_by_one: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return one_by_one
         first, norm, *rest = self
         assert isinstance(norm, InstanceNorm | nn.BatchNorm2d)
+        if images.is_cuda:
+            return _act(norm(first(images)), pooled=len(rest) > 1)
         maps = convolve(first, images)
         if isinstance(norm, nn.BatchNorm2d) and not norm.training:
             for layer in (norm, *rest):
@@ -69,6 +75,17 @@ class NormBlock(nn.Sequential):
         if isinstance(norm, nn.BatchNorm2d):
             _track(norm, mean, m2, maps.shape[2] * maps.shape[3])
         return y
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.device.type in backends()["bn_act_moments"]
+
+
+def _act(maps: Tensor, pooled: bool) -> Tensor:
+    """Return the ReLU of maps, pooled 2x2 if asked: a frozen batch norm's that changes nothing."""
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    scale, shift = (maps.new_full((maps.shape[1],), value, dtype=dtype) for value in (1, 0))
+    return bn_act_moments(maps, scale, shift, pool="avg2" if pooled else "none")[0]
 
 
 def _affine(norm: InstanceNorm | nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Tensor]:

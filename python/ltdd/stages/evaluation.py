@@ -24,7 +24,7 @@ from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_row
 from ltdd.muon import Muon
 from ltdd.packing import PackedLogits
 from ltdd.runtime import Runtime, mean_of_losses
-from ltdd.steps import MovingAverage, TrainingSteps, adjustable_rate, restore
+from ltdd.steps import MovingAverage, RecordedSteps, adjustable_rate, restore
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,16 @@ def train_student(
         averaged.update()
         return loss.detach()
 
-    training = TrainingSteps(take, model, runtime)
+    training = RecordedSteps(take, model, runtime)
     restored = runtime.checkpoint.restore()
     if restored:
         restore(parts, restored, device)
     first = restored.get("epoch", 0)
     with runtime.progress(config.epochs, title, first) as progress:
-        for epoch in range(first, config.epochs):
+        for epoch, pictures in enumerate(schedule.pictures(images, first), first):
             start, skipped, losses = 0, 0, list[Tensor]()
             if restored and epoch == first:  # in the middle of an epoch
                 skipped, losses = restored["start"], restored["losses"]
-            pictures = schedule.pictures(epoch, images)
             for view in schedule.epoch(epoch):
                 start += len(view.indices)
                 if start <= skipped:

@@ -48,7 +48,7 @@ from ltdd.losses import (
 )
 from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime, mean_of_losses
-from ltdd.steps import MovingAverage, TrainingSteps, adjustable_rate, restore
+from ltdd.steps import MovingAverage, RecordedSteps, adjustable_rate, restore
 from ltdd.trees import moved
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
@@ -373,7 +373,7 @@ def train_expert(
             averaged.update()
         return loss.detach()
 
-    training = TrainingSteps(take, network, runtime)
+    training = RecordedSteps(take, network, runtime)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     if averaged is not None:
         parts["averaged"] = averaged

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.chunks import Chunks
-from ltdd.data.views import ViewSchedule
+from ltdd.data.views import View, ViewSchedule, render
 from ltdd.inference import check_logits, view_logits
 from ltdd.runtime import Runtime
+from ltdd.steps import RecordedSteps
 
 
 @torch.no_grad()
@@ -46,13 +47,19 @@ def label_views(
     mean, std = mean.to(runtime.device), std.to(runtime.device)
     chunks = Chunks("relabeling", schedule.config.batch_size, runtime)
     table: Tensor | None = None
+
+    def label(view: View, picked: Tensor) -> Tensor:
+        batch = render(view, picked, mean, std)
+        return view_logits(teacher, batch, runtime, chunks).to(torch.float16)
+
+    labeling = RecordedSteps(label, teacher, runtime)
     with runtime.progress(epochs, "relabeling") as progress:
-        for epoch in range(epochs):
+        for epoch, pictures in enumerate(schedule.pictures(images)):
             made = [
-                view_logits(teacher, batch, runtime, chunks)
-                for _, batch in schedule.batches(epoch, images, mean, std)
+                labeling(view, pictures[view.indices.to(runtime.device, non_blocking=True)])
+                for view in schedule.epoch(epoch)
             ]
-            logits = torch.cat(made).to(torch.float16).cpu()
+            logits = torch.cat(made).cpu()
             check_logits(logits, f"relabeling: epoch {epoch}")
             if table is None:  # in one piece: thousands of small ones would split up the heap
                 table = logits.new_empty(epochs, *logits.shape)
