@@ -119,10 +119,10 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
       const int unit = u * kLanes + lane;
       mask[u] = active && unit < grid.size ? units.load_unit(source, unit, values[u]) : 0;
     }
-    const Moments<acc_t> found =
-        register_moments<LinearUnits<1>, kLanes, kFlatUnits>(values, mask, pivot, grid.size);
+    const auto found = register_moments<scalar_t, LinearUnits<1>, kLanes, kFlatUnits>(
+        values, mask, pivot, grid.size);
     if (active && lane == 0) {
-      mean[first_row + row] = double(pivot) + double(found.mean);
+      mean[first_row + row] = found.mean;
       m2[first_row + row] = found.m2;
     }
   }

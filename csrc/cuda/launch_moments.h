@@ -101,10 +101,9 @@ inline PixelPlan plan_pixels(const Activation& shape, int units, int vector, int
 }
 
 // (splits, N, C) means and m2s, then the counts.
-template <typename acc_t>
-SplitParts<acc_t> split_parts(const PixelGrid& grid, void* scratch) {
+inline SplitParts split_parts(const PixelGrid& grid, void* scratch) {
   if (grid.splits == 1) return {nullptr, nullptr, nullptr};
-  acc_t* base = static_cast<acc_t*>(scratch);
+  double* base = static_cast<double*>(scratch);
   const int64_t part = grid.splits * grid.images * grid.channels;
   return {base, base + part, base + 2 * part};
 }
@@ -120,8 +119,7 @@ size_t scratch_bytes(const Activation& shape, int streams) {
     splits = std::max(splits, plan.grid.splits);
   }
   if (splits == 1) return 0;
-  const size_t number = shape.type == Type::kFloat64 ? sizeof(double) : sizeof(float);
-  return number * static_cast<size_t>(splits) * (2 * static_cast<size_t>(shape.rows()) + 1);
+  return sizeof(double) * static_cast<size_t>(splits) * (2 * static_cast<size_t>(shape.rows()) + 1);
 }
 
 template <typename scalar_t, typename Units, typename Epilogue>
@@ -195,16 +193,15 @@ void launch_flat_gradient(const Activation& shape, const scalar_t* x, scalar_t* 
 template <int V, typename scalar_t, typename Pixels, typename Epilogue>
 void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t* x, double* mean,
                    double* m2, void* scratch, const Epilogue& epilogue, cudaStream_t stream) {
-  using acc_t = acc_type<scalar_t>;
   constexpr int kUnits = units_in_registers<Pixels>(V, Epilogue::kStreams);
   const PixelPlan plan = plan_pixels(shape, pixels.count, V, kUnits);
-  const SplitParts<acc_t> parts = split_parts<acc_t>(plan.grid, scratch);
+  const SplitParts parts = split_parts(plan.grid, scratch);
   launch(&pixel_moments_kernel<scalar_t, V, Pixels, kUnits, Epilogue>, plan.blocks, plan.threads, 0,
          stream, x, mean, m2, parts, plan.grid, shape.size(), pixels, epilogue);
   if (plan.grid.splits == 1) return;
-  launch(&merge_splits_kernel<scalar_t>,
+  launch(&merge_splits_kernel,
          dim3(static_cast<unsigned>(ceil_div<int64_t>(shape.rows(), kPixelThreads))),
-         dim3(kPixelThreads), 0, stream, x, mean, m2, parts, plan.grid, shape.size());
+         dim3(kPixelThreads), 0, stream, mean, m2, parts, plan.grid.splits, shape.rows());
 }
 
 template <int V, typename scalar_t, typename Pixels, typename Gradient>

@@ -4,10 +4,10 @@
 //
 // A thread owns V channels of one image (one 16-byte vector; V = 1 where C is not a multiple) and
 // walks down the pixels: a tile of units in registers, an exact two-pass over the tile, a Chan
-// merge into the running moments. The threads of a block that share the channels are merged through
-// shared memory in double and in a fixed order. Large planes are cut: a block takes one of `splits`
-// parts, and merge_splits_kernel puts the parts together. x is read once; no
-// atomics.
+// merge into the running moments, which are kept about a center of the thread's own. The threads of
+// a block that share the channels are merged through shared memory in double and in a fixed order.
+// Large planes are cut: a block takes one of `splits` parts, and merge_splits_kernel puts the parts
+// together. x is read once; no atomics.
 
 #include "../common/moments.h"
 #include "units.h"
@@ -43,18 +43,22 @@ struct PixelSeat {
   }
 };
 
-// Moments, about the pivot, of V channels: one count for all of them.
+// Moments of V channels, one count for all of them. The center is the pivot until the first tile
+// gives a better one, and mean is what the mean has beyond it.
 template <int V, typename acc_t>
 struct ChannelMoments {
   acc_t count = 0;
+  acc_t center[V] = {};
   acc_t mean[V] = {};
   acc_t m2[V] = {};
 };
 
-template <typename Pixels, int V, int kUnits, typename acc_t>
-__device__ __forceinline__ void add_tile(ChannelMoments<V, acc_t>& running,
-                                         const acc_t (&values)[kUnits][Pixels::kElements][V],
-                                         const unsigned (&mask)[kUnits], const acc_t (&pivot)[V]) {
+template <typename scalar_t, typename Pixels, int V, int kUnits>
+__device__ __forceinline__ void add_tile(
+    ChannelMoments<V, acc_type<scalar_t>>& running,
+    const acc_type<scalar_t> (&values)[kUnits][Pixels::kElements][V],
+    const unsigned (&mask)[kUnits]) {
+  using acc_t = acc_type<scalar_t>;
   int elements = 0;
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) elements += __popc(mask[u]);
@@ -70,52 +74,56 @@ __device__ __forceinline__ void add_tile(ChannelMoments<V, acc_t>& running,
     for (int u = 0; u < kUnits; ++u)
 #pragma unroll
       for (int e = 0; e < Pixels::kElements; ++e)
-        if (mask[u] >> e & 1u) sum += values[u][e][v] - pivot[v];
-    const acc_t mean = sum * inverse;
-    acc_t square = 0;
+        if (mask[u] >> e & 1u) sum += values[u][e][v] - running.center[v];
+    const acc_t center = center_from<scalar_t>(running.center[v] + sum * inverse);
+    acc_t gaps = 0, squares = 0;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u)
 #pragma unroll
       for (int e = 0; e < Pixels::kElements; ++e)
         if (mask[u] >> e & 1u) {
-          const acc_t gap = (values[u][e][v] - pivot[v]) - mean;
-          square += gap * gap;
+          const acc_t gap = values[u][e][v] - center;
+          gaps += gap;
+          squares += gap * gap;
         }
-    const acc_t delta = mean - running.mean[v];
+    const acc_t rest = rest_of_mean(center, gaps * inverse);
+    if (running.count == 0 && is_finite(center)) running.center[v] = center;
+    const acc_t delta = (center - running.center[v]) + rest - running.mean[v];
     running.mean[v] += delta * share;
-    running.m2[v] += square + delta * delta * weight;
+    running.m2[v] += (squares - gaps * rest) + delta * delta * weight;
   }
   running.count = count;
 }
 
 // Merges P parts with counts n_p: mean = sum n_p mean_p / n, m2 = sum m2_p + sum n_p (mean_p -
-// mean)^2. Two passes instead of P merges: no chain of divisions.
+// mean)^2, all means as distances to the first. Two passes instead of P merges: no chain of
+// divisions.
 template <typename Part>
 __device__ __forceinline__ Moments<double> merge_parts(int parts, const Part& part) {
+  const double origin = pivot_from(part(0).mean);
   double count = 0, sum = 0;
   for (int p = 0; p < parts; ++p) {
-    const auto found = part(p);
+    const Moments<double> found = part(p);
     if (found.count == 0) continue;
-    count += double(found.count);
-    sum += double(found.count) * double(found.mean);
+    count += found.count;
+    sum += found.count * (found.mean - origin);
   }
-  const double mean = sum / count;
+  const double shift = sum / count;
   double m2 = 0;
   for (int p = 0; p < parts; ++p) {
-    const auto found = part(p);
+    const Moments<double> found = part(p);
     if (found.count == 0) continue;
-    const double gap = double(found.mean) - mean;
-    m2 += double(found.m2) + double(found.count) * gap * gap;
+    const double gap = (found.mean - origin) - shift;
+    m2 += found.m2 + found.count * gap * gap;
   }
-  return {count, mean, m2};
+  return {count, origin + shift, m2};
 }
 
 // What the blocks of one image leave for merge_splits_kernel; unused (null) when splits == 1.
-template <typename acc_t>
 struct SplitParts {
-  acc_t* mean;   // (splits, N, C), about the pivot
-  acc_t* m2;     // (splits, N, C)
-  acc_t* count;  // (splits)
+  double* mean;   // (splits, N, C)
+  double* m2;     // (splits, N, C)
+  double* count;  // (splits)
 };
 
 template <typename scalar_t, int V, typename Pixels, int kUnits, typename Epilogue>
@@ -123,11 +131,11 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
     pixel_moments_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
                          double* __restrict__ mean,       // (N, C)
                          double* __restrict__ m2,         // (N, C)
-                         SplitParts<acc_type<scalar_t>> parts, PixelGrid grid, int64_t size,
-                         Pixels pixels, Epilogue epilogue) {
+                         SplitParts parts, PixelGrid grid, int64_t size, Pixels pixels,
+                         Epilogue epilogue) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kElements = Pixels::kElements;
-  __shared__ acc_t means[kPixelThreads * V];
+  __shared__ double means[kPixelThreads * V];
   __shared__ acc_t squares[kPixelThreads * V];
   __shared__ acc_t counts[kPixelThreads];
   const PixelSeat<V> seat(grid, pixels.count);
@@ -137,11 +145,10 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
   const int64_t output_start = seat.image * pixels.outputs() * grid.channels + seat.channel;
 
   ChannelMoments<V, acc_t> running;
-  acc_t pivot[V] = {};
   if (seat.active) {
-    load<V>(x + start, pivot);
+    load<V>(x + start, running.center);
 #pragma unroll
-    for (int v = 0; v < V; ++v) pivot[v] = pivot_from(pivot[v]);
+    for (int v = 0; v < V; ++v) running.center[v] = pivot_from(running.center[v]);
     const auto coefficients = epilogue.template channel_coefficients<V>(seat.channel);
     for (int first = seat.begin + line; first < seat.end; first += lines * kUnits) {
       acc_t values[kUnits][kElements][V];
@@ -160,7 +167,7 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
             epilogue.template load_pixel<V>(offset, e, operands[u]);
           }
       }
-      add_tile<Pixels, V, kUnits>(running, values, mask, pivot);
+      add_tile<scalar_t, Pixels, V, kUnits>(running, values, mask);
       if constexpr (Epilogue::kWrites) {
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
@@ -177,54 +184,46 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
   const int slot = static_cast<int>(threadIdx.x) * V;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    means[line * width + slot + v] = running.mean[v];
+    means[line * width + slot + v] = double(running.center[v]) + double(running.mean[v]);
     squares[line * width + slot + v] = running.m2[v];
   }
   if (threadIdx.x == 0) counts[line] = running.count;
   __syncthreads();
 
-  // One thread per channel of the block; its pivot is read again rather than passed around.
+  // One thread per channel of the block.
   const int thread = line * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
   const int threads = lines * static_cast<int>(blockDim.x);
   for (int column = thread; column < width; column += threads) {
     const int64_t channel = int64_t(blockIdx.y) * width + column;
     if (channel >= grid.channels) continue;
     const Moments<double> all = merge_parts(lines, [&](int p) {
-      return Moments<acc_t>{counts[p], means[p * width + column], squares[p * width + column]};
+      return Moments<double>{double(counts[p]), means[p * width + column],
+                             double(squares[p * width + column])};
     });
     const int64_t row = seat.image * grid.channels + channel;
     if (grid.splits == 1) {
-      const acc_t base =
-          pivot_from(static_cast<acc_t>(widen(x[seat.image * size * grid.channels + channel])));
-      mean[row] = double(base) + all.mean;
+      mean[row] = all.mean;
       m2[row] = all.m2;
     } else {
       const int64_t part = int64_t(seat.split) * grid.images * grid.channels + row;
-      parts.mean[part] = static_cast<acc_t>(all.mean);
-      parts.m2[part] = static_cast<acc_t>(all.m2);
-      if (row == 0) parts.count[seat.split] = static_cast<acc_t>(all.count);
+      parts.mean[part] = all.mean;
+      parts.m2[part] = all.m2;
+      if (row == 0) parts.count[seat.split] = all.count;
     }
   }
 }
 
-template <typename scalar_t>
-__global__ void __launch_bounds__(kPixelThreads)
-    merge_splits_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
-                        double* __restrict__ mean,       // (N, C)
-                        double* __restrict__ m2,         // (N, C)
-                        SplitParts<acc_type<scalar_t>> parts, PixelGrid grid, int64_t size) {
-  using acc_t = acc_type<scalar_t>;
-  const int64_t rows = grid.images * grid.channels;
+// Static, since a kernel that is no template cannot be inline.
+[[maybe_unused]] static __global__ void __launch_bounds__(kPixelThreads)
+    merge_splits_kernel(double* __restrict__ mean,  // (rows)
+                        double* __restrict__ m2,    // (rows)
+                        SplitParts parts, int splits, int64_t rows) {
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= rows) return;
-  const Moments<double> all = merge_parts(grid.splits, [&](int p) {
-    return Moments<acc_t>{parts.count[p], parts.mean[p * rows + row], parts.m2[p * rows + row]};
+  const Moments<double> all = merge_parts(splits, [&](int p) {
+    return Moments<double>{parts.count[p], parts.mean[p * rows + row], parts.m2[p * rows + row]};
   });
-  const int64_t image = row / grid.channels;
-  const int64_t channel = row - image * grid.channels;
-  const acc_t pivot =
-      pivot_from(static_cast<acc_t>(widen(x[image * size * grid.channels + channel])));
-  mean[row] = double(pivot) + all.mean;
+  mean[row] = all.mean;
   m2[row] = all.m2;
 }
 

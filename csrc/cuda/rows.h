@@ -61,11 +61,22 @@ __device__ __forceinline__ bool has(unsigned mask, int e) {
   return Units::kPartial ? (mask >> e & 1u) != 0 : mask != 0;
 }
 
-// Two-pass moments, about the pivot, of what the lanes of a group hold.
-template <typename Units, int kLanes, int kUnits, typename acc_t>
-__device__ __forceinline__ Moments<acc_t> register_moments(
-    const acc_t (&values)[kUnits][Units::kElements], const unsigned (&mask)[kUnits], acc_t pivot,
-    int full_count) {
+template <typename acc_t, int kCount>
+__device__ __forceinline__ acc_t sum_of(const acc_t (&values)[kCount]) {
+  acc_t sum = values[0];
+#pragma unroll
+  for (int i = 1; i < kCount; ++i) sum += values[i];
+  return sum;
+}
+
+// Two-pass moments of what the lanes of a group hold. The first pass, about the pivot, only finds
+// the center: a number of the storage type near the mean, from which the differences that the
+// second pass adds up are as good as exact.
+template <typename scalar_t, typename Units, int kLanes, int kUnits>
+__device__ __forceinline__ Moments<double> register_moments(
+    const acc_type<scalar_t> (&values)[kUnits][Units::kElements], const unsigned (&mask)[kUnits],
+    acc_type<scalar_t> pivot, int full_count) {
+  using acc_t = acc_type<scalar_t>;
   constexpr int kChains = Units::kElements < 4 ? Units::kElements : 4;
   int elements = full_count;
   if constexpr (Units::kPartial) {
@@ -82,24 +93,23 @@ __device__ __forceinline__ Moments<acc_t> register_moments(
 #pragma unroll
     for (int e = 0; e < Units::kElements; ++e)
       if (has<Units>(mask[u], e)) sums[e % kChains] += values[u][e] - pivot;
-  acc_t sum = sums[0];
-#pragma unroll
-  for (int i = 1; i < kChains; ++i) sum += sums[i];
-  const acc_t shift = sum_over_lanes<kLanes>(sum) * inverse;
+  const acc_t shift = sum_over_lanes<kLanes>(sum_of(sums)) * inverse;
+  const acc_t center = center_from<scalar_t>(pivot + shift);
 
-  acc_t squares[kChains] = {};
+  acc_t gaps[kChains] = {}, squares[kChains] = {};
 #pragma unroll
   for (int u = 0; u < kUnits; ++u)
 #pragma unroll
     for (int e = 0; e < Units::kElements; ++e)
       if (has<Units>(mask[u], e)) {
-        const acc_t gap = (values[u][e] - pivot) - shift;
+        const acc_t gap = values[u][e] - center;
+        gaps[e % kChains] += gap;
         squares[e % kChains] += gap * gap;
       }
-  acc_t square = squares[0];
-#pragma unroll
-  for (int i = 1; i < kChains; ++i) square += squares[i];
-  return {static_cast<acc_t>(elements), shift, sum_over_lanes<kLanes>(square)};
+  const acc_t left = sum_over_lanes<kLanes>(sum_of(gaps));
+  const acc_t rest = rest_of_mean(center, left * inverse);
+  const acc_t m2 = sum_over_lanes<kLanes>(sum_of(squares)) - left * rest;
+  return {double(elements), double(center) + double(rest), double(m2)};
 }
 
 // Merges what the warps of a block found for their one row; thread 0 gets the result.
@@ -135,8 +145,7 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
   const acc_t pivot = pivot_from(static_cast<acc_t>(widen(source[0])));
   const auto coefficients = epilogue.coefficients(grid.channel_of(row));
 
-  Moments<acc_t> single{};
-  Moments<double> merged{};
+  Moments<double> found{};
   for (int first = seat.begin; first < seat.end; first += kLanes * kUnits) {
     acc_t values[kUnits][kElements];
     typename Epilogue::template Operands<kElements> operands[kUnits];
@@ -152,10 +161,9 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
     }
     const int left = seat.end - first;
     const int full = (left < kLanes * kUnits ? left : kLanes * kUnits) * kElements;
-    single = register_moments<Units, kLanes, kUnits>(values, mask, pivot, full);
-    if constexpr (kLanes == kWarp)
-      merged = merge(merged,
-                     Moments<double>{double(single.count), double(single.mean), double(single.m2)});
+    const auto part = register_moments<scalar_t, Units, kLanes, kUnits>(values, mask, pivot, full);
+    // Fewer lanes than a warp hold their row at once.
+    found = kLanes == kWarp ? merge(found, part) : part;
     if constexpr (Epilogue::kWrites) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
@@ -167,15 +175,11 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
       }
     }
   }
-  if constexpr (kLanes == kWarp) {
-    if (grid.warps_per_row > 1)
-      merged = merge_warps(merged, seat.warp, seat.lane, grid.warps_per_row);
-  } else {
-    merged = {double(single.count), double(single.mean), double(single.m2)};
-  }
+  if (kLanes == kWarp && grid.warps_per_row > 1)
+    found = merge_warps(found, seat.warp, seat.lane, grid.warps_per_row);
   if (active && seat.warp == 0 && seat.lane == 0) {
-    mean[row] = double(pivot) + merged.mean;
-    m2[row] = merged.m2;
+    mean[row] = found.mean;
+    m2[row] = found.m2;
   }
 }
 

@@ -49,11 +49,31 @@ __device__ __forceinline__ void store(scalar_t* target, const acc_type<scalar_t>
   *reinterpret_cast<Pack<scalar_t, V>*>(target) = pack;
 }
 
-// A number of the row near its mean: sums of x - pivot keep their digits whatever the offset of the
-// data, since |pivot - mean|^2 <= m2. An element that is not finite would spoil the others.
+template <typename acc_t>
+__device__ __forceinline__ bool is_finite(acc_t value) {
+  return value - value == acc_t(0);
+}
+
+// A number of the row, to subtract before anything is summed: |pivot - mean|^2 <= m2, whatever the
+// offset of the data. An element that is not finite would spoil the others.
 template <typename acc_t>
 __device__ __forceinline__ acc_t pivot_from(acc_t element) {
-  return element - element == acc_t(0) ? element : acc_t(0);
+  return is_finite(element) ? element : acc_t(0);
+}
+
+// The center of a set: the number of the storage type next to a first estimate of its mean. From
+// there the differences to 16-bit numbers are exact, and those to others lose a rounding of the
+// spread.
+template <typename scalar_t>
+__device__ __forceinline__ acc_type<scalar_t> center_from(acc_type<scalar_t> estimate) {
+  return widen(narrow<scalar_t>(estimate));
+}
+
+// What the mean has beyond the center. Differences to an infinite center are NaN, but that center
+// is the mean.
+template <typename acc_t>
+__device__ __forceinline__ acc_t rest_of_mean(acc_t center, acc_t mean_gap) {
+  return is_finite(center) ? mean_gap : acc_t(0);
 }
 
 inline bool is_aligned(const void* pointer, size_t bytes) {
