@@ -191,12 +191,12 @@ def test_block_is_the_layers_one_by_one(
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_an_instance_of_one_pixel_is_the_shift() -> None:
-    for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
-        norm = InstanceNorm(2).to(device)
-        nn.init.constant_(norm.bias, 0.5)
-        out = norm(torch.randn(3, 2, 1, 1, device=device))
-        assert torch.equal(out, torch.full_like(out, 0.5))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_an_instance_of_one_pixel_is_the_shift(device: str) -> None:
+    norm = InstanceNorm(2).to(device)
+    nn.init.constant_(norm.bias, 0.5)
+    out = norm(torch.randn(3, 2, 1, 1, device=device))
+    torch.testing.assert_close(out, torch.full_like(out, 0.5))
 
 
 def test_block_leaves_bfloat16_convolutions_to_pytorch() -> None:
