@@ -196,7 +196,8 @@ def test_an_instance_of_one_pixel_is_the_shift(device: str) -> None:
     norm = InstanceNorm(2).to(device)
     nn.init.constant_(norm.bias, 0.5)
     out = norm(torch.randn(3, 2, 1, 1, device=device))
-    torch.testing.assert_close(out, torch.full_like(out, 0.5))
+    # Without variance the scale is 1/sqrt(eps) = 316, and so is the rounding of x.
+    torch.testing.assert_close(out, torch.full_like(out, 0.5), rtol=0, atol=1e-4)
 
 
 def test_block_leaves_bfloat16_convolutions_to_pytorch() -> None:
