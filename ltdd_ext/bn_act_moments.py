@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _autograd, _check
 from .row_moments import empty_rows, is_pixels, is_rows, output_like
 
 _OP = "bn_act_moments"
@@ -101,7 +101,7 @@ def bn_act_moments(
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 3]))
     """
     check_arguments(_OP, x, k, h, residual, act, pool)
-    y, mean, m2 = torch.ops.ltdd_ext.bn_act_moments(x, k, h, residual, ACTS[act], POOLS[pool])
+    y, mean, m2 = _call(x, k, h, residual, ACTS[act], POOLS[pool])
     return y, mean, m2
 
 
@@ -152,4 +152,4 @@ def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> t
 
 torch.library.register_fake("ltdd_ext::bn_act_moments", _fake)
 torch.library.register_fake("ltdd_ext::bn_act_moments_backward", _fake_backward)
-torch.library.register_autograd("ltdd_ext::bn_act_moments", _backward, setup_context=_setup_context)
+_call = _autograd.differentiable(_OP, _backward, _setup_context)

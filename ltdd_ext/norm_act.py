@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _autograd, _check
 from .bn_act_moments import ACTS, POOLS, Act, Pool, check_channel_vector, check_fused, fused_output
 from .row_moments import empty_rows, output_like
 
@@ -84,9 +84,7 @@ def norm_act(
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 3]))
     """
     check_arguments(_OP, x, weight, bias, over, eps, act, pool)
-    y, mean, m2 = torch.ops.ltdd_ext.norm_act(
-        x, weight, bias, over == "image", eps, ACTS[act], POOLS[pool]
-    )
+    y, mean, m2 = _call(x, weight, bias, over == "image", eps, ACTS[act], POOLS[pool])
     return y, mean, m2
 
 
@@ -127,4 +125,4 @@ def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> t
 
 torch.library.register_fake("ltdd_ext::norm_act", _fake)
 torch.library.register_fake("ltdd_ext::norm_act_backward", _fake_backward)
-torch.library.register_autograd("ltdd_ext::norm_act", _backward, setup_context=_setup_context)
+_call = _autograd.differentiable(_OP, _backward, _setup_context)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _autograd, _check
 
 _OP = "row_moments"
 
@@ -42,7 +42,7 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         (torch.Size([2, 3]), 0.0)
     """
     _check.activation(_OP, "x", x)
-    mean, m2 = torch.ops.ltdd_ext.row_moments(x)
+    mean, m2 = _call(x)
     return mean, m2
 
 
@@ -98,4 +98,4 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor:
 
 torch.library.register_fake("ltdd_ext::row_moments", _fake)
 torch.library.register_fake("ltdd_ext::row_moments_backward", _fake_backward)
-torch.library.register_autograd("ltdd_ext::row_moments", _backward, setup_context=_setup_context)
+_call = _autograd.differentiable(_OP, _backward, _setup_context)

@@ -55,6 +55,35 @@ def test_gradcheck_row_moments(layout, device):
     assert torch.autograd.gradcheck(ltdd_ext.row_moments, (x,))
 
 
+@pytest.mark.parametrize("name", ["row_moments", "bn_act_moments", "norm_act"])
+def test_direct_calls_follow_the_registered_formula(name):
+    """With a gradient and without, the same bits as the operator that compilers see."""
+    x = activation((2, 5, 4, 6)).requires_grad_()
+    k = torch.linspace(0.5, 1.5, 5)
+    scale = k.clone().requires_grad_()
+    calls = {
+        "row_moments": (lambda: ltdd_ext.row_moments(x), lambda: OPS.row_moments(x)),
+        "bn_act_moments": (
+            lambda: ltdd_ext.bn_act_moments(x, k, k, x),
+            lambda: OPS.bn_act_moments(x, k, k, x, 1, 1),
+        ),
+        "norm_act": (
+            lambda: ltdd_ext.norm_act(x, scale, k, "image", pool="avg2"),
+            lambda: OPS.norm_act(x, scale, k, True, 1e-5, 1, 2),
+        ),
+    }
+    results = []
+    for call in calls[name]:
+        outputs = call()
+        loss = sum(out.square().sum() for out in outputs)
+        grads = torch.autograd.grad(loss, [x, scale], materialize_grads=True, allow_unused=True)
+        with torch.no_grad():
+            constant = call()
+        assert not any(out.requires_grad for out in constant)
+        results.append([*outputs, *constant, *grads])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("class_weight", [0.0, 0.5])
 def test_gradcheck_align_loss(class_weight, device):
     case = alignment(
