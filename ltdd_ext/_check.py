@@ -108,16 +108,16 @@ def labels(op: str, value: Tensor, rows: int, device: torch.device) -> None:
 
 
 def label_range(op: str, value: Tensor, num_classes: int) -> None:
-    """Refuse labels outside [0, num_classes).
+    """Refuse labels outside [0, num_classes), as the CPU kernels do by themselves.
 
-    Reading a label waits for the device, which a compiled graph or a CUDA graph under capture
-    cannot do: there the kernels refuse (CPU) or answer with NaN (CUDA).
+    Reading labels waits for the device, which a compiled graph or a CUDA graph under capture
+    cannot do: there the kernels skip such a label or answer with NaN.
     """
     if torch.compiler.is_compiling() or value.device.type == "meta" or value.numel() == 0:
         return
     if value.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    smallest, largest = torch.aminmax(value)
+    smallest, largest = torch.aminmax(value.cpu())  # one wait, whatever is asked of them
     low, high = smallest.item(), largest.item()
     if low < 0 or high >= num_classes:
         bad_value(op, "labels", f"in [0, {num_classes})", low if low < 0 else high)

@@ -28,7 +28,10 @@ def check_arguments(
     weights: Sequence[float],
     class_weight: float,
 ) -> None:
-    """Refuse lists of unequal length and tensors that do not fit the rows of their layer."""
+    """Refuse lists of unequal length and tensors that do not fit the rows of their layer.
+
+    The range of the labels is left to :func:`_check.label_range`.
+    """
     layers = len(means)
     if layers == 0:
         _check.bad_value(op, "means", "to hold at least one layer", 0)
@@ -139,6 +142,8 @@ def align_loss(
         _OP, means, m2s, sizes, labels, global_means, global_vars, class_means, class_vars,
         layer_weights, class_weight,
     )  # fmt: skip
+    if class_weight != 0.0 and labels.is_cuda:
+        _check.label_range(_OP, labels, len(class_means[0]))
     arguments = (
         list(sizes), labels, list(global_means), list(global_vars), list(class_means),
         list(class_vars), layer_weights, float(class_weight),

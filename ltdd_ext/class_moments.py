@@ -41,7 +41,10 @@ def check_state(op: str, state: State, prefix: str = "") -> None:
 def check_update(
     op: str, state: State, mean: Tensor, m2: Tensor, spatial_size: int, labels: Tensor
 ) -> None:
-    """Refuse rows, sizes or labels that do not fit the state."""
+    """Refuse rows, a size or labels that do not fit the state.
+
+    The range of the labels is left to :func:`_check.label_range`.
+    """
     check_state(op, state)
     mu = state[1]
     _check.tensor(op, "mean", mean)
@@ -53,7 +56,6 @@ def check_update(
     if spatial_size < 1:
         _check.bad_value(op, "spatial_size", ">= 1", spatial_size)
     _check.labels(op, labels, mean.shape[0], mu.device)
-    _check.label_range(op, labels, mu.shape[0])
 
 
 def class_moments_update_(
@@ -102,6 +104,8 @@ def class_moments_update_(
     op = "class_moments_update_"
     state = (count, mu, within, between)
     check_update(op, state, mean, m2, spatial_size, labels)
+    if labels.is_cuda:
+        _check.label_range(op, labels, mu.shape[0])
     torch.ops.ltdd_ext.class_moments_update_(
         *state, mean.detach(), m2.detach(), spatial_size, labels
     )

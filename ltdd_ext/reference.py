@@ -104,6 +104,7 @@ def class_moments_update_(
     check_update(
         "class_moments_update_", (count, mu, within, between), mean, m2, spatial_size, labels
     )
+    _check.label_range("class_moments_update_", labels, mu.shape[0])
     batch_count = torch.zeros_like(count).index_add_(0, labels, torch.ones_like(labels))
     images = batch_count.clamp(min=1).unsqueeze(1)
     image_mean = mean.detach().double()
@@ -181,6 +182,8 @@ def align_loss(
         "align_loss", means, m2s, sizes, labels, global_means, global_vars, class_means,
         class_vars, layer_weights, class_weight,
     )  # fmt: skip
+    if class_weight != 0.0:
+        _check.label_range("align_loss", labels, len(class_means[0]))
     dtype = means[0].dtype
     loss = means[0].new_zeros(())
     present = labels.unique().tolist() if class_weight != 0.0 else []

@@ -6,6 +6,7 @@
 // The full check of arguments, with ValueError and TypeError, is ltdd_ext/_check.py: it runs before
 // any backend is chosen. These guards are for those who call torch.ops.ltdd_ext directly.
 
+#include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -54,10 +55,14 @@ inline void check_count(const char* op, const char* name, int64_t got, int64_t e
   if (got != expected) refuse(op, expected, " ", name, ", got ", got);
 }
 
-// For labels in host memory; on a device the kernel itself must skip what is out of range.
-inline void check_label(const char* op, int64_t label, int64_t num_classes) {
-  if (label < 0 || label >= num_classes)
-    refuse(op, "labels in [0, ", num_classes, "), got ", label);
+// For labels in host memory, the check itself: reading them in Python takes longer than a small
+// batch. On a device the kernel must skip what is out of range.
+inline void check_labels(const char* op, const int64_t* labels, int64_t count,
+                         int64_t num_classes) {
+  if (count == 0) return;
+  const auto [low, high] = std::minmax_element(labels, labels + count);
+  if (*low < 0 || *high >= num_classes)
+    refuse(op, "labels in [0, ", num_classes, "), got ", *low < 0 ? *low : *high);
 }
 
 }  // namespace ltdd

@@ -40,11 +40,9 @@ std::vector<Group> make_groups(const int64_t* label, int64_t n, int64_t num_clas
   for (int64_t i = 0; i < n; ++i) groups[0].rows.push_back(i);
   group_of.assign(n, 0);
   if (class_weight == 0.0) return groups;
+  check_labels(kOp, label, n, num_classes);
   std::vector<int64_t> slot(num_classes, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    check_label(kOp, label[i], num_classes);
-    slot[label[i]] = 1;
-  }
+  for (int64_t i = 0; i < n; ++i) slot[label[i]] = 1;
   for (int64_t k = 0; k < num_classes; ++k) {
     if (slot[k] == 0) continue;
     slot[k] = static_cast<int64_t>(groups.size());

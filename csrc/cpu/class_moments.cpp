@@ -63,7 +63,7 @@ void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tenso
   check_matrix(op, "m2", m2, n, state.channels);
   const Tensor dense_labels = contiguous_as(labels, ScalarType::Long);
   const auto* label = static_cast<const int64_t*>(dense_labels.const_data_ptr());
-  for (int64_t i = 0; i < n; ++i) check_label(op, label[i], state.num_classes);
+  check_labels(op, label, n, state.num_classes);
 
   std::vector<double> inverse_count(n);  // of the class of image i, once image i is in
   for (int64_t i = 0; i < n; ++i)
