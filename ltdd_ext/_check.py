@@ -81,8 +81,12 @@ def fits(
     dtypes: Sequence[torch.dtype],
     wanted: tuple[int, ...],
     device: torch.device,
+    index: int | None = None,
 ) -> None:
-    """Refuse what is not a strided tensor of one of the dtypes, the shape and the device."""
+    """Refuse what is not a strided tensor of one of the dtypes, the shape and the device.
+
+    With an index the argument is that entry of a list.
+    """
     if (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -90,7 +94,9 @@ def fits(
         and value.shape == wanted
         and value.device == device
     ):
-        return  # without the calls below: small layers would feel them
+        return  # without what is below: small layers would feel it
+    if index is not None:
+        argument = f"{argument}[{index}]"
     tensor(op, argument, value)
     dtype_in(op, argument, value, dtypes)
     shape(op, argument, value, wanted)

@@ -62,23 +62,14 @@ def check_arguments(
         channels = mean.shape[1]
         if sizes[layer] < 1:
             _check.bad_value(op, f"sizes[{layer}]", ">= 1", sizes[layer])
-        row = (rows, channels)
-        expected: list[tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]] = [
-            ("means", mean, row, (dtype,)),
-            ("m2s", m2s[layer], row, (dtype,)),
-            ("global_means", global_means[layer], (channels,), _TARGET_DTYPES),
-            ("global_vars", global_vars[layer], (channels,), _TARGET_DTYPES),
-        ]
+        for name, values in (("means", means), ("m2s", m2s)):
+            _check.fits(op, name, values[layer], (dtype,), (rows, channels), device, layer)
+        for name, values in (("global_means", global_means), ("global_vars", global_vars)):
+            _check.fits(op, name, values[layer], _TARGET_DTYPES, (channels,), device, layer)
         if class_weight != 0.0:
             table = (num_classes, channels)
-            expected += [
-                ("class_means", class_means[layer], table, _TARGET_DTYPES),
-                ("class_vars", class_vars[layer], table, _TARGET_DTYPES),
-            ]
-        for name, value, wanted, dtypes in expected:
-            _check.fits(op, f"{name}[{layer}]", value, dtypes, wanted, device)
-    if class_weight != 0.0:
-        _check.label_range(op, labels, num_classes)
+            for name, values in (("class_means", class_means), ("class_vars", class_vars)):
+                _check.fits(op, name, values[layer], _TARGET_DTYPES, table, device, layer)
 
 
 def align_loss(
