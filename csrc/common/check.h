@@ -33,6 +33,14 @@ std::string shape_of(const Tensor& tensor) {
 }
 
 template <typename Tensor>
+bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i)
+    if (a.size(i) != b.size(i)) return false;
+  return true;
+}
+
+template <typename Tensor>
 void check_activation(const char* op, const Tensor& x) {
   if (x.dim() != 3 && x.dim() != 4)
     refuse(op, "x of shape (N, C, H, W) or (N, C, S), got ", shape_of(x));

@@ -201,7 +201,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> align_loss_cpu(
       make_groups(static_cast<const int64_t*>(dense_labels.const_data_ptr()), n, num_classes,
                   class_weight, group_of);
   const ScalarType row_dtype = acc_dtype(means[0].scalar_type());
-  const Tensor loss = torch::stable::new_empty(means[0], {}, row_dtype);
+  const Tensor loss = new_empty(means[0], {}, row_dtype);
 
   const auto run_as = [&]<typename row_t>() {
     std::vector<Layer<row_t>> layers(num_layers);
@@ -214,8 +214,8 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> align_loss_cpu(
       check_vector(kOp, "global_vars", global_vars[l], channels);
       if (by_class) check_matrix(kOp, "class_means", class_means[l], num_classes, channels);
       if (by_class) check_matrix(kOp, "class_vars", class_vars[l], num_classes, channels);
-      grad_means.push_back(torch::stable::new_empty(means[l], means[l].sizes(), row_dtype));
-      grad_m2s.push_back(torch::stable::new_empty(means[l], means[l].sizes(), row_dtype));
+      grad_means.push_back(new_empty(means[l], means[l].sizes(), row_dtype));
+      grad_m2s.push_back(new_empty(means[l], means[l].sizes(), row_dtype));
       Layer<row_t>& layer = layers[l];
       keep.push_back(contiguous_as(means[l], row_dtype));
       layer.mean = static_cast<const row_t*>(keep.back().const_data_ptr());

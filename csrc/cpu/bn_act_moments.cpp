@@ -18,6 +18,8 @@
 namespace ltdd {
 namespace {
 
+constexpr int64_t kNothing = 0;  // the size of a gradient that nobody asked for
+
 std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Tensor& k,
                                                       const Tensor& h,
                                                       const std::optional<Tensor>& residual,
@@ -81,7 +83,7 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
   const Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
   const Tensor dx = empty_like(a);
   const Tensor dresidual =
-      residual ? empty_like(a) : torch::stable::new_empty(a.tensor, {std::vector<int64_t>{0}});
+      residual ? empty_like(a) : new_empty(a.tensor, {&kNothing, 1}, x.scalar_type());
   if (a.tensor.numel() == 0) return {dx, dresidual};
   const BnActBackwardArgs args{const_row_data(grad_means),
                                const_row_data(grad_m2s),

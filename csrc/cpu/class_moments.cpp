@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cpu(const Tensor
   Tensor out[4];
   double* to[4];
   for (int i = 0; i < 4; ++i) {
-    out[i] = torch::stable::new_empty(mu, mu.sizes());
+    out[i] = new_empty(mu, mu.sizes(), ScalarType::Double);
     to[i] = static_cast<double*>(out[i].mutable_data_ptr());
   }
   for_each_task(state.num_classes, state.channels, [&](int64_t k) {

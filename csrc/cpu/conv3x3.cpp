@@ -125,8 +125,8 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
     refuse(op, "grad_y to fit x of shape ", shape_of(x), ", got ", shape_of(grad_y));
   const Geometry g{x.size(0), x.size(1), grad_y.size(1), x.size(2), x.size(3)};
   const int64_t shape[] = {g.out, g.in, 3, 3};
-  Tensor grad_weight = torch::stable::new_empty(x, {shape, 4});
-  Tensor grad_bias = torch::stable::new_empty(x, {&g.out, 1});
+  Tensor grad_weight = new_empty(x, {shape, 4}, x.scalar_type());
+  Tensor grad_bias = new_empty(x, {&g.out, 1}, x.scalar_type());
   torch::stable::fill_(grad_weight, 0.0);
   torch::stable::fill_(grad_bias, 0.0);
   if (x.numel() == 0 || grad_y.numel() == 0) return {grad_weight, grad_bias};

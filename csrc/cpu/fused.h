@@ -54,7 +54,7 @@ inline Tensor in_layout_of(const char* op, const char* name, const Activation& a
 inline Tensor empty_images(const Activation& a, int64_t height, int64_t width) {
   const int64_t shape[] = {a.n, a.c, height, width};
   using torch::headeronly::MemoryFormat;
-  if (a.layout == Layout::kRows) return torch::stable::new_empty(a.tensor, {shape, 4});
+  if (a.layout == Layout::kRows) return new_empty(a.tensor, {shape, 4}, a.tensor.scalar_type());
   return torch::stable::empty({shape, 4}, a.tensor.scalar_type(), std::nullopt, a.tensor.device(),
                               std::nullopt, MemoryFormat::ChannelsLast);
 }

@@ -70,7 +70,7 @@ class Norms {
  private:
   static Tensor empty_scales(const Activation& a, bool per_image) {
     const int64_t length = per_image ? a.n * a.c : a.c;
-    return torch::stable::new_empty(a.tensor, {&length, 1}, acc_dtype(a.tensor.scalar_type()));
+    return new_empty(a.tensor, {&length, 1}, acc_dtype(a.tensor.scalar_type()));
   }
 
   void set(int64_t row, double mean, double var) {
@@ -175,8 +175,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
   const Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
   const Tensor dx = empty_like(a);
   const int64_t rows = a.n * a.c;
-  Tensor grad_weight = torch::stable::new_empty(a.tensor, {&a.c, 1}, ScalarType::Double);
-  Tensor grad_bias = torch::stable::new_empty(a.tensor, {&a.c, 1}, ScalarType::Double);
+  Tensor grad_weight = new_empty(a.tensor, {&a.c, 1}, ScalarType::Double);
+  Tensor grad_bias = new_empty(a.tensor, {&a.c, 1}, ScalarType::Double);
   torch::stable::fill_(grad_weight, 0.0);
   torch::stable::fill_(grad_bias, 0.0);
   if (a.tensor.numel() > 0) {

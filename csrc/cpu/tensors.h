@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "../common/check.h"
+#include "../new_empty.h"
 #include "kernels.h"
 
 namespace ltdd {
@@ -79,14 +80,14 @@ inline Activation as_activation(const char* op, const Tensor& x) {
 // An output shaped and laid out like the activation.
 inline Tensor empty_like(const Activation& a) {
   if (a.layout == Layout::kPixels) return torch::stable::empty_like(a.tensor);
-  return torch::stable::new_empty(a.tensor, a.tensor.sizes());
+  return new_empty(a.tensor, a.tensor.sizes(), a.tensor.scalar_type());
 }
 
 // Row moments are float64 whatever x is: a float32 mean far from zero has lost what differs between
 // images.
 inline Tensor empty_rows(const Activation& a) {
   const int64_t shape[] = {a.n, a.c};
-  return torch::stable::new_empty(a.tensor, {shape, 2}, ScalarType::Double);
+  return new_empty(a.tensor, {shape, 2}, ScalarType::Double);
 }
 
 inline double* row_data(const Tensor& rows) {
@@ -96,9 +97,10 @@ inline const double* const_row_data(const Tensor& rows) {
   return static_cast<const double*>(rows.const_data_ptr());
 }
 
-// Contiguous, and of the wanted dtype.
+// Contiguous, and of the wanted dtype. Most tensors are: torch is asked only for the others, since
+// a call into it takes as long as a small table.
 inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
-  const Tensor dense = torch::stable::contiguous(tensor);
+  const Tensor dense = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
   if (dense.scalar_type() == dtype) return dense;
   return torch::stable::to(dense, dtype);
 }

@@ -33,7 +33,7 @@ Arguments as_arguments(const char* op, const Tensor& x, const Tensor& k, const T
   all.k = dense(op, "k", k, x, acc_dtype(x));
   all.h = dense(op, "h", h, x, acc_dtype(x));
   if (residual) {
-    if (shape_of(*residual) != shape_of(x))
+    if (!same_shape(*residual, x))
       refuse(op, "residual of shape ", shape_of(x), ", got ", shape_of(*residual));
     all.residual = all.a.in_layout(op, "residual", *residual);
   }
@@ -46,6 +46,14 @@ Arguments as_arguments(const char* op, const Tensor& x, const Tensor& k, const T
 Tensor empty_output(const Arguments& all) {
   if (!all.fused.pool) return all.a.like();
   return all.a.empty_in_layout(all.a.shape.height / 2, all.a.shape.width / 2);
+}
+
+// Whether a tensor has the shape of the output, found without making one.
+bool is_like_output(const Arguments& all, const Tensor& tensor) {
+  if (!all.fused.pool) return same_shape(tensor, all.a.tensor);
+  const Activation& shape = all.a.shape;
+  return tensor.dim() == 4 && tensor.size(0) == shape.images && tensor.size(1) == shape.channels &&
+         tensor.size(2) == shape.height / 2 && tensor.size(3) == shape.width / 2;
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Tensor& k,
@@ -79,9 +87,8 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cuda(
   check_matrix(op, "grad_mean", grad_mean, shape.images, shape.channels);
   check_matrix(op, "grad_m2", grad_m2, shape.images, shape.channels);
   check_matrix(op, "mean", mean, shape.images, shape.channels);
-  const Tensor like_y = empty_output(all);  // its shape is what grad_y must have
-  if (shape_of(grad_y) != shape_of(like_y))
-    refuse(op, "grad_y of shape ", shape_of(like_y), ", got ", shape_of(grad_y));
+  if (!is_like_output(all, grad_y))
+    refuse(op, "grad_y of shape ", shape_of(empty_output(all)), ", got ", shape_of(grad_y));
   const Tensor grads = all.a.in_layout(op, "grad_y", grad_y);
   const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, ScalarType::Double);
   const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, ScalarType::Double);

@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cuda(const Tenso
   Tensor out[4];
   double* to[4];
   for (int i = 0; i < 4; ++i) {
-    out[i] = torch::stable::new_empty(mu, mu.sizes());
+    out[i] = new_empty(mu, {state.classes, state.channels}, ScalarType::Double);
     to[i] = static_cast<double*>(out[i].mutable_data_ptr());
   }
   class_moments_finish(state, to[0], to[1], to[2], to[3], current_stream(mu));

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "../common/check.h"
+#include "../new_empty.h"
 #include "ops.h"
 
 namespace ltdd::cuda {
@@ -55,11 +56,12 @@ inline Stream current_stream(const Tensor& tensor) {
   return stream;
 }
 
-// On the device of x, contiguous, and of the wanted dtype.
+// On the device of x, contiguous, and of the wanted dtype. Torch is asked only where the tensor is
+// not: a call into it takes as long as a launch.
 inline Tensor dense(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
                     ScalarType dtype) {
   check_same_device(op, name, tensor, x);
-  const Tensor contiguous = torch::stable::contiguous(tensor);
+  const Tensor contiguous = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
   if (contiguous.scalar_type() == dtype) return contiguous;
   return torch::stable::to(contiguous, dtype);
 }
@@ -72,7 +74,7 @@ inline const double* const_row_data(const Tensor& rows) {
 }
 
 inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(x, {shape.begin(), shape.size()}, dtype);
+  return ltdd::new_empty(x, {shape.begin(), shape.size()}, dtype);
 }
 
 // Scratch comes from torch's caching allocator, so a captured graph owns it.
@@ -107,7 +109,7 @@ struct ActivationTensor {
   // A new tensor of the same shape, dtype and layout.
   Tensor like() const {
     if (shape.channels_last) return torch::stable::empty_like(tensor);
-    return torch::stable::new_empty(tensor, tensor.sizes());
+    return ltdd::new_empty(tensor, tensor.sizes(), tensor.scalar_type());
   }
 
   // The tensor, or a copy of it, that lies in memory like this activation. Its plane may be
