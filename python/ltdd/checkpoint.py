@@ -22,7 +22,7 @@ from ltdd.files import read_sealed_tensors, write_sealed_tensors
 
 DEFAULT_SECONDS = 60.0
 """Time between two saves."""
-_FORMAT = "2"  # raise it when a stage's state changes; older checkpoints are then started over
+_FORMAT = "3"  # raise it when a stage's state changes; older checkpoints are then started over
 _LARGEST_SHARE = 0.03  # of a stage's time that may go into saving
 
 

@@ -41,6 +41,9 @@ class Observer:
         model: network with BatchNorm2d layers; it is put into evaluation mode.
         ops: `ltdd_ext` or `ltdd_ext.reference`, supplies the operators.
 
+    Attributes:
+        network: the rewritten network.
+
     Raises:
         UserError: a batch norm has no running statistics or is not used exactly once.
     """
@@ -48,13 +51,13 @@ class Observer:
     def __init__(self, model: nn.Module, ops: ModuleType) -> None:
         self.layers = batch_norm_layers(model, type(model).__name__)
         try:
-            self._observed = convert_observer(model, ops)
+            self.network = convert_observer(model, ops)
         except ValueError as error:
             raise UserError(f"experts.observer: {error}") from error
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerMoments]]:
         """Run normalised images (N, C, H, W); return logits (N, K) and one moment pair a layer."""
-        logits, moments = self._observed(images)
+        logits, moments = self.network(images)
         return logits, moments
 
 

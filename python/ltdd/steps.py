@@ -1,4 +1,4 @@
-"""Training steps, on a GPU replayed from CUDA graphs.
+"""Steps of training, recovery and labeling, on a GPU replayed from CUDA graphs.
 
 A small network on a GPU waits for the host, which launches hundreds of kernels a step one by one; a
 graph launches them all together: augmentation, both passes and the optimizer. So a step is a
@@ -21,11 +21,13 @@ from ltdd.runtime import Runtime
 from ltdd.trees import leaves, mapped, moved, shapes
 
 REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their kernels in these
-_KNOWN = frozenset({"torch", "torchvision", "ltdd"})  # whose layers never read from the device
+_KNOWN = frozenset(
+    {"torch", "torchvision", "ltdd", "ltdd_ext"}
+)  # whose layers never read from the device
 
 
 class RecordedSteps:
-    """Calls a function that takes one step, of training or of labeling.
+    """Calls a function that takes one step, of training, recovery or labeling.
 
     On a GPU the first calls with inputs of given shapes are ordinary ones; then the step is
     recorded, and every later call of these shapes replays it. Networks with layers of anybody
@@ -36,14 +38,21 @@ class RecordedSteps:
             graph, such as the loss. It reads no value from the device, and what else it uses
             (parameters, statistics, the state of an optimizer made with `adjustable_rate`) it
             changes in place.
-        network: what is trained, or labels.
+        network: what the step calls.
         runtime: device.
+        recordable: whether the step keeps to all this.
     """
 
-    def __init__(self, step: Callable[..., Tensor], network: nn.Module, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        step: Callable[..., Tensor],
+        network: nn.Module,
+        runtime: Runtime,
+        recordable: bool = True,
+    ) -> None:
         self._step, self._runtime = step, runtime
         owners = {type(module).__module__.partition(".")[0] for module in network.modules()}
-        self._may_record = runtime.device.type == "cuda" and owners <= _KNOWN
+        self._may_record = recordable and runtime.device.type == "cuda" and owners <= _KNOWN
         self._side = torch.cuda.Stream(runtime.device) if self._may_record else None
         self._calls: dict[Any, int] = {}
         self._recorded: dict[Any, _Recording] = {}
@@ -89,7 +98,7 @@ class RecordedSteps:
         self._may_record = False
         self._runtime.log.write("steps_not_recorded", reason=reason)
         if not self._runtime.quiet:
-            said = f"steps are not recorded as CUDA graphs, training is slower: {reason}"
+            said = f"steps are not recorded as CUDA graphs, which is slower: {reason}"
             print(said, file=sys.stderr, flush=True)
 
 

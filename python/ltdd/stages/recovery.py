@@ -8,7 +8,6 @@ does not grow with ipc. Every image draws its own crop in every iteration.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from ltdd.data.augment import Crops, crop, random_crops
 from ltdd.observation import Observer
 from ltdd.progress import Progress
 from ltdd.runtime import Runtime, check_finite
+from ltdd.steps import RecordedSteps, adjustable_rate, restore
 from ltdd.targets import LayerStatistics, batch_targets
 
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
@@ -211,28 +211,45 @@ class _Batch:
             restored: state of this batch in the checkpoint; empty to start.
         """
         config, runtime = self.config, self.runtime
-        optimizer = torch.optim.Adam([self.pixels], lr=config.learning_rate, betas=ADAM_BETAS)
+        optimizer = torch.optim.Adam(
+            [self.pixels],
+            lr=adjustable_rate(config.learning_rate, runtime.device),
+            betas=ADAM_BETAS,
+            fused=True,
+            capturable=runtime.device.type == "cuda",
+        )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
         if restored:
-            optimizer.load_state_dict(restored["optimizer"])
-            schedule.load_state_dict(restored["schedule"])
+            restore({"optimizer": optimizer, "schedule": schedule}, restored, runtime.device)
             with torch.no_grad():
                 self.pixels.copy_(restored["pixels"])
+
+        def take(crops: Crops, how: tuple[int, int]) -> Tensor:
+            observer, chunk = how
+            self.aim = self.aims[observer]
+            found = self.objective(crops, chunk)
+            optimizer.step()
+            with torch.no_grad():
+                self.pixels.copy_(torch.clamp(self.pixels, *bounds))
+            return torch.stack([value.double() for value in found])
+
+        networks = nn.ModuleList(aim.recorder.network for aim in self.aims)
+        # The plain twins of the operators look at labels while they run.
+        steps = RecordedSteps(take, networks, runtime, recordable=runtime.backend == "compiled")
         for iteration in range(restored.get("iteration", 0), config.iterations):
-            self.aim = self.aims[iteration % len(self.aims)]
+            observer = iteration % len(self.aims)
             generator = runtime.stream("recovery", number, iteration)
             crops = random_crops(len(self.labels), config.crop_min_scale, flip, generator)
-            alignment, cross_entropy = self.chunks.fit(
-                functools.partial(self.objective, crops), len(self.labels)
-            )
+
+            def attempt(chunk: int, crops: Crops = crops, observer: int = observer) -> Tensor:
+                return steps(crops, variant=(observer, chunk))
+
+            alignment, cross_entropy = self.chunks.fit(attempt, len(self.labels)).cpu()
             loss = (
                 config.classification_weight * cross_entropy + config.alignment_weight * alignment
             )
             value = check_finite(loss, "recovery", iteration, "loss")
-            optimizer.step()
             schedule.step()
-            with torch.no_grad():
-                self.pixels.copy_(torch.clamp(self.pixels, *bounds))
             if iteration % LOG_EVERY == 0 or iteration == config.iterations - 1:
                 runtime.log.write(
                     "recover",
