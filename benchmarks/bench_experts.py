@@ -29,11 +29,12 @@ from benchmarks.timing import keep_freed_pages
 from ltdd.config import ExpertsConfig
 from ltdd.data.augment import cut_box, paste
 from ltdd.data.datasets import LongTailedData
+from ltdd.data.mixtures import Batches
 from ltdd.losses import class_debias_weights, consistency_loss, expert_loss
 from ltdd.models import build_model
 from ltdd.models.normalization import NormBlock
 from ltdd.runtime import Runtime
-from ltdd.stages.experts import ExpertNetwork, _Batches, _Objective, training_size
+from ltdd.stages.experts import ExpertNetwork, _Objective, training_size
 
 BATCH, BLOCK, ROUNDS = 64, 4, 5
 CONFIG = ExpertsConfig(epochs=100, batch_size=BATCH)
@@ -104,7 +105,7 @@ def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
 def our_loop(data: LongTailedData, network: ExpertNetwork, size: int) -> Step:
     """Return a step of the package's own, on images of ``size`` pixels."""
     runtime = Runtime(torch.device("cpu"), quiet=True)
-    objective = _Objective(network, _Batches(data, CONFIG, True, runtime), data, runtime)
+    objective = _Objective(network, Batches(data, CONFIG, True, runtime), data, runtime)
     generator, optimizer = torch.Generator().manual_seed(0), sgd(network)
 
     def step() -> None:

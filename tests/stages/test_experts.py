@@ -12,14 +12,13 @@ from torch.optim.swa_utils import AveragedModel
 from ltdd.config import ExpertsConfig
 from ltdd.data.augment import normalise
 from ltdd.data.datasets import LongTailedData
+from ltdd.data.mixtures import Batches, fits
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model
 from ltdd.runtime import Runtime
 from ltdd.stages.experts import (
     ExpertNetwork,
-    _Batches,
-    _fits,
     _schedule,
     train_expert,
     training_size,
@@ -65,16 +64,16 @@ def coloured(size: int = 32) -> LongTailedData:
     )
 
 
-def batches(runtime: Runtime, data: LongTailedData, **settings: Any) -> _Batches:
+def batches(runtime: Runtime, data: LongTailedData, **settings: Any) -> Batches:
     config = dataclasses.replace(FAST, crop_padding=0, **settings)
-    return _Batches(data, config, False, runtime)
+    return Batches(data, config, False, runtime)
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def mixed(source: _Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def mixed(source: Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     return source.mixed_views(source.mixture(plain, generator(seed)))
 
 
@@ -113,13 +112,13 @@ def test_both_views_show_one_mixture_and_labels_match_pixels(runtime: Runtime) -
 
 
 def test_own_and_resampled_views_are_two_draws(runtime: Runtime, data: LongTailedData) -> None:
-    source = _Batches(data, dataclasses.replace(FAST, crop_padding=8), True, runtime)
+    source = Batches(data, dataclasses.replace(FAST, crop_padding=8), True, runtime)
     assert source.padding == 2
     drawing = generator(0)
     indices = torch.arange(8)
     first, second = (source.view(source.shown(indices, drawing)) for _ in range(2))
     assert not torch.equal(first, second)
-    plain = _Batches(data, dataclasses.replace(FAST, crop_padding=0), False, runtime)
+    plain = Batches(data, dataclasses.replace(FAST, crop_padding=0), False, runtime)
     expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
     assert torch.equal(plain.view(plain.shown(indices, drawing)), expected)
 
@@ -169,16 +168,16 @@ def test_learning_rate_ends_near_zero(name: str) -> None:
 
 
 def test_crop_padding_scales_with_the_image(runtime: Runtime, data: LongTailedData) -> None:
-    assert _Batches(data, FAST, False, runtime).padding == 1
-    assert _Batches(coloured(64), FAST, False, runtime).padding == 8
+    assert Batches(data, FAST, False, runtime).padding == 1
+    assert Batches(coloured(64), FAST, False, runtime).padding == 8
 
 
 def test_images_go_to_a_device_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     images, gpu = torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.device("cuda")
-    assert _fits(images, torch.device("cpu"))
-    for free, fits in ((4 * images.numel() + 1, True), (4 * images.numel(), False)):
+    assert fits(images, torch.device("cpu"))
+    for free, enough in ((4 * images.numel() + 1, True), (4 * images.numel(), False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
-        assert _fits(images, gpu) is fits
+        assert fits(images, gpu) is enough
 
 
 @pytest.mark.cuda
@@ -218,8 +217,8 @@ def test_warm_up_rises_to_the_peak_and_then_falls() -> None:
 
 
 def test_resized_crops_replace_padding(runtime: Runtime, data: LongTailedData) -> None:
-    whole = _Batches(data, dataclasses.replace(FAST, crop_min_scale=1.0), False, runtime)
-    cut = _Batches(data, dataclasses.replace(FAST, crop_min_scale=0.1), False, runtime)
+    whole = Batches(data, dataclasses.replace(FAST, crop_min_scale=1.0), False, runtime)
+    cut = Batches(data, dataclasses.replace(FAST, crop_min_scale=0.1), False, runtime)
     expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
     drawing = generator(0)
     torch.testing.assert_close(whole.view(whole.shown(torch.arange(8), drawing)), expected)
@@ -228,10 +227,10 @@ def test_resized_crops_replace_padding(runtime: Runtime, data: LongTailedData) -
 
 def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> None:
     config = dataclasses.replace(FAST, crop_padding=0, color_jitter=0.0)
-    kept = _Batches(data, config, False, runtime)
+    kept = Batches(data, config, False, runtime)
     config = dataclasses.replace(config, color_jitter=0.4)
-    changed = _Batches(data, config, False, runtime)
-    plain = _Batches(data, dataclasses.replace(config, color_jitter=None), False, runtime)
+    changed = Batches(data, config, False, runtime)
+    plain = Batches(data, dataclasses.replace(config, color_jitter=None), False, runtime)
     levels = [
         source.view(source.shown(torch.arange(34), generator(0))).mean((1, 2, 3))
         for source in (plain, kept, changed)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
@@ -22,20 +21,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ltdd.chunks import whole_batch
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import (
-    Crops,
-    CutBox,
-    Windows,
-    crop,
-    cut_box,
-    cut_windows,
-    normalise,
-    paste,
-    random_crops,
-    random_windows,
-)
-from ltdd.data.colour import distort
 from ltdd.data.datasets import LongTailedData
+from ltdd.data.mixtures import Batches, Labelled, Mixture, Pairs
 from ltdd.data.views import one_hot
 from ltdd.errors import UserError
 from ltdd.losses import (
@@ -51,13 +38,10 @@ from ltdd.runtime import Runtime, mean_of_losses
 from ltdd.steps import MovingAverage, RecordedSteps, adjustable_rate, restore
 from ltdd.trees import moved
 
-PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
 SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images
 EMA_DECAY = 0.999  # per step, of `averaging: ema`
 SWA_SHARE = 0.25  # of the epochs, at the end, that `averaging: swa` averages
-UNIMIX_ALPHA = 0.8  # published
-UNIMIX_POWERS = {10: -0.5, math.inf: -0.1}  # tau, published for up to 10 classes and for 100
 
 
 class ExpertNetwork(nn.Module):
@@ -84,147 +68,11 @@ class ExpertNetwork(nn.Module):
         return self.plain(features), self.backbone.classifier(features), z, self.prediction(z)
 
 
-class Shown(NamedTuple):
-    """Images of a batch, and what is cut out of each.
-
-    Attributes:
-        picked: uint8 (B, C, H, W), or float in [0, 1] where colours were changed.
-        place: `Windows` with ``crop_padding``, `Crops` with ``crop_min_scale``.
-    """
-
-    picked: Tensor
-    place: Windows | Crops
-
-
-class Mixture(NamedTuple):
-    """Both mixed views of a step: MixUp of the first pair, CutMix of the second.
-
-    Attributes:
-        own: two views of the plainly drawn images.
-        others: two views of the resampled ones.
-        labels, other_labels: int64 (B,), their classes.
-        lam: float64 scalar, the share of the plain images in MixUp; both views show one mixture.
-        box: the rectangle of CutMix.
-    """
-
-    own: tuple[Shown, Shown]
-    others: tuple[Shown, Shown]
-    labels: Tensor
-    other_labels: Tensor
-    lam: Tensor
-    box: CutBox
-
-
-class Pairs(NamedTuple):
-    """UniMix: each image with a partner out of the same batch.
-
-    Attributes:
-        shown: view of the images.
-        labels: int64 (B,).
-        partner: int64 (B,), places in the batch.
-        lam: float32 (B,), an image's own share.
-    """
-
-    shown: Shown
-    labels: Tensor
-    partner: Tensor
-    lam: Tensor
-
-
-class Labelled(NamedTuple):
-    """Images as they are: a view and its classes, int64 (B,)."""
-
-    shown: Shown
-    labels: Tensor
-
-
-class _Batches:
-    """Draws batches on the host, and renders what was drawn on the device.
-
-    Images are gathered, augmented and mixed where they stay, as uint8.
-    """
-
-    def __init__(
-        self, data: LongTailedData, config: ExpertsConfig, flip: bool, runtime: Runtime
-    ) -> None:
-        self.device = runtime.device
-        # On the device where there is room; a larger set is gathered batch by batch.
-        small = _fits(data.train_images, runtime.device)
-        self.images = data.train_images.to(runtime.device) if small else data.train_images
-        self.labels = data.train_labels
-        self.mean = torch.tensor(data.mean, device=runtime.device)
-        self.std = torch.tensor(data.std, device=runtime.device)
-        self.num_classes, self.flip, self.config = data.num_classes, flip, config
-        self.padding = round(config.crop_padding * data.image_size / PADDING_REFERENCE_SIZE)
-        self.counts = torch.tensor(data.counts, dtype=torch.float64)
-        self.draw_weights = self.counts.pow(-config.resampling_power)[data.train_labels]
-
-    def shown(self, indices: Tensor, generator: torch.Generator) -> Shown:
-        """Draw a view of images."""
-        places = indices.to(self.images.device, non_blocking=True)
-        picked = self.images[places].to(self.device)
-        if self.config.color_jitter is not None:
-            picked = distort(picked / 255, self.config.color_jitter, generator)
-        if self.config.crop_min_scale is not None:
-            crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
-            return Shown(picked, crops)
-        return Shown(picked, random_windows(len(indices), self.padding, self.flip, generator))
-
-    def view(self, shown: Shown) -> Tensor:
-        """Return a drawn view, normalised, float32 (B, C, H, W)."""
-        if isinstance(shown.place, Crops):
-            return crop(normalise(shown.picked, self.mean, self.std), shown.place)
-        picked = cut_windows(shown.picked, self.padding, shown.place)
-        return normalise(picked, self.mean, self.std)
-
-    def mixture(self, plain: Tensor, generator: torch.Generator) -> Mixture:
-        """Draw the MixUp and the CutMix view of plainly drawn images with resampled ones."""
-        resampled = torch.multinomial(
-            self.draw_weights, len(plain), replacement=True, generator=generator
-        )
-        own = self.shown(plain, generator), self.shown(plain, generator)
-        others = self.shown(resampled, generator), self.shown(resampled, generator)
-        lam, row, column = torch.rand(3, generator=generator, dtype=torch.float64)
-        box = cut_box(*self.images.shape[2:], *(float(v) for v in (lam, row, column)))
-        return Mixture(own, others, self.labels[plain], self.labels[resampled], lam, box)
-
-    def mixed_views(self, drawn: Mixture) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return both views (2B, C, H, W) and their label probabilities (B, K) each."""
-        first, second = (self.view(shown) for shown in drawn.own)
-        other_first, other_second = (self.view(shown) for shown in drawn.others)
-        y, other_y = (one_hot(k, self.num_classes) for k in (drawn.labels, drawn.other_labels))
-        lam, kept = drawn.lam, drawn.box.kept
-        mixup = lam * first + (1 - lam) * other_first
-        cutmix = paste(second, other_second, drawn.box)
-        targets = (lam * y + (1 - lam) * other_y, kept * y + (1 - kept) * other_y)
-        return torch.cat([mixup, cutmix]), targets
-
-    def pairs(self, plain: Tensor, generator: torch.Generator) -> Pairs:
-        """Draw a partner for each image, tail classes more often and with more weight."""
-        power = next(tau for most, tau in UNIMIX_POWERS.items() if self.num_classes <= most)
-        labels = self.labels[plain]
-        own = self.counts[labels]
-        partner = torch.multinomial(
-            own.pow(power), len(plain), replacement=True, generator=generator
-        )
-        other = own[partner]
-        seed = int(torch.randint(2**62, (), generator=generator))
-        beta = np.random.default_rng(seed).beta(UNIMIX_ALPHA, UNIMIX_ALPHA, len(plain))
-        lam = (torch.from_numpy(beta) + other / (own + other)).float()
-        lam = torch.where(lam > 1, lam - 1, lam)
-        return Pairs(self.shown(plain, generator), labels, partner, lam)
-
-    def unimixed(self, drawn: Pairs) -> Tensor:
-        """Return the mixed view (B, C, H, W)."""
-        view, share = self.view(drawn.shown), drawn.lam.view(-1, 1, 1, 1)
-        return share * view + (1 - share) * view[drawn.partner]
-
-
 class _Objective:
     """The loss of one step of training."""
 
     def __init__(
-        self, network: ExpertNetwork, batches: _Batches, data: LongTailedData, runtime: Runtime
+        self, network: ExpertNetwork, batches: Batches, data: LongTailedData, runtime: Runtime
     ) -> None:
         self.batches, self.config, self.runtime = batches, batches.config, runtime
         self.counts = batches.counts.to(runtime.device)
@@ -277,11 +125,6 @@ class _Objective:
     def _pass(self, images: Tensor, size: int) -> Any:
         with self.runtime.autocast():
             return self.network(_resized(images, size))
-
-
-def _fits(images: Tensor, device: torch.device) -> bool:
-    """Return whether images may be copied to a device: a quarter of its free memory holds them."""
-    return device.type == "cpu" or 4 * images.numel() < torch.cuda.mem_get_info(device)[0]
 
 
 def training_size(config: ExpertsConfig, epoch: int, image_size: int) -> int:
@@ -347,7 +190,7 @@ def train_expert(
         network = ExpertNetwork(backbone, data.num_classes, config)
     _check_sizes(backbone, config, data)
     network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
-    batches = _Batches(data, config, flip, runtime)
+    batches = Batches(data, config, flip, runtime)
     batch_size = min(config.batch_size, len(data.train_labels))
     steps = len(data.train_labels) // batch_size
     if config.min_steps is not None:
