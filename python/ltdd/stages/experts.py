@@ -92,13 +92,13 @@ class _Objective:
 
     def inputs(self, drawn: Mixture | Pairs | Labelled) -> Tensor:
         """Return images as the network is shown them in a step, both views together."""
-        if isinstance(drawn, Mixture):
-            return self.batches.mixed_views(drawn)[0]
-        return (
-            self.batches.unimixed(drawn)
-            if isinstance(drawn, Pairs)
-            else self.batches.view(drawn.shown)
-        )
+        match drawn:
+            case Mixture():
+                return self.batches.mixed_views(drawn)[0]
+            case Pairs():
+                return self.batches.unimixed(drawn)
+            case Labelled():
+                return self.batches.view(drawn.shown)
 
     def loss(self, drawn: Mixture | Pairs | Labelled, share: Tensor, size: int) -> Tensor:
         """Return the loss of what was drawn; all tensors are on the runtime's device.
