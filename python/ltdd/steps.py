@@ -21,9 +21,8 @@ from ltdd.runtime import Runtime
 from ltdd.trees import leaves, mapped, moved, shapes
 
 REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their kernels in these
-_KNOWN = frozenset(
-    {"torch", "torchvision", "ltdd", "ltdd_ext"}
-)  # whose layers never read from the device
+# Whose layers never read from the device.
+_KNOWN = frozenset({"torch", "torchvision", "ltdd", "ltdd_ext"})
 
 
 class RecordedSteps:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltdd.trees import moved
+
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return ``(images - mean) / std`` as channels_last float32.
@@ -89,11 +91,6 @@ class Crops(NamedTuple):
     boxes: Tensor
     mirrored: Tensor
 
-    def to(self, device: torch.device) -> Crops:
-        """Return the crops on a device, without waiting for it."""
-        boxes = self.boxes.to(device, non_blocking=True)
-        return Crops(boxes, self.mirrored.to(device, non_blocking=True))
-
 
 def random_crops(n: int, min_scale: float, flip: bool, generator: torch.Generator) -> Crops:
     """Draw n square crops with area uniform in [min_scale, 1] and uniform position.
@@ -129,7 +126,7 @@ def crop(images: Tensor, crops: Crops) -> Tensor:
     Returns:
         float32 (N, C, H, W), channels_last.
     """
-    crops = crops.to(images.device)
+    crops = moved(crops, images.device)
     top, left, height, width = crops.boxes.unbind(1)
     vertical = _resampling_matrices(top, height, images.shape[2])
     horizontal = _resampling_matrices(left, width, images.shape[3])
