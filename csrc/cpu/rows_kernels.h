@@ -3,7 +3,7 @@
 // Short rows: a vector's worth of rows at a time, read twice: from memory for their means, the
 // pivots, and from the first-level cache for the sums of x - pivot and its square. Sums across
 // lanes are taken of all these rows at once.
-// Long rows are read once, about a pivot that a few elements spread over the row suggest. A sum of
+// Long rows are read once, about a pivot that a few elements of the row suggest. A sum of
 // squares about a point that is e away from the mean is 1 + (e / sd)^2 times too large and loses
 // digits by that factor: where it turns out to exceed kPivotLoss, the row is read again.
 // Sums over more than kChunk elements are double. Nothing depends on anything but the row.
@@ -158,7 +158,9 @@ template <typename scalar_t>
 static inline void moments_of_long_row(const scalar_t* x, int64_t s, double* mean, double* m2) {
   using acc_t = Acc<scalar_t>;
   constexpr int64_t w = kWidth<acc_t>;
-  const int64_t step = (s - w) / 3;
+  // Vectors of the first half: read up to its end, a row of 1 KB would hide from the processor that
+  // it and the next rows follow one another.
+  const int64_t step = s / 8 / w * w;
   const Vec<acc_t> some = (load(x) + load(x + step)) + (load(x + 2 * step) + load(x + 3 * step));
   acc_t pivot = sum_of<acc_t>(some) / static_cast<acc_t>(4 * w);
   for (int64_t reading = 0; reading < 2; ++reading) {
