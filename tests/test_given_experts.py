@@ -48,6 +48,12 @@ def experts(config: DistillConfig, **settings: Any) -> DistillConfig:
 SEVERAL = experts(BASE, extra_observers=("convnet3_bn",), extra_teachers=("resnet9",))
 
 
+def assumed_orders(out: Path) -> list[str]:
+    """Return the weights files whose classes were taken to be in the data's order."""
+    events = read_events(out / "events.jsonl")
+    return [e["file"] for e in events if e["event"] == "class_order_assumed"]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two observers, which are also the teacher, and a third network beside them."""
@@ -129,7 +135,17 @@ def test_a_teacher_from_a_file_with_a_class_map(run: Path, tmp_path: Path) -> No
     )
     results = pipeline.distill(config, tmp_path / "run", quiet=True)
     assert trained_roles(tmp_path / "run") == {"observer"}
+    assert assumed_orders(tmp_path / "run") == []
     assert results["teacher"]["accuracy"]["mean"] > 0.3
+
+
+def test_weights_that_name_no_classes_are_mentioned(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(expert_file(run, tmp_path))
+    pipeline.distill(experts(BASE, observer_weights=file), tmp_path / "run")
+    assert f"{file} names no classes; its outputs are taken" in capsys.readouterr().err
+    assert assumed_orders(tmp_path / "run") == [file]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ cannot: batch norm sees the whole batch. They end with the name of the setting t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -93,14 +92,13 @@ class Chunks:
         self.size = chunk // 2
         if self._runtime.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._runtime.log.write("chunk_halved", stage=self.stage, size=self.size, reason=reason)
-        if not self._runtime.quiet:
-            print(
-                f"{self.stage}: out of memory with {chunk} images at once, goes on with "
-                f"{self.size}",
-                file=sys.stderr,
-                flush=True,
-            )
+        self._runtime.tell(
+            "chunk_halved",
+            f"{self.stage}: out of memory with {chunk} images at once, goes on with {self.size}",
+            stage=self.stage,
+            size=self.size,
+            reason=reason,
+        )
 
 
 @contextmanager

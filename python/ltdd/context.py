@@ -188,6 +188,13 @@ class Context:
                 return train_expert(role, architecture, data, settings, flip, runtime).state_dict()
             model = build()
             load_weights(model, given, data.class_names)
+            if given.class_names is None:
+                runtime.tell(
+                    "class_order_assumed",
+                    f"experts: {given.path} names no classes; its outputs are taken to be those of "
+                    "the data, in order; if they are not, give experts.class_map",
+                    file=str(given.path),
+                )
             return model.state_dict()
 
         stage = "experts" if role.startswith(("observer", "teacher")) else "evaluation"

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -115,6 +116,12 @@ class Runtime:
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(self.seed, *keys))
             yield
+
+    def tell(self, event: str, sentence: str, **fields: Any) -> None:
+        """Log an event and say it in words, unless the run is quiet: something goes another way."""
+        self.log.write(event, **fields)
+        if not self.quiet:
+            print(sentence, file=sys.stderr, flush=True)
 
     def progress(self, total: int, label: str, done: int = 0) -> Progress:
         """Return a progress display for ``total`` steps, of which ``done`` were restored."""

@@ -9,7 +9,6 @@ streams. What is computed stays the same.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -95,10 +94,8 @@ class RecordedSteps:
         """Tell that every kernel is launched by itself: as right, but slower."""
         reason = str(error).partition("\n")[0]
         self._may_record = False
-        self._runtime.log.write("steps_not_recorded", reason=reason)
-        if not self._runtime.quiet:
-            said = f"steps are not recorded as CUDA graphs, which is slower: {reason}"
-            print(said, file=sys.stderr, flush=True)
+        said = f"steps are not recorded as CUDA graphs, which is slower: {reason}"
+        self._runtime.tell("steps_not_recorded", said, reason=reason)
 
 
 class _Recording:
