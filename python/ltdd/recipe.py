@@ -19,7 +19,7 @@ from ltdd.metrics import Report, accuracy_report
 from ltdd.packing import PackedLogits
 from ltdd.runtime import NullLog, Runtime
 from ltdd.stages import evaluation
-from ltdd.stages.evaluation import LabelSource, fkd_labels, static_labels
+from ltdd.stages.evaluation import LabelSource, fkd_labels, hard_labels, static_labels
 
 StudentLabels = Literal["static", "fkd", "hard"]
 _VIEW_SETTINGS = ("batch_size", "crop_min_scale", "cutmix", "randaugment")
@@ -118,9 +118,9 @@ def _label_source(
     config: DistillConfig,
     labels: StudentLabels | None,
     device: torch.device,
-) -> LabelSource | None:
+) -> LabelSource:
     if labels == "hard":
-        return None
+        return hard_labels()
     if labels not in (None, "static", "fkd"):
         raise UserError(f"train_student: expected labels static, fkd or hard, got {labels!r}")
     table = None if labels == "static" else distilled.fkd_logits()

@@ -28,6 +28,7 @@ from ltdd.runtime import Runtime
 from ltdd.stages.evaluation import (
     LabelSource,
     fkd_labels,
+    hard_labels,
     online_labels,
     static_labels,
     train_student,
@@ -256,8 +257,8 @@ def label_source(
     schedule: ViewSchedule,
     labels: str,
     upstream: list[str],
-) -> LabelSource | None:
-    """Stage 5: return the teacher's labels of the given kind; ``hard`` has none.
+) -> LabelSource:
+    """Stage 5: return the teacher's labels of the given kind; ``hard`` are none of the teacher's.
 
     Stages store the teacher's own labels; calibration is applied when they are read, so that it
     needs no second table, and packing too, so that students learn from what is published.
@@ -275,9 +276,9 @@ def label_source(
     whose = {"who": "random_real", "ipc": context.config.ipc} if compared.real else {}
     match labels:
         case "hard":
-            return None
+            return hard_labels()
         case "online":
-            return shifted(online_labels(teacher, context.runtime), made.shift.to(device))
+            return online_labels(teacher, context.runtime, made.shift.to(device))
         case "static" if not compared.real:
             return static_labels(made.logits[:], device)
         case "static":
@@ -316,11 +317,6 @@ def packed_views(
     )["logits"]
     packed = pack(table, context.config.relabeling)
     return dataclasses.replace(packed, shift=made.shift) if made.tau else packed
-
-
-def shifted(source: LabelSource, shift: Tensor) -> LabelSource:
-    """Subtract a shift (K,), on the device of the logits, from all logits of a source."""
-    return dataclasses.replace(source, logits=lambda *given: source.logits(*given) - shift)
 
 
 def static_logits(context: Context, teacher: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,25 @@ def _findings(folder: Path) -> Iterator[Finding]:
         yield finding
     else:
         yield Finding("manifest.json", None, "not there yet; the same command finishes the run")
-    for path in sorted((folder / "stages").glob("*")):
-        name = f"stages/{path.name}"
-        if path.suffix == ".safetensors":
-            yield _tried(name, lambda path=path: _stage(path, distilled))[1]  # type: ignore[misc]
-        elif path.suffix == ".checkpoint":
-            yield _tried(name, lambda path=path: read_sealed_tensors(path))[1]  # type: ignore[misc]
-        else:
-            yield Finding(name, None, "not a file of this program")
-    if distilled is not None and (folder / "stages").is_dir():
+    stages = folder / "stages"
+    yield from _each(folder, stages.glob("*.safetensors"), lambda path: _stage(path, distilled))
+    yield from _each(folder, stages.glob("*.checkpoint"), read_sealed_tensors)
+    for path in sorted(stages.glob("*")):
+        if path.suffix not in (".safetensors", ".checkpoint"):
+            yield Finding(f"stages/{path.name}", None, "not a file of this program")
+    if distilled is not None and stages.is_dir():
         yield _tried("soft labels", lambda: _labels(folder, distilled))[1]
-    for path in sorted([*folder.glob("results.json"), *folder.glob("evaluations/*.json")]):
-        name = path.relative_to(folder).as_posix()
-        yield _tried(name, lambda path=path: _results(path))[1]  # type: ignore[misc]
-    for path in sorted([*folder.glob(EVENTS), *folder.glob(f"evaluations/*/{EVENTS}")]):
-        name = path.relative_to(folder).as_posix()
-        yield _tried(name, lambda path=path: _events(path))[1]  # type: ignore[misc]
+    for pattern in ("results.json", "evaluations/*.json"):
+        yield from _each(folder, folder.glob(pattern), _results)
+    for pattern in (EVENTS, f"evaluations/*/{EVENTS}"):
+        yield from _each(folder, folder.glob(pattern), _events)
+
+
+def _each(
+    folder: Path, paths: Iterable[Path], check: Callable[[Path], object]
+) -> Iterator[Finding]:
+    for path in sorted(paths):
+        yield _tried(path.relative_to(folder).as_posix(), functools.partial(check, path))[1]
 
 
 def _tried(name: str, check: Callable[[], Any]) -> tuple[Any, Finding]:

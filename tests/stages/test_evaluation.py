@@ -20,6 +20,7 @@ from ltdd.muon import Muon
 from ltdd.runtime import Runtime
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
+    hard_labels,
     learning_rate_factor,
     static_labels,
     student_loss,
@@ -138,7 +139,7 @@ def test_a_student_learns(
     kind: str,
     optimizer: str,
 ) -> None:
-    source = {"source": None} if kind == "hard" else {}
+    source = {"source": hard_labels()} if kind == "hard" else {}
     model = trained(changed(problem, optimizer=optimizer), **source)
     assert not model.training
     assert accuracy(model, balanced, runtime) > 0.9

@@ -66,7 +66,7 @@ def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
             "static": evaluation.static_labels(logits[0], runtime.device),
             "fkd": evaluation.fkd_labels(PackedLogits(logits, 10)),
             "online": evaluation.online_labels(teacher, runtime),
-            "hard": None,
+            "hard": evaluation.hard_labels(),
         }[labels]
         trained = evaluation.train_student(
             model, images, own, source, 10, views, mean, std, "student", 0, runtime

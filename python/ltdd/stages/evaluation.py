@@ -32,12 +32,12 @@ class LabelSource:
     """Where a student's soft labels come from.
 
     Attributes:
-        logits: (view, rendered batch, stored rows of its images) -> teacher logits (B, K); it
-            reads no value from the device.
+        logits: (view, rendered batch, stored rows of its images) -> teacher logits (B, K), or None
+            for class labels alone; it reads no value from the device.
         stored: logits (epochs, M, K) of every view, in the order in which they are shown, or None.
     """
 
-    logits: Callable[[View, Tensor, Tensor], Tensor]
+    logits: Callable[[View, Tensor, Tensor], Tensor | None]
     stored: PackedLogits | None = None
 
     def rows(self, epoch: int, start: int, count: int) -> Tensor:
@@ -45,6 +45,11 @@ class LabelSource:
         if self.stored is None:
             return torch.empty(0)
         return self.stored[epoch, start : start + count]
+
+
+def hard_labels() -> LabelSource:
+    """Use the class labels alone."""
+    return LabelSource(lambda view, batch, rows: None)
 
 
 def static_labels(logits: Tensor, device: torch.device) -> LabelSource:
@@ -58,12 +63,12 @@ def fkd_labels(table: PackedLogits) -> LabelSource:
     return LabelSource(lambda view, batch, rows: rows, table)
 
 
-def online_labels(teacher: nn.Module, runtime: Runtime) -> LabelSource:
-    """Ask the teacher while the student trains."""
+def online_labels(teacher: nn.Module, runtime: Runtime, shift: Tensor | float = 0.0) -> LabelSource:
+    """Ask the teacher while the student trains, and subtract a shift (K,) from its logits."""
 
     def ask(view: View, batch: Tensor, rows: Tensor) -> Tensor:
         chunks = Chunks("relabeling", len(batch), runtime)
-        return view_logits(teacher, batch, runtime, chunks).to(torch.float16).float()
+        return view_logits(teacher, batch, runtime, chunks).to(torch.float16).float() - shift
 
     teacher.eval()
     return LabelSource(ask)
@@ -74,7 +79,7 @@ def train_student(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    source: LabelSource | None,
+    source: LabelSource,
     num_classes: int,
     schedule: ViewSchedule,
     mean: Tensor,
@@ -89,7 +94,7 @@ def train_student(
         model: the student with its initial parameters; it ends as the last iterate.
         images: uint8 (M, C, H, W).
         labels: int64 (M,).
-        source: gives teacher logits; None trains with the class labels alone (``hard``).
+        source: gives teacher logits.
         num_classes: K.
         schedule: the views; its config also holds the optimizer's settings.
         mean, std: (C,), in units of [0, 1].
@@ -116,7 +121,7 @@ def train_student(
 
     def take(view: View, picked: Tensor, rows: Tensor) -> Tensor:
         batch = render(view, picked, mean, std)
-        soft = None if source is None else source.logits(view, batch, rows)
+        soft = source.logits(view, batch, rows)
         with runtime.autocast():
             logits = model(batch)
         loss = student_loss(logits, soft, mixed_labels(view, labels, num_classes), config)
@@ -141,9 +146,7 @@ def train_student(
                 if start <= skipped:
                     continue
                 picked = pictures[view.indices.to(device, non_blocking=True)]
-                rows = torch.empty(0)
-                if source is not None:
-                    rows = source.rows(epoch, start - len(view.indices), len(view.indices))
+                rows = source.rows(epoch, start - len(view.indices), len(view.indices))
                 losses.append(training(view, picked, rows))
                 if start == len(labels):
                     factor.step()
