@@ -4,9 +4,9 @@
 //
 // The loops are in conv3x3_kernels.h, Winograd's algorithm with a quarter of the multiplications,
 // in conv3x3_direct_kernels.h for images of few channels and in conv3x3_narrow_kernels.h for
-// outputs of few. Work is split into groups of whole
-// images by shape alone; the gradient of the taps is summed in at most kTables tables of
-// consecutive groups, then over them, so no bit depends on the number of threads.
+// outputs of few. Work is split into groups of whole images by shape alone; the gradient of the
+// taps is summed in at most kTables tables of consecutive groups, then over them, so no bit depends
+// on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -33,7 +33,8 @@ struct Geometry {
 struct Groups {
   int64_t n, count;
 
-  Groups(const Conv3x3Backward& run, const Geometry& g) : n(g.n) {
+  template <typename Run>
+  Groups(const Run& run, const Geometry& g) : n(g.n) {
     const int64_t together = run.images_together(g.height, g.width);
     const int64_t fewest = (n + together - 1) / together;
     count = std::min(n, (fewest + kShare - 1) / kShare * kShare);
@@ -107,13 +108,12 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                          g.out,
                          worth_streaming(y),
                          static_cast<float*>(y.mutable_data_ptr())};
-  const int64_t together = run.images_together(g.height, g.width);
-  torch::stable::parallel_for(
-      0, (g.n + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch = scratch_for(run, g);
-        for (int64_t group = begin; group < end; ++group)
-          run.run(args, group * together, std::min(g.n, (group + 1) * together), scratch.data());
-      });
+  const Groups groups(run, g);
+  torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch = scratch_for(run, g);
+    for (int64_t group = begin; group < end; ++group)
+      run.run(args, groups.begin(group), groups.begin(group + 1), scratch.data());
+  });
   return y;
 }
 
