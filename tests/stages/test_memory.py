@@ -36,14 +36,16 @@ print(json.dumps(meter.peak_bytes))
 
 
 def peak_bytes(ipc: int, max_batch: int) -> int:
-    """Peak of recovery as a run records it, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ipc), str(max_batch)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(json.loads(done.stdout))
+    """Peak of recovery as a run records it, in a process of its own.
+
+    The larger of two: a kernel that takes back idle pages of libraries lowers what is resident.
+    """
+    command = [sys.executable, "-c", PROGRAM, str(ipc), str(max_batch)]
+    peaks = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(json.loads(done.stdout)))
+    return max(peaks)
 
 
 def test_memory_is_flat_in_images_per_class() -> None:
