@@ -27,7 +27,7 @@ from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import ViewSchedule
 from ltdd.models import build_model
 from ltdd.runtime import Runtime
-from ltdd.stages.evaluation import train_student
+from ltdd.stages.evaluation import hard_labels, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.statistics import calibrate_statistics
@@ -101,7 +101,9 @@ def students(data: LongTailedData, runtime: Runtime) -> None:
     views = ViewSchedule(0, 100, SIDE, SIDE, True, config)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     model = build_model("convnet3", CLASSES, SIDE, 3)
-    train_student(model, images, labels, None, CLASSES, views, mean, std, "student", 0, runtime)
+    train_student(
+        model, images, labels, hard_labels(), CLASSES, views, mean, std, "student", 0, runtime
+    )
 
 
 @pytest.mark.parametrize("stage", [experts, recovery, students])

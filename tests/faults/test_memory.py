@@ -24,7 +24,7 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import build_model, normalization
 from ltdd.runtime import Runtime
-from ltdd.stages.evaluation import train_student
+from ltdd.stages.evaluation import hard_labels, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
@@ -237,7 +237,17 @@ def test_training_names_the_setting_to_lower(
     model = build_model("convnet3", data.num_classes, data.image_size, data.channels)
     with pytest.raises(UserError, match=r"^evaluation: .*lower --evaluation\.batch_size$"):
         train_student(
-            model, images, labels, None, data.num_classes, views, mean, std, "student", 0, runtime
+            model,
+            images,
+            labels,
+            hard_labels(),
+            data.num_classes,
+            views,
+            mean,
+            std,
+            "student",
+            0,
+            runtime,
         )
 
 
