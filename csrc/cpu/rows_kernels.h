@@ -3,9 +3,9 @@
 // Short rows: a vector's worth of rows at a time, read twice: from memory for their means, the
 // pivots, and from the first-level cache for the sums of x - pivot and its square. Sums across
 // lanes are taken of all these rows at once.
-// Long rows are read once, about a pivot that a few elements of the row suggest. A sum of
-// squares about a point that is e away from the mean is 1 + (e / sd)^2 times too large and loses
-// digits by that factor: where it turns out to exceed kPivotLoss, the row is read again.
+// Long rows are read once, about a pivot that a few elements of the row suggest. A sum of squares
+// about a point that is e away from the mean is 1 + (e / sd)^2 times too large and loses digits by
+// that factor: where it turns out to exceed kPivotLoss, the row is read again.
 // Sums over more than kChunk elements are double. Nothing depends on anything but the row.
 
 constexpr int64_t kShortRow = 128;  // elements
