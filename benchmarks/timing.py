@@ -6,11 +6,14 @@ Other work on the machine then costs every variant the same, and time spent wait
 from __future__ import annotations
 
 import ctypes
+import random
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+
+_SHORT_RUN, _MOST_ROUNDS = 0.5, 99  # seconds that all rounds may take together
 
 Variant = Callable[[], object]
 
@@ -31,13 +34,22 @@ def keep_freed_pages() -> None:
 
 
 def median_seconds(variants: dict[str, Variant], rounds: int = 9) -> dict[str, float]:
-    """Run the variants in turn, ``rounds`` times after two warm-ups, and return their medians."""
+    """Run the variants in turn after two warm-ups, and return their medians.
+
+    Each round has an order of its own: what ran before leaves caches that help or hurt what comes
+    next by up to a tenth of a millisecond. Turns of a few milliseconds get more than ``rounds``.
+    """
     for run in variants.values():
         run()
+    start = time.thread_time()
+    for run in variants.values():
         run()
+    turn = time.thread_time() - start
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
+    order, shuffle = list(variants.items()), random.Random(0).shuffle
+    for _ in range(max(rounds, min(_MOST_ROUNDS, int(_SHORT_RUN / turn)))):
+        shuffle(order)
+        for name, run in order:
             start = time.thread_time()
             run()
             seconds[name].append(time.thread_time() - start)
