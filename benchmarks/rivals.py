@@ -67,10 +67,8 @@ def row_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor,
 
 
 def fused_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Compute them by row moments and the running class statistics."""
-    state = ltdd_ext.ClassMoments.zeros(num_classes, x.shape[1], x.device)
-    state.update_(*ltdd_ext.row_moments(x), x.shape[2] * x.shape[3], labels)
-    finished = state.finish()
+    """Compute them by the operator for one batch."""
+    finished = ltdd_ext.class_moments(x, labels, num_classes)
     return finished.mean, finished.total
 
 

@@ -30,6 +30,9 @@ STABLE_TORCH_LIBRARY(ltdd_ext, m) {
   m.def("conv3x3_backward(Tensor grad_y, Tensor x) -> (Tensor grad_weight, Tensor grad_bias)");
 
   m.def(
+      "class_moments(Tensor x, Tensor labels, int num_classes) "
+      "-> (Tensor mean, Tensor within, Tensor between, Tensor total)");
+  m.def(
       "class_moments_update_(Tensor(a!) count, Tensor(b!) mu, Tensor(c!) within, "
       "Tensor(d!) between, Tensor mean, Tensor m2, int spatial_size, Tensor labels) -> ()");
   m.def(

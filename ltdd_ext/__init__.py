@@ -12,6 +12,7 @@ from .bn_act_moments import bn_act_moments
 from .class_moments import (
     ClassMoments,
     FinishedMoments,
+    class_moments,
     class_moments_finish,
     class_moments_merge_,
     class_moments_update_,
@@ -27,6 +28,7 @@ __all__ = [
     "backends",
     "bn_act_moments",
     "build_info",
+    "class_moments",
     "class_moments_finish",
     "class_moments_merge_",
     "class_moments_update_",

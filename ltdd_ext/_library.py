@@ -17,6 +17,7 @@ OPERATORS = (
     "norm_act_backward",
     "conv3x3",
     "conv3x3_backward",
+    "class_moments",
     "class_moments_update_",
     "class_moments_merge_",
     "class_moments_finish",

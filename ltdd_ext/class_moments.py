@@ -1,4 +1,4 @@
-"""Running per-class statistics of one layer: update, merge, finish."""
+"""Per-class statistics of one layer: of one batch, or running ones (update, merge, finish)."""
 
 from __future__ import annotations
 
@@ -56,6 +56,61 @@ def check_update(
     if spatial_size < 1:
         _check.bad_value(op, "spatial_size", ">= 1", spatial_size)
     _check.labels(op, labels, mean.shape[0], mu.device)
+
+
+def check_batch(op: str, x: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse an activation without pixels, or labels or classes that cannot belong to it."""
+    _check.activation(op, "x", x)
+    if 0 in x.shape[2:]:
+        _check.bad_value(op, "x", "with at least one pixel", tuple(x.shape))
+    _check.labels(op, labels, x.shape[0], x.device)
+    if num_classes < 1:
+        _check.bad_value(op, "num_classes", ">= 1", num_classes)
+
+
+def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoments:
+    """Compute the statistics of every class in one batch.
+
+    With m_i and v_i the mean and the biased variance of image i in a channel, and n_k images of
+    class k::
+
+        mean[k]    = sum_{i in k} m_i / n_k
+        within[k]  = sum_{i in k} v_i / n_k
+        between[k] = sum_{i in k} (m_i - mean[k])^2 / n_k
+        total[k]   = within[k] + between[k]
+
+    One call for :func:`row_moments`, :func:`class_moments_update_` on an empty state and
+    :func:`class_moments_finish`, with the same bits; the last two alone serve data that come in
+    batches.
+
+    Args:
+        x: Activation (N, C, H, W) or (N, C, S), float32, bfloat16, float16 or float64, contiguous
+            or channels_last (read as it lies; other strides are copied first).
+        labels: Class of each sample, int64 (N,), in [0, K).
+        num_classes: K >= 1.
+
+    Returns:
+        ``mean``, ``within``, ``between``, ``total``, each (K, C) float64; NaN in the rows of
+        classes that the batch does not have.
+
+    Raises:
+        TypeError: A dtype is another.
+        ValueError: A shape, device, label or the number of classes does not fit.
+
+    Note:
+        Not differentiable. Deterministic.
+
+    Example:
+        >>> import torch, ltdd_ext
+        >>> x = torch.randn(8, 3, 4, 4)
+        >>> ltdd_ext.class_moments(x, torch.arange(8) % 2, 2).total.shape
+        torch.Size([2, 3])
+    """
+    op = "class_moments"
+    check_batch(op, x, labels, num_classes)
+    if labels.is_cuda:
+        _check.label_range(op, labels, num_classes)
+    return FinishedMoments(*torch.ops.ltdd_ext.class_moments(x.detach(), labels, num_classes))
 
 
 def class_moments_update_(
@@ -234,6 +289,11 @@ class ClassMoments:
         return class_moments_finish(*self.state)
 
 
+def _fake(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    table = x.new_empty((num_classes, x.shape[1]), dtype=torch.float64)
+    return _fake_finish(labels, table, table, table)
+
+
 def _fake_update(
     count: Tensor,
     mu: Tensor,
@@ -271,6 +331,7 @@ def _fake_finish(
     )
 
 
+torch.library.register_fake("ltdd_ext::class_moments", _fake)
 torch.library.register_fake("ltdd_ext::class_moments_update_", _fake_update)
 torch.library.register_fake("ltdd_ext::class_moments_merge_", _fake_merge)
 torch.library.register_fake("ltdd_ext::class_moments_finish", _fake_finish)

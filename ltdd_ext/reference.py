@@ -15,7 +15,7 @@ from . import _check
 from .align_loss import check_arguments
 from .bn_act_moments import Act, Pool
 from .bn_act_moments import check_arguments as check_bn_act
-from .class_moments import FinishedMoments, check_merge, check_state, check_update
+from .class_moments import FinishedMoments, check_batch, check_merge, check_state, check_update
 from .conv3x3 import check_arguments as check_conv3x3
 from .norm_act import Over
 from .norm_act import check_arguments as check_norm_act
@@ -23,6 +23,7 @@ from .norm_act import check_arguments as check_norm_act
 __all__ = [
     "align_loss",
     "bn_act_moments",
+    "class_moments",
     "class_moments_finish",
     "class_moments_merge_",
     "class_moments_update_",
@@ -88,6 +89,21 @@ def _activated(y: Tensor, act: Act, pool: Pool) -> Tensor:
     if act == "relu":
         y = torch.relu(y)
     return torch.nn.functional.avg_pool2d(y, 2) if pool == "avg2" else y
+
+
+def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoments:
+    """Compute per-class statistics of one batch; see :func:`ltdd_ext.class_moments`."""
+    op = "class_moments"
+    check_batch(op, x, labels, num_classes)
+    _check.label_range(op, labels, num_classes)
+    image_mean, m2 = row_moments(x.detach())
+    image_var = m2 / x.shape[2:].numel()
+    table = image_mean.new_zeros(num_classes, x.shape[1])
+    images = torch.bincount(labels, minlength=num_classes).unsqueeze(1)  # 0 / 0 is NaN
+    mean = table.index_add(0, labels, image_mean) / images
+    within = table.index_add(0, labels, image_var) / images
+    between = table.index_add(0, labels, (image_mean - mean[labels]).square()) / images
+    return FinishedMoments(mean, within, between, within + between)
 
 
 def class_moments_update_(

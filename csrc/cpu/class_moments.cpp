@@ -1,4 +1,5 @@
 // class_moments_*: running statistics of every class from the row moments of a batch.
+// class_moments: those of one batch, with a state that nobody keeps.
 //
 // The state of a class grows image by image, in the order of the batch (add_image in
 // common/moments.h): the update is Chan's merge with one image, whose momentum 1/(n+1) compounds to
@@ -52,11 +53,8 @@ ClassState as_state(const char* op, const Tensor& count, const Tensor& mu, const
 
 int64_t blocks_of(const ClassState& state) { return (state.channels + kBlock - 1) / kBlock; }
 
-void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
-                              const Tensor& between, const Tensor& mean, const Tensor& m2,
-                              int64_t spatial_size, const Tensor& labels) {
-  const char* op = "class_moments_update_";
-  const ClassState state = as_state(op, count, mu, within, between);
+void update(const char* op, const ClassState& state, const Tensor& mean, const Tensor& m2,
+            int64_t spatial_size, const Tensor& labels) {
   const int64_t n = labels.numel();
   check_vector(op, "labels", labels, n);
   check_matrix(op, "mean", mean, n, state.channels);
@@ -88,6 +86,13 @@ void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tenso
   });
 }
 
+void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
+                              const Tensor& between, const Tensor& mean, const Tensor& m2,
+                              int64_t spatial_size, const Tensor& labels) {
+  const char* op = "class_moments_update_";
+  update(op, as_state(op, count, mu, within, between), mean, m2, spatial_size, labels);
+}
+
 void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
                              const Tensor& between, const Tensor& other_count,
                              const Tensor& other_mu, const Tensor& other_within,
@@ -110,15 +115,14 @@ void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cpu(const Tensor& count,
-                                                                    const Tensor& mu,
-                                                                    const Tensor& within,
-                                                                    const Tensor& between) {
-  const ClassState state = as_state("class_moments_finish", count, mu, within, between);
+using Finished = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Finished finish(const ClassState& state, const Tensor& like) {
+  const int64_t shape[] = {state.num_classes, state.channels};
   Tensor out[4];
   double* to[4];
   for (int i = 0; i < 4; ++i) {
-    out[i] = new_empty(mu, mu.sizes(), ScalarType::Double);
+    out[i] = new_empty(like, {shape, 2}, ScalarType::Double);
     to[i] = static_cast<double*>(out[i].mutable_data_ptr());
   }
   for_each_task(state.num_classes, state.channels, [&](int64_t k) {
@@ -134,10 +138,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cpu(const Tensor
   return {out[0], out[1], out[2], out[3]};
 }
 
+Finished class_moments_finish_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
+                                  const Tensor& between) {
+  return finish(as_state("class_moments_finish", count, mu, within, between), mu);
+}
+
+Finished class_moments_cpu(const Tensor& x, const Tensor& labels, int64_t num_classes) {
+  const char* op = "class_moments";
+  check_activation(op, x);
+  check_vector(op, "labels", labels, x.size(0));
+  if (num_classes < 1) refuse(op, "num_classes >= 1, got ", num_classes);
+  const auto [mean, m2] = row_moments_cpu(x);
+  const int64_t channels = x.size(1), size = x.size(2) * (x.dim() == 4 ? x.size(3) : 1);
+  std::vector<int64_t> count(num_classes);
+  std::vector<double> sums(3 * num_classes * channels);
+  double *mu = sums.data(), *within = mu + num_classes * channels;
+  const ClassState state{count.data(), mu,      within, within + num_classes * channels,
+                         num_classes,  channels};
+  update(op, state, mean, m2, size, labels);
+  return finish(state, x);
+}
+
 }  // namespace
 }  // namespace ltdd
 
 STABLE_TORCH_LIBRARY_IMPL(ltdd_ext, CPU, m) {
+  m.impl("class_moments", TORCH_BOX(&ltdd::class_moments_cpu));
   m.impl("class_moments_update_", TORCH_BOX(&ltdd::class_moments_update_cpu));
   m.impl("class_moments_merge_", TORCH_BOX(&ltdd::class_moments_merge_cpu));
   m.impl("class_moments_finish", TORCH_BOX(&ltdd::class_moments_finish_cpu));

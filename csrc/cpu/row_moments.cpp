@@ -15,7 +15,6 @@
 #include "tensors.h"
 
 namespace ltdd {
-namespace {
 
 std::tuple<Tensor, Tensor> row_moments_cpu(const Tensor& x) {  // x (N, C, H, W) or (N, C, S)
   const Activation a = as_activation("row_moments", x);
@@ -29,6 +28,8 @@ std::tuple<Tensor, Tensor> row_moments_cpu(const Tensor& x) {  // x (N, C, H, W)
   run_blocks(a, run.moments_rows, run.moments_pixels, args);
   return {mean, m2};
 }
+
+namespace {
 
 Tensor row_moments_backward_cpu(const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
                                 const Tensor& mean) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <tuple>
 
 #include "../common/check.h"
 #include "../new_empty.h"
@@ -186,5 +187,8 @@ inline void fill_empty_rows(const Tensor& mean, const Tensor& m2) {
   torch::stable::fill_(to_mean, std::numeric_limits<double>::quiet_NaN());
   torch::stable::fill_(to_m2, 0.0);
 }
+
+// Mean and m2 of every row of x, (N, C) each; in row_moments.cpp.
+std::tuple<Tensor, Tensor> row_moments_cpu(const Tensor& x);
 
 }  // namespace ltdd

@@ -7,7 +7,6 @@
 #include "tensors.h"
 
 namespace ltdd::cuda {
-namespace {
 
 std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x) {  // x (N, C, H, W) or (N, C, S)
   const char* op = "row_moments";
@@ -24,6 +23,8 @@ std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x) {  // x (N, C, H, W
               current_stream(x));
   return {mean, m2};
 }
+
+namespace {
 
 Tensor row_moments_backward_cuda(const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
                                  const Tensor& mean) {

@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <tuple>
 
 #include "../common/check.h"
 #include "../new_empty.h"
@@ -157,5 +158,8 @@ inline ActivationTensor as_activation(const char* op, const Tensor& x) {
   }
   return {torch::stable::contiguous(x), shape};
 }
+
+// Mean and m2 of every row of x, (N, C) each; in row_moments_binding.cpp.
+std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x);
 
 }  // namespace ltdd::cuda

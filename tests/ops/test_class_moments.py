@@ -51,6 +51,55 @@ def test_matches_direct_statistics(api, device):
     assert bool((finished.between[4] == 0).all())
 
 
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(90, CHANNELS, 4, 5), (40, 7, 20)], ids=str)
+def test_one_call_has_the_bits_of_three(shape, dtype, layout, device):
+    x = activation(shape, dtype, layout, device)
+    labels = torch.arange(shape[0], device=device).square().remainder(CLASSES - 1)
+    state = ClassMoments.zeros(CLASSES, shape[1], device)
+    state.update_(*ltdd_ext.row_moments(x), SIZE, labels)
+    got = ltdd_ext.class_moments(x.requires_grad_(), labels, CLASSES)
+    assert not got.total.requires_grad
+    wanted = reference.class_moments(x, labels, CLASSES)
+    for one, three, plain in zip(got, state.finish(), wanted, strict=True):
+        assert torch.equal(one.nan_to_num(-1), three.nan_to_num(-1))
+        torch.testing.assert_close(one, plain, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": [1]}, TypeError, "x a torch.Tensor, got list"),
+        ({"x": torch.zeros(4, 3)}, ValueError, "x of shape (N, C, H, W) or (N, C, S), got (4, 3)"),
+        (
+            {"x": torch.zeros(4, 3, 0, 5)},
+            ValueError,
+            "x with at least one pixel, got (4, 3, 0, 5)",
+        ),
+        ({"labels": torch.tensor([0, 1])}, ValueError, "labels of shape (4,), got (2,)"),
+        ({"labels": torch.zeros(4)}, TypeError, "labels of dtype int64, got float32"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, ValueError, "labels in [0, 2), got 2"),
+        ({"num_classes": 0}, ValueError, "num_classes >= 1, got 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize("api", [ltdd_ext, reference], ids=["compiled", "reference"])
+def test_bad_batch(api, changes, error, message):
+    good = {"x": torch.zeros(4, 3, 2, 2), "labels": torch.tensor([0, 1, 1, 0]), "num_classes": 2}
+    with pytest.raises(error) as caught:
+        api.class_moments(**(good | changes))
+    assert str(caught.value) == "class_moments: expected " + message
+
+
+def test_batch_without_images(device):
+    x, labels = torch.zeros(0, 3, 2, 2, device=device), torch.zeros(0, dtype=torch.int64)
+    for api in (ltdd_ext, reference):
+        finished = api.class_moments(x, labels.to(device), 2)
+        assert finished.total.shape == (2, 3)
+        assert bool(finished.total.isnan().all())
+
+
 def test_batch_size_changes_no_bit(device):
     x, labels = data(device)
     order = torch.arange(90, device=device)

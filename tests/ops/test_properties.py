@@ -198,6 +198,10 @@ def class_moments_property(images: int, classes: int, channels: int, seed: int, 
         torch.testing.assert_close(finished.between[label], between, rtol=1e-10, atol=1e-12)
         within = m2[labels == label].double().mean(0) / size
         torch.testing.assert_close(finished.within[label], within, rtol=1e-12, atol=1e-12)
+    x = mean.unsqueeze(2) + torch.randn(images, channels, size, generator=generator)
+    batch = ltdd_ext.class_moments(x, labels, classes)
+    for one, exact in zip(batch, reference.class_moments(x, labels, classes), strict=True):
+        torch.testing.assert_close(one, exact, rtol=2e-6, atol=1e-6, equal_nan=True)
 
 
 def align_loss_property(

@@ -41,6 +41,8 @@ def test_opcheck_class_moments(device):
     for part in filled:
         part[2] = 1  # NaN rows of empty classes never compare equal
     torch.library.opcheck(OPS.class_moments_finish.default, filled)
+    x = torch.randn(4, 5, 4, 4, device=device)
+    torch.library.opcheck(OPS.class_moments.default, (x, labels, 3))
 
 
 @pytest.mark.parametrize("class_weight", [0.0, 0.5])
@@ -106,7 +108,8 @@ def objective(x, labels, target, table, state):
     loss = ltdd_ext.align_loss(
         [mean], [m2], [24], labels, [target], [target], [table], [table], class_weight=0.5
     )
-    return loss + finished.mean[labels].sum().float()
+    batch = ltdd_ext.class_moments(x, labels, 3)
+    return loss + (finished.mean[labels].sum() + batch.total[labels].sum()).float()
 
 
 def test_compiles_as_one_graph(device):
@@ -140,7 +143,8 @@ def test_threads_and_runs_change_no_bit(layout):
         state.update_(mean, m2, 900, labels)
         loss = ltdd_ext.align_loss(*case.arguments(), 0.5)
         grads = torch.autograd.grad(loss, case.means)
-        return [mean, m2, dx, *state.state, *state.finish(), loss, *grads]
+        batch = ltdd_ext.class_moments(x, labels, 3)
+        return [mean, m2, dx, *state.state, *state.finish(), *batch, loss, *grads]
 
     assert_threads_change_no_bit(results)
 
