@@ -1,5 +1,5 @@
 // class_moments_*: running statistics of every class from the row moments of a batch.
-// class_moments: those of one batch, with a state that nobody keeps.
+// class_moments: those of one batch, in a state that becomes the result.
 //
 // The state of a class grows image by image, in the order of the batch (add_image in
 // common/moments.h): the update is Chan's merge with one image, whose momentum 1/(n+1) compounds to
@@ -9,6 +9,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <array>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -117,14 +119,13 @@ void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor
 
 using Finished = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-Finished finish(const ClassState& state, const Tensor& like) {
+Tensor new_table(const Tensor& like, const ClassState& state) {
   const int64_t shape[] = {state.num_classes, state.channels};
-  Tensor out[4];
-  double* to[4];
-  for (int i = 0; i < 4; ++i) {
-    out[i] = new_empty(like, {shape, 2}, ScalarType::Double);
-    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
-  }
+  return new_empty(like, {shape, 2}, ScalarType::Double);
+}
+
+// mean, within, between and total, (K, C) each; the first three may be the state itself.
+void finish(const ClassState& state, const std::array<double*, 4>& to) {
   for_each_task(state.num_classes, state.channels, [&](int64_t k) {
     const double images = static_cast<double>(state.count[k]);
     const double none = std::numeric_limits<double>::quiet_NaN();
@@ -135,12 +136,19 @@ Finished finish(const ClassState& state, const Tensor& like) {
       to[3][i] = to[1][i] + to[2][i];
     }
   });
-  return {out[0], out[1], out[2], out[3]};
 }
 
 Finished class_moments_finish_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
                                   const Tensor& between) {
-  return finish(as_state("class_moments_finish", count, mu, within, between), mu);
+  const ClassState state = as_state("class_moments_finish", count, mu, within, between);
+  Tensor out[4];
+  std::array<double*, 4> to;
+  for (int i = 0; i < 4; ++i) {
+    out[i] = new_table(mu, state);
+    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
+  }
+  finish(state, to);
+  return {out[0], out[1], out[2], out[3]};
 }
 
 Finished class_moments_cpu(const Tensor& x, const Tensor& labels, int64_t num_classes) {
@@ -149,14 +157,21 @@ Finished class_moments_cpu(const Tensor& x, const Tensor& labels, int64_t num_cl
   check_vector(op, "labels", labels, x.size(0));
   if (num_classes < 1) refuse(op, "num_classes >= 1, got ", num_classes);
   const auto [mean, m2] = row_moments_cpu(x);
-  const int64_t channels = x.size(1), size = x.size(2) * (x.dim() == 4 ? x.size(3) : 1);
   std::vector<int64_t> count(num_classes);
-  std::vector<double> sums(3 * num_classes * channels);
-  double *mu = sums.data(), *within = mu + num_classes * channels;
-  const ClassState state{count.data(), mu,      within, within + num_classes * channels,
-                         num_classes,  channels};
-  update(op, state, mean, m2, size, labels);
-  return finish(state, x);
+  ClassState state{count.data(), nullptr, nullptr, nullptr, num_classes, x.size(1)};
+  Tensor out[4];
+  std::array<double*, 4> to;
+  for (int i = 0; i < 4; ++i) {
+    out[i] = new_table(x, state);
+    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
+    if (i < 3) std::fill_n(to[i], num_classes * state.channels, 0.0);
+  }
+  state.mu = to[0];
+  state.within = to[1];
+  state.between = to[2];
+  update(op, state, mean, m2, x.size(2) * (x.dim() == 4 ? x.size(3) : 1), labels);
+  finish(state, to);
+  return {out[0], out[1], out[2], out[3]};
 }
 
 }  // namespace
