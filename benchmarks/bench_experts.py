@@ -91,8 +91,8 @@ def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
             lam * one_hot + (1 - lam) * other,
             box.kept * one_hot + (1 - box.kept) * other,
         )
-        heads = [network(mixup), network(cutmix)]
-        logits, rebalanced, z, p = ([a, b] for a, b in zip(*heads, strict=True))
+        heads = network(mixup), network(cutmix)
+        logits, rebalanced, z, p = ((a, b) for a, b in zip(*heads, strict=True))
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
         update(
             optimizer,

@@ -130,8 +130,8 @@ def recovery_forms(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Forms:
     model = model.eval().requires_grad_(False)
     labels = torch.arange(x.shape[0], device=x.device) % CLASSES
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    means = [torch.zeros_like(norm.running_mean) for norm in norms]
-    variances = [torch.ones_like(norm.running_var) for norm in norms]
+    means = [torch.zeros(norm.num_features, device=x.device) for norm in norms]
+    variances = [torch.ones(norm.num_features, device=x.device) for norm in norms]
     observed = ltdd_ext.nn.convert_observer(model, strict=True)
 
     def fused(x: Tensor) -> Tensor:

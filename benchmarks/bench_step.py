@@ -43,6 +43,7 @@ def convolutions_alone(model: nn.Sequential, x: Tensor, dtype: torch.dtype) -> C
     for module in model:
         if isinstance(module, nn.Conv2d):
             values = x.detach().to(dtype).contiguous(memory_format=order).requires_grad_()
+            assert module.bias is not None
             weight, bias = module.weight.to(dtype), module.bias.to(dtype)
             gradient = torch.randn_like(F.conv2d(values, weight, bias, padding=1).detach())
             work.append((values, weight, bias, gradient))

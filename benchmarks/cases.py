@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -49,7 +50,7 @@ def statistics_forms(x: Tensor) -> Forms:
         "index_add": rivals.index_add_statistics,
         "compile": compiled(rivals.row_statistics),
     }
-    return {name: (lambda f=form: f(x, labels, CLASSES)) for name, form in forms.items()}
+    return {name: partial(form, x, labels, CLASSES) for name, form in forms.items()}
 
 
 def moments_forms(x: Tensor) -> Forms:
@@ -108,24 +109,24 @@ def _with_gradients(forms: dict[str, Callable[..., Tensor]], inputs: tuple[Tenso
     """Return forward and backward of functions of the same inputs, whose gradients they return."""
     with torch.no_grad():
         incoming = torch.randn_like(forms["plain"](*inputs))
-    return {
-        name: (lambda f=form: torch.autograd.grad(f(*inputs), inputs, incoming))
-        for name, form in forms.items()
-    }
+
+    def run(form: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(form(*inputs), inputs, incoming)
+
+    return {name: partial(run, form) for name, form in forms.items()}
 
 
 def training_norm_forms(x: Tensor, over: Literal["batch", "image"]) -> Forms:
     """Return norm, ReLU and pool as they train, with all gradients."""
     weight, bias = (torch.rand(x.shape[1]).add(0.5).requires_grad_() for _ in range(2))
 
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ltdd_ext.norm_act(x, weight, bias, over, pool="avg2")[0]
+
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return rivals.training_norm(x, weight, bias, over)
 
-    forms = {
-        "ours": lambda *inputs: ltdd_ext.norm_act(*inputs, over, pool="avg2")[0],
-        "plain": plain,
-        "compile": compiled(plain),
-    }
+    forms = {"ours": ours, "plain": plain, "compile": compiled(plain)}
     return _with_gradients(forms, (x, weight, bias))
 
 
@@ -134,6 +135,7 @@ def conv3x3_forms(x: Tensor) -> Forms:
     torch.manual_seed(1)
     layer = torch.nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1)
     layer = layer.to(memory_format=torch.channels_last)
+    assert layer.bias is not None
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.nn.functional.conv2d(x, weight, bias, padding=1)

@@ -16,13 +16,16 @@ def published_gap(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """Compute the hook that published recovery code shares: two passes, a transposed copy."""
     got_mean = x.mean([0, 2, 3])
     got_var = x.permute(1, 0, 2, 3).contiguous().view(x.size(1), -1).var(1, unbiased=False)
-    return torch.norm(got_mean - mean, 2) + torch.norm(got_var - var, 2)
+    gap: Tensor = torch.norm(got_mean - mean, 2) + torch.norm(got_var - var, 2)
+    return gap
 
 
 def plain_gap(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """Compute it by the one call PyTorch has for both moments."""
     got_var, got_mean = torch.var_mean(x.float(), [0, 2, 3], correction=0)
-    return torch.linalg.vector_norm(got_mean - mean) + torch.linalg.vector_norm(got_var - var)
+    norm = torch.linalg.vector_norm
+    gap: Tensor = norm(got_mean - mean) + norm(got_var - var)
+    return gap
 
 
 def fused_gap(x: Tensor, mean: Tensor, var: Tensor, labels: Tensor) -> Tensor:
