@@ -80,8 +80,7 @@ def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoment
         total[k]   = within[k] + between[k]
 
     One call for :func:`row_moments`, :func:`class_moments_update_` on an empty state and
-    :func:`class_moments_finish`, with the same bits; the last two alone serve data that come in
-    batches.
+    :func:`class_moments_finish`, with the same bits. Data that come in batches need those three.
 
     Args:
         x: Activation (N, C, H, W) or (N, C, S), float32, bfloat16, float16 or float64, contiguous
