@@ -33,7 +33,7 @@ from ltdd.data.mixtures import Batches
 from ltdd.losses import class_debias_weights, consistency_loss, expert_loss
 from ltdd.models import build_model
 from ltdd.models.normalization import NormBlock
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.experts import ExpertNetwork, _Objective, training_size
 
 BATCH, BLOCK, ROUNDS = 64, 4, 5

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from ltdd.artifacts import (
+from ltdd.engine.run_folder import (
     EventLog,
     StageStore,
     fingerprint,
@@ -29,7 +29,7 @@ from ltdd.drift import layer_drift
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_names
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.statistics import synthetic_statistics
 
 IPC = 10

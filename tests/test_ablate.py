@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ltdd.ablate import difference
-from ltdd.artifacts import read_events, read_json
+from ltdd.engine.run_folder import read_events, read_json
 from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ltdd.artifacts import open_run
+from ltdd.engine.run_folder import open_run
 from ltdd.cli import COMMANDS, main
 from ltdd.config import STAGES, DistillConfig
 from ltdd.options import fields, parse_distill

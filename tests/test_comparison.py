@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pages import Page, finished_run
 
-from ltdd.artifacts import read_json, record_files, write_json
+from ltdd.engine.run_folder import read_json, record_files, write_json
 from ltdd.cli import main
 from ltdd.comparison import write_comparison
 from ltdd.config import RecoveryConfig

@@ -10,8 +10,8 @@ import pytest
 
 from ltdd.cli import main
 from ltdd.errors import UserError
-from ltdd.events import EventLog, EventPrinter, read_events
-from ltdd.tensorboard import TensorBoard
+from ltdd.engine.events import EventLog, EventPrinter, read_events
+from ltdd.engine.tensorboard import TensorBoard
 
 
 def log_some(log: EventLog) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import ltdd
-from ltdd.artifacts import read_json
+from ltdd.engine.run_folder import read_json
 from ltdd.cli import main
 
 

@@ -14,7 +14,7 @@ import torch
 
 import ltdd
 from ltdd import pipeline
-from ltdd.artifacts import read_events, read_json, read_stage
+from ltdd.engine.run_folder import read_events, read_json, read_stage
 from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.context import Context

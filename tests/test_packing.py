@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ltdd.artifacts import load, read_json, save_distilled
+from ltdd.engine.run_folder import load, read_json, save_distilled
 from ltdd.config import DistillConfig, RelabelingConfig
 from ltdd.errors import UserError
 from ltdd.packing import PackedLogits, check_packing, pack, packed_bytes

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pages import finished_run
 
-from ltdd import progress as progress_module
-from ltdd import units
-from ltdd.artifacts import read_json
+from ltdd.engine import progress as progress_module
+from ltdd.engine import units
+from ltdd.engine.run_folder import read_json
 from ltdd.cli import main
-from ltdd.progress import Progress
+from ltdd.engine.progress import Progress
 from ltdd.summary import run_summary
 
 

@@ -13,7 +13,7 @@ import torch
 from pages import Page, finished_run
 from PIL import Image
 
-from ltdd.artifacts import read_json, save_distilled, write_json
+from ltdd.engine.run_folder import read_json, save_distilled, write_json
 from ltdd.charts import Point, step_lines
 from ltdd.config import DistillConfig
 from ltdd.data.long_tail import accuracy_groups

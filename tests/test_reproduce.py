@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ltdd.artifacts import read_events, read_json
+from ltdd.engine.run_folder import read_events, read_json
 from ltdd.cli import main
 from ltdd.commands.reproduce import request_of
 from ltdd.data.long_tail import exponential_counts

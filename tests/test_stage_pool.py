@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdd.artifacts import StageStore, fingerprint
+from ltdd.engine.run_folder import StageStore, fingerprint
 from ltdd.errors import UserError
 
 KEY = fingerprint("inputs")

@@ -41,7 +41,7 @@ from ltdd.config import STAGES, EvaluationConfig, ExpertsConfig, InitializationC
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule, render
 from ltdd.models import ARCHITECTURES, build_model
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import online_labels
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images

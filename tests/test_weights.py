@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from ltdd.errors import UserError
-from ltdd.files import write_tensors
+from ltdd.engine.files import write_tensors
 from ltdd.models import Network, build_model
 from ltdd.weights import load_weights, read_weights
 

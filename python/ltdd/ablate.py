@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.artifacts import write_json, write_text
+from ltdd.engine.run_folder import write_json, write_text
 from ltdd.errors import UserError
 from ltdd.options import Request
 from ltdd.pipeline import distill

@@ -13,7 +13,7 @@ import yaml
 
 from ltdd.distilled import DATA, FKD, DistilledSet
 from ltdd.errors import UserError
-from ltdd.files import write_text
+from ltdd.engine.files import write_text
 
 CARD = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ltdd import commands, completion, interruption
+from ltdd import commands, completion
+from ltdd.engine import interruption
 from ltdd.errors import UserError
 
 COMMANDS = (
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        from ltdd.chunks import is_out_of_memory  # imports torch, as has what raised this
+        from ltdd.engine.chunks import is_out_of_memory  # imports torch, as has what raised this
 
         if not is_out_of_memory(error):
             raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.accuracies import WHO, Scores, class_chart, group_chart, rows_of
-from ltdd.artifacts import DistilledSet, write_text
+from ltdd.engine.run_folder import DistilledSet, write_text
 from ltdd.charts import STYLES
 from ltdd.curves import drift_summary
 from ltdd.errors import UserError

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.artifacts import fingerprint
-from ltdd.checkpoint import DEFAULT_SECONDS
+from ltdd.engine.run_folder import fingerprint
+from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, ExpertsConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import ViewSchedule
-from ltdd.events import EVENTS, EventLog, Sink
+from ltdd.engine.events import EVENTS, EventLog, Sink
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model
 from ltdd.models.ensemble import MeanLogits
-from ltdd.runtime import Runtime, choose_kernels, keep_freed_memory
-from ltdd.stage_runner import StageRunner
+from ltdd.engine.runtime import Runtime, choose_kernels, keep_freed_memory
+from ltdd.engine.stage_runner import StageRunner
 from ltdd.stages.experts import train_expert
 from ltdd.weights import Weights, load_weights, read_weights
 

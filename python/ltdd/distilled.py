@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from ltdd import __version__
 from ltdd.errors import UserError
-from ltdd.files import (
+from ltdd.engine.files import (
     file_sha256,
     fingerprint,
     read_json,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltdd import provenance
-from ltdd.artifacts import load, open_run, write_json
+from ltdd.engine import provenance
+from ltdd.engine.run_folder import load, open_run, write_json
 from ltdd.config import DistillConfig, Labels, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
-from ltdd.events import Sink
+from ltdd.engine.events import Sink
 from ltdd.pipeline import build, load_source
 from ltdd.preflight import check_networks
 from ltdd.scoring import score

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ltdd.chunks import Chunks
+from ltdd.engine.chunks import Chunks
 from ltdd.data.augment import normalise
 from ltdd.errors import UserError
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from ltdd.errors import UserError
 from ltdd.presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from ltdd.events import Sink
+    from ltdd.engine.events import Sink
 
 _RUN_OPTIONS = (
     "preset", "out", "quiet", "checkpoint_seconds", "on_bad_image", "verbose", "tensorboard",
@@ -188,8 +188,8 @@ def add_watching(parser: Parser) -> None:
 
 def event_sinks(verbose: bool, tensorboard: bool, folder: Path) -> list[Sink]:
     """Return what receives the events of a run beside its log, which is in ``folder``."""
-    from ltdd.events import EventPrinter
-    from ltdd.tensorboard import TensorBoard
+    from ltdd.engine.events import EventPrinter
+    from ltdd.engine.tensorboard import TensorBoard
 
     sinks: list[Sink] = [EventPrinter()] if verbose else []
     return [*sinks, TensorBoard(folder / "tensorboard")] if tensorboard else sinks

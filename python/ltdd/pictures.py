@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ltdd import charts
-from ltdd.artifacts import DistilledSet, read_tensors
+from ltdd.engine.run_folder import DistilledSet, read_tensors
 from ltdd.charts import Chart
 
 Matrix = npt.NDArray[np.float64]

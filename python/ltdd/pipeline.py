@@ -18,21 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd import provenance
-from ltdd.artifacts import fingerprint, open_run, record_files, save_distilled, write_json
+from ltdd.engine import provenance
+from ltdd.engine.run_folder import fingerprint, open_run, record_files, save_distilled, write_json
 from ltdd.calibration import calibration_strength, label_shift
-from ltdd.checkpoint import DEFAULT_SECONDS
+from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
 from ltdd.drift import layer_drift
 from ltdd.errors import UserError
-from ltdd.events import Sink
+from ltdd.engine.events import Sink
 from ltdd.observation import batch_norm_layers, batch_norm_names
 from ltdd.packing import pack
 from ltdd.preflight import check_disk_space, check_networks
-from ltdd.runtime import Runtime, resolve_device
+from ltdd.engine.runtime import Runtime, resolve_device
 from ltdd.scoring import Distillation, fkd_logits, score, static_logits, to_uint8
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images

@@ -17,7 +17,7 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.metrics import Report, accuracy_report
 from ltdd.packing import PackedLogits
-from ltdd.runtime import NullLog, Runtime
+from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import LabelSource, fkd_labels, hard_labels, static_labels
 

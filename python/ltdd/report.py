@@ -9,12 +9,12 @@ from typing import Any
 
 from ltdd import charts
 from ltdd.accuracies import Scores, class_chart, group_chart, scores_of
-from ltdd.artifacts import DistilledSet, load, read_events, read_json, write_text
+from ltdd.engine.run_folder import DistilledSet, load, read_events, read_json, write_text
 from ltdd.charts import Chart
 from ltdd.curves import drift_charts, drift_summary, loss_charts
 from ltdd.errors import UserError
-from ltdd.events import EVENTS
-from ltdd.files import write_bytes
+from ltdd.engine.events import EVENTS
+from ltdd.engine.files import write_bytes
 from ltdd.pages import chart_style, render
 from ltdd.pictures import (
     confusion,

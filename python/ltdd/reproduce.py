@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.artifacts import write_text
+from ltdd.engine.run_folder import write_text
 from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.options import Request

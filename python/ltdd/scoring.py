@@ -24,7 +24,7 @@ from ltdd.metrics import (
 )
 from ltdd.models import build_model
 from ltdd.packing import PackedLogits, pack, packing_settings
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import (
     LabelSource,
     fkd_labels,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltdd import units
+from ltdd.engine import units
 from ltdd.metrics import usual_floor
 
 

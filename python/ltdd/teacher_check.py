@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ltdd.artifacts import open_run, read_json
+from ltdd.engine.run_folder import open_run, read_json
 from ltdd.config import DistillConfig, OnBadImage
 from ltdd.context import Context
 from ltdd.data.datasets import LongTailedData, load_data
@@ -17,7 +17,7 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.metrics import GROUPS, accuracy_report, usual_floor
 from ltdd.models import build_model
-from ltdd.runtime import NullLog, Runtime
+from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.weights import load_weights, read_weights
 
 

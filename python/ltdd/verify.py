@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.artifacts import DistilledSet, fingerprint, load, read_json, read_stage
+from ltdd.engine.run_folder import DistilledSet, fingerprint, load, read_json, read_stage
 from ltdd.calibration import label_shift
 from ltdd.config import DistillConfig
 from ltdd.distilled import DATA, FKD
 from ltdd.errors import UserError
-from ltdd.events import EVENTS
-from ltdd.files import read_sealed_tensors
+from ltdd.engine.events import EVENTS
+from ltdd.engine.files import read_sealed_tensors
 from ltdd.packing import pack
 
 

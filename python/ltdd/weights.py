@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ltdd.errors import UserError
-from ltdd.files import read_tensors
+from ltdd.engine.files import read_tensors
 from ltdd.models import Network
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights

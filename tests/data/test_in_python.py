@@ -15,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import ltdd
-from ltdd.artifacts import read_events, read_json
+from ltdd.engine.run_folder import read_events, read_json
 from ltdd.data import LongTailedData, from_datasets, from_tensors, load_data
 from ltdd.errors import UserError
 from ltdd.evaluations import evaluate

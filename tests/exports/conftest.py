@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from ltdd import pipeline
-from ltdd.artifacts import save_distilled
+from ltdd.engine.run_folder import save_distilled
 from ltdd.config import (
     DistillConfig,
     EvaluationConfig,

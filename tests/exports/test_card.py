@@ -19,7 +19,7 @@ from ltdd.cli import main
 from ltdd.distilled import load
 from ltdd.errors import UserError
 from ltdd.exports import FORMATS
-from ltdd.files import read_json
+from ltdd.engine.files import read_json
 
 NEEDS = {"parquet": ("pyarrow", "datasets"), "webdataset": ("webdataset",)}
 

@@ -22,7 +22,7 @@ from ltdd.distilled import DistilledSet, load
 from ltdd.errors import UserError
 from ltdd.exports import FORMATS, ddranking, webdataset
 from ltdd.exports.imagefolder import folder_names
-from ltdd.files import read_json
+from ltdd.engine.files import read_json
 
 NEEDS = {"parquet": ("pyarrow", "datasets"), "webdataset": ("webdataset",)}
 

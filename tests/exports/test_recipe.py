@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import ltdd
-from ltdd.artifacts import read_stage
+from ltdd.engine.run_folder import read_stage
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.recipe import train_student
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 
 
 @pytest.fixture(scope="module")

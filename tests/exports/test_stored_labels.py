@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdd.artifacts import StageStore, read_json, read_stage
+from ltdd.engine.run_folder import StageStore, read_json, read_stage
 from ltdd.config import DistillConfig
 from ltdd.distilled import load
-from ltdd.files import new_folder, remove_leftovers
+from ltdd.engine.files import new_folder, remove_leftovers
 from ltdd.packing import pack
 from ltdd.verify import verify
 

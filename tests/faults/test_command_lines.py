@@ -17,8 +17,8 @@ from ltdd import cli
 from ltdd.config import DistillConfig
 from ltdd.data.datasets import load_data
 from ltdd.errors import UserError
-from ltdd.files import fingerprint, write_json
-from ltdd.runtime import Runtime
+from ltdd.engine.files import fingerprint, write_json
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.experts import train_expert
 
 

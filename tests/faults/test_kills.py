@@ -16,9 +16,9 @@ import pytest
 import torch
 from faults.tiny_run import Forked, Outcome, distill, smaller
 
-from ltdd.artifacts import open_run, read_events, read_json, write_json
+from ltdd.engine.run_folder import open_run, read_events, read_json, write_json
 from ltdd.errors import FolderInUse
-from ltdd.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.verify import verify
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from faults.test_images import picture
 
-from ltdd.artifacts import save_distilled
+from ltdd.engine.run_folder import save_distilled
 from ltdd.config import DistillConfig
 from ltdd.data.datasets import load_data
 from ltdd.data.long_tail import exponential_counts, long_tailed_indices

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from faults.tiny_run import TINY
 from torch import Tensor, nn
 
-from ltdd.artifacts import EventLog, read_events
-from ltdd.chunks import Chunks, is_out_of_memory, whole_batch
+from ltdd.engine.run_folder import EventLog, read_events
+from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import build_model, normalization
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import hard_labels, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images
@@ -257,9 +257,9 @@ import resource
 from pathlib import Path
 import torch
 from torch import nn
-from ltdd.artifacts import EventLog
+from ltdd.engine.run_folder import EventLog
 from ltdd.inference import predict_logits
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 
 torch.set_num_threads(1)
 runtime = Runtime(torch.device("cpu"), log=EventLog(Path("events.jsonl")))

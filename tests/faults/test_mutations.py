@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from ltdd.artifacts import load, read_json, read_stage
-from ltdd.checkpoint import StageCheckpoint
+from ltdd.engine.run_folder import load, read_json, read_stage
+from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.errors import UserError
-from ltdd.files import fingerprint, read_sealed_tensors, read_tensors
+from ltdd.engine.files import fingerprint, read_sealed_tensors, read_tensors
 
 
 def mutated(content: bytes, moments: random.Random) -> bytes:

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import nn
 
 from ltdd import pipeline
-from ltdd.artifacts import load
+from ltdd.engine.run_folder import load
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import build_model
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import label_views

@@ -12,7 +12,7 @@ import pytest
 from faults.tiny_run import TINY, Forked, Outcome, distill
 
 from ltdd import cli, options, pipeline
-from ltdd.artifacts import open_run, read_events
+from ltdd.engine.run_folder import open_run, read_events
 from ltdd.commands import distill as distill_command
 from ltdd.data.datasets import load_data
 

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ltdd import pipeline
-from ltdd.artifacts import read_json
+from ltdd.engine.run_folder import read_json
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 
 TINY = DistillConfig(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.data.datasets import LongTailedData
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 
 
 class Recorder:

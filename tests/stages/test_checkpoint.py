@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdd import interruption
-from ltdd.checkpoint import StageCheckpoint
+from ltdd.engine import interruption
+from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import static_labels, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.recovery import recover_images

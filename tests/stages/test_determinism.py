@@ -13,7 +13,7 @@ from faults.tiny_run import TINY
 from torch import Tensor
 
 from ltdd import pipeline
-from ltdd.artifacts import EventLog
+from ltdd.engine.run_folder import EventLog
 from ltdd.config import EvaluationConfig
 from ltdd.context import Context
 from ltdd.data.augment import cut_windows, random_crops, random_windows
@@ -21,8 +21,8 @@ from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.runtime import Runtime, choose_kernels
-from ltdd.stage_runner import StageRunner
+from ltdd.engine.runtime import Runtime, choose_kernels
+from ltdd.engine.stage_runner import StageRunner
 from ltdd.stages import initialization
 from ltdd.stages.statistics import calibrate_statistics
 

@@ -16,8 +16,8 @@ from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.models import build_model
-from ltdd.muon import Muon
-from ltdd.runtime import Runtime
+from ltdd.engine.muon import Muon
+from ltdd.engine.runtime import Runtime
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
     hard_labels,

@@ -16,7 +16,7 @@ from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.experts import (
     ExpertNetwork,
     _schedule,

@@ -13,7 +13,7 @@ from ltdd.config import InitializationConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.models import build_model
 from ltdd.models.ensemble import MeanLogits
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.initialization import (
     InitialImages,
     initialize_images,

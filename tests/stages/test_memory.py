@@ -12,7 +12,7 @@ import torch
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.models import build_model
-from ltdd.runtime import Meter, Runtime, keep_freed_memory
+from ltdd.engine.runtime import Meter, Runtime, keep_freed_memory
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.statistics import calibrate_statistics
 

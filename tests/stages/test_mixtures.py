@@ -12,8 +12,8 @@ from ltdd.config import ExpertsConfig
 from ltdd.data.augment import normalise
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.mixtures import Batches, fits
-from ltdd.runtime import Runtime
-from ltdd.trees import moved
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.tensor_trees import moved
 
 FAST = ExpertsConfig(batch_size=8)
 

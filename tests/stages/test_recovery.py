@@ -16,7 +16,7 @@ from ltdd.data.datasets import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.observation import Observer
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.recovery import plan_batches, recover_images
 from ltdd.stages.statistics import calibrate_statistics
 from ltdd.targets import LayerStatistics, batch_targets

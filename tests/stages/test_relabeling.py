@@ -10,7 +10,7 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.views import ViewSchedule, mixed, render
 from ltdd.models import build_model
 from ltdd.packing import PackedLogits
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import fkd_labels, online_labels, static_labels
 from ltdd.stages.relabeling import label_views
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from ltdd import steps
-from ltdd.chunks import is_out_of_memory
+from ltdd.engine import cuda_graphs
+from ltdd.engine.chunks import is_out_of_memory
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
 from ltdd.data.datasets import LongTailedData, load_data
 from ltdd.data.views import ViewSchedule
 from ltdd.models import build_model
 from ltdd.packing import PackedLogits
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 from ltdd.stages import evaluation, experts, recovery, relabeling
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.steps import REHEARSALS, MovingAverage, RecordedSteps, adjustable_rate, restore
+from ltdd.engine.cuda_graphs import REHEARSALS, MovingAverage, RecordedSteps, adjustable_rate, restore
 
 Train = Callable[[Runtime], dict[str, Tensor]]
 
@@ -161,18 +161,18 @@ def test_recorded_steps_compute_the_same(
 ) -> None:
     runtime = Runtime(torch.device("cuda"), "fp32", log=log, quiet=True)
     replayed = []
-    replay = steps._Recording.replay
+    replay = cuda_graphs._Recording.replay
 
     def watch(self: Any, inputs: Any) -> Tensor:
         replayed.append(1)
         return replay(self, inputs)
 
-    monkeypatch.setattr(steps._Recording, "replay", watch)
+    monkeypatch.setattr(cuda_graphs._Recording, "replay", watch)
     train = CASES[name](data)
     ours = train(runtime)
     assert not log.of("steps_not_recorded")
     assert replayed
-    monkeypatch.setattr(steps, "REHEARSALS", 10**9)
+    monkeypatch.setattr(cuda_graphs, "REHEARSALS", 10**9)
     count = len(replayed)
     plain = train(runtime)
     assert len(replayed) == count
@@ -216,7 +216,7 @@ def test_a_recording_that_fails_is_told_and_training_goes_on(
     def refuse(*given: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(steps, "_Recording", refuse)
+    monkeypatch.setattr(cuda_graphs, "_Recording", refuse)
     for _ in range(3 * REHEARSALS):
         assert float(training(torch.ones(3))) == 3
     said = "which is slower: operation not permitted when stream is capturing\n"
@@ -230,7 +230,7 @@ def test_memory_that_a_recording_exhausts_is_not_hidden(monkeypatch: pytest.Monk
     def exhaust(*given: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(steps, "_Recording", exhaust)
+    monkeypatch.setattr(cuda_graphs, "_Recording", exhaust)
     for _ in range(REHEARSALS):
         training(torch.ones(3))
     with pytest.raises(RuntimeError) as raised:
@@ -249,7 +249,7 @@ def test_each_shape_and_variant_is_recorded_by_itself(monkeypatch: pytest.Monkey
         def replay(self, inputs: Any) -> Tensor:
             return inputs[0].sum()
 
-    monkeypatch.setattr(steps, "_Recording", Noted)
+    monkeypatch.setattr(cuda_graphs, "_Recording", Noted)
     for size in (3, 4, 3, 4):
         for _ in range(REHEARSALS):
             assert float(training(torch.ones(size))) == size

@@ -20,7 +20,7 @@ from typing import IO
 import filelock
 
 from ltdd.errors import UserError
-from ltdd.files import file_sha256
+from ltdd.engine.files import file_sha256
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 MAX_MEMBERS = 2_000_000

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdd.trees import moved
+from ltdd.engine.tensor_trees import moved
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from ltdd.data.decoding import UInt8Array
 from ltdd.data.examined import Examined, as_tensor, content_sha256, examine
 from ltdd.data.images import Images, Parts
 from ltdd.errors import UserError
-from ltdd.files import fingerprint, read_json, write_json
+from ltdd.engine.files import fingerprint, read_json, write_json
 
 FORMAT = 1  # part of every key; raise it when the decoder gives other pixels
 SMALLEST_SIZE, LARGEST_SIZE = 8, 224

@@ -29,7 +29,7 @@ from ltdd.data.augment import (
 from ltdd.data.colour import distort
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.views import one_hot
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated
 UNIMIX_ALPHA = 0.8  # published

@@ -17,7 +17,7 @@ from torch import Tensor
 from ltdd.config import EvaluationConfig
 from ltdd.data.augment import Crops, CutBox, crop, normalise, paste, random_crops, random_cut_box
 from ltdd.data.randaugment import rand_augment
-from ltdd.runtime import stream_seed
+from ltdd.engine.runtime import stream_seed
 
 MOST_EPOCHS = 16  # that RandAugment changes at once
 AUGMENTED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images, and no more than that at once

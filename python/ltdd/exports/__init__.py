@@ -39,7 +39,7 @@ def export(folder: str | Path, format: str, to: str | Path, license: str | None 
         raise UserError(f"expected a format among {', '.join(FORMATS)}; got {format!r}")
     from ltdd.card import Layout, write_card
     from ltdd.distilled import load
-    from ltdd.files import new_folder, write_json
+    from ltdd.engine.files import new_folder, write_json
 
     distilled = load(folder)
     module = importlib.import_module(f"ltdd.exports.{format}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ltdd.data.augment import normalise
 from ltdd.distilled import DistilledSet
 from ltdd.errors import UserError
-from ltdd.files import write_bytes, write_json
+from ltdd.engine.files import write_bytes, write_json
 
 FILES = """\
 `images.pt` float32, normalised and ordered by class; `labels.pt` float32 logits; `lr.pt`; and

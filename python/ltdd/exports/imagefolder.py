@@ -10,7 +10,7 @@ import torch
 
 from ltdd.distilled import DistilledSet
 from ltdd.exports.png import encode_png
-from ltdd.files import write_bytes, write_tensors
+from ltdd.engine.files import write_bytes, write_tensors
 
 FILES = """\
 `train/<class>/<number>.png`, lossless; `labels.safetensors` with `logits` float32 (M, K), `labels`

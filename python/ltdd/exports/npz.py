@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ltdd.distilled import DistilledSet
-from ltdd.files import write_bytes
+from ltdd.engine.files import write_bytes
 
 FILES = """\
 `data.npz`: `images` uint8 (M, C, H, W), `labels` int64 (M,), `logits` float32 (M, K),

@@ -8,7 +8,7 @@ from pathlib import Path
 from ltdd.distilled import DistilledSet
 from ltdd.errors import UserError
 from ltdd.exports.png import encode_png
-from ltdd.files import write_bytes
+from ltdd.engine.files import write_bytes
 
 FILES = """\
 `data/train-00000-of-00001.parquet`: `image` (PNG, lossless), `label` and `logits` (K float32), in

@@ -10,7 +10,7 @@ import numpy as np
 
 from ltdd.distilled import DistilledSet
 from ltdd.exports.png import encode_png
-from ltdd.files import write_bytes
+from ltdd.engine.files import write_bytes
 
 FILES = """\
 `train-000000.tar`, ...: 1,000 images each, in the set's order; every image is `<number>.png` with

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ltdd.chunks import Chunks, whole_batch
+from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.config import EvaluationConfig
 from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels, render
 from ltdd.inference import view_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
-from ltdd.muon import Muon
+from ltdd.engine.muon import Muon
 from ltdd.packing import PackedLogits
-from ltdd.runtime import Runtime, mean_of_losses
-from ltdd.steps import MovingAverage, RecordedSteps, adjustable_rate, restore
+from ltdd.engine.runtime import Runtime, mean_of_losses
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
 
 
 @dataclass(frozen=True)

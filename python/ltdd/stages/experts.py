@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ltdd.chunks import whole_batch
+from ltdd.engine.chunks import whole_batch
 from ltdd.config import ExpertsConfig
 from ltdd.data.datasets import LongTailedData
 from ltdd.data.mixtures import Batches, Labelled, Mixture, Pairs
@@ -34,9 +34,9 @@ from ltdd.losses import (
     soft_cross_entropy,
 )
 from ltdd.models import Network, build_model
-from ltdd.runtime import Runtime, mean_of_losses
-from ltdd.steps import MovingAverage, RecordedSteps, adjustable_rate, restore
-from ltdd.trees import moved
+from ltdd.engine.runtime import Runtime, mean_of_losses
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
+from ltdd.engine.tensor_trees import moved
 
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
 SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images

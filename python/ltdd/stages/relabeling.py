@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ltdd.chunks import Chunks
+from ltdd.engine.chunks import Chunks
 from ltdd.data.views import View, ViewSchedule, render
 from ltdd.inference import check_logits, view_logits
-from ltdd.runtime import Runtime
-from ltdd.steps import RecordedSteps
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.cuda_graphs import RecordedSteps
 
 
 @torch.no_grad()

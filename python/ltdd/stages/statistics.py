@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ltdd.chunks import Chunks
+from ltdd.engine.chunks import Chunks
 from ltdd.config import StatisticsConfig
 from ltdd.data.augment import crop, normalise, random_crops
 from ltdd.data.datasets import LongTailedData
 from ltdd.observation import Observer, running_statistics
-from ltdd.progress import Progress
-from ltdd.runtime import Runtime, check_finite
+from ltdd.engine.progress import Progress
+from ltdd.engine.runtime import Runtime, check_finite
 from ltdd.targets import LayerStatistics
 from ltdd_ext.nn import LayerMoments
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd import interruption
+from ltdd.engine import interruption
 from ltdd.errors import UserError
-from ltdd.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
 
 DEFAULT_SECONDS = 60.0
 """Time between two saves."""

@@ -12,7 +12,7 @@ from types import TracebackType
 import torch
 from tqdm import tqdm
 
-from ltdd import units
+from ltdd.engine import units
 
 _REFRESH = 0.5  # seconds between two looks at the figures behind the bar
 _LINE_EVERY = 10  # seconds between two plain lines

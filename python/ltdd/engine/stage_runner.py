@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd import interruption
-from ltdd.artifacts import StageStore, fingerprint
-from ltdd.checkpoint import StageCheckpoint
+from ltdd.engine import interruption
+from ltdd.engine.run_folder import StageStore, fingerprint
+from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.errors import UserError
-from ltdd.events import EventLog
-from ltdd.runtime import Meter, Runtime
+from ltdd.engine.events import EventLog
+from ltdd.engine.runtime import Meter, Runtime
 
 FORMAT = 3  # part of every stage's hash; raise it when a stage's algorithm or output changes
 

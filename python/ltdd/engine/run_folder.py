@@ -27,8 +27,8 @@ from torch import Tensor
 from ltdd.config import DistillConfig
 from ltdd.distilled import DistilledSet, Normalization, load, record_files, save_distilled
 from ltdd.errors import FolderInUse, UserError
-from ltdd.events import EventLog, read_events
-from ltdd.files import (
+from ltdd.engine.events import EventLog, read_events
+from ltdd.engine.files import (
     canonical_json,
     fingerprint,
     read_json,

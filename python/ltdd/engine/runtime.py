@@ -20,7 +20,7 @@ import torch
 import ltdd_ext
 from ltdd.config import Backend, DistillConfig, Precision
 from ltdd.errors import UserError
-from ltdd.progress import Progress, peak_bytes
+from ltdd.engine.progress import Progress, peak_bytes
 
 
 class Log(Protocol):

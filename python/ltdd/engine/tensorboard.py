@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.errors import UserError
-from ltdd.events import Event, metrics_of
+from ltdd.engine.events import Event, metrics_of
 
 
 class TensorBoard:

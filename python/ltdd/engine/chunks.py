@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from ltdd.errors import UserError
-from ltdd.runtime import Runtime
+from ltdd.engine.runtime import Runtime
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 
 from ltdd.errors import UserError
-from ltdd.files import write_text
+from ltdd.engine.files import write_text
 
 Event = dict[str, Any]
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.chunks import is_out_of_memory
-from ltdd.runtime import Runtime
-from ltdd.trees import leaves, mapped, moved, shapes
+from ltdd.engine.chunks import is_out_of_memory
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.tensor_trees import leaves, mapped, moved, shapes
 
 REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their kernels in these
 # Whose layers never read from the device.
