@@ -23,8 +23,8 @@ import torch
 from benchmarks.timing import keep_freed_pages
 from ltdd.engine.checkpoint import DEFAULT_SECONDS, StageCheckpoint
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.models import build_model
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import hard_labels, train_student

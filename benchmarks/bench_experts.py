@@ -27,9 +27,9 @@ from torchvision import transforms
 from benchmarks.bench_checkpoint import CLASSES, MEAN, SIDE, STD, noise
 from benchmarks.timing import keep_freed_pages
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import cut_box, paste
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.mixtures import Batches
+from ltdd.data.augmentation.crops import cut_box, paste
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.expert_batches import Batches
 from ltdd.losses import class_debias_weights, consistency_loss, expert_loss
 from ltdd.models import build_model
 from ltdd.models.normalization import NormBlock

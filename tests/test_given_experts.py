@@ -18,7 +18,7 @@ from ltdd.engine.run_folder import read_events, read_json, read_stage
 from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.context import Context
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import build_model

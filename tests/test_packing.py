@@ -17,7 +17,7 @@ from torch import Tensor
 from ltdd.engine.run_folder import load, read_json, save_distilled
 from ltdd.config import DistillConfig, RelabelingConfig
 from ltdd.errors import UserError
-from ltdd.packing import PackedLogits, check_packing, pack, packed_bytes
+from ltdd.data.packed_logits import PackedLogits, check_packing, pack, packed_bytes
 
 
 def settings(packing: str, top: int = 3) -> RelabelingConfig:

@@ -12,7 +12,7 @@ from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.models import build_model
 from ltdd.options import parse_distill
-from ltdd.packing import packed_bytes
+from ltdd.data.packed_logits import packed_bytes
 from ltdd.paper import RECIPES, recipe_for
 from ltdd.presets import PRESETS, preset
 

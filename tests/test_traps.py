@@ -38,8 +38,8 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import STAGES, EvaluationConfig, ExpertsConfig, InitializationConfig
-from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.views import ViewSchedule, render
+from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.data.augmentation.student_views import ViewSchedule, render
 from ltdd.models import ARCHITECTURES, build_model
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import online_labels

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ltdd.engine.run_folder import fingerprint
 from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, ExpertsConfig
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.engine.events import EVENTS, EventLog, Sink
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model

@@ -22,7 +22,7 @@ from ltdd.engine.files import (
     write_json,
     write_tensors,
 )
-from ltdd.packing import PackedLogits
+from ltdd.data.packed_logits import PackedLogits
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
 FKD = "fkd.safetensors"

@@ -11,7 +11,7 @@ from ltdd.engine import provenance
 from ltdd.engine.run_folder import load, open_run, write_json
 from ltdd.config import DistillConfig, Labels, OnBadImage
 from ltdd.context import Context
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.engine.events import Sink
 from ltdd.pipeline import build, load_source

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.engine.chunks import Chunks
-from ltdd.data.augment import normalise
+from ltdd.data.augmentation.crops import normalise
 from ltdd.errors import UserError
 from ltdd.engine.runtime import Runtime
 

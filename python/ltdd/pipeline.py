@@ -24,13 +24,13 @@ from ltdd.calibration import calibration_strength, label_shift
 from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, OnBadImage
 from ltdd.context import Context
-from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
 from ltdd.drift import layer_drift
 from ltdd.errors import UserError
 from ltdd.engine.events import Sink
 from ltdd.observation import batch_norm_layers, batch_norm_names
-from ltdd.packing import pack
+from ltdd.data.packed_logits import pack
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.engine.runtime import Runtime, resolve_device
 from ltdd.scoring import Distillation, fkd_logits, score, static_logits, to_uint8

@@ -9,11 +9,11 @@ import torch
 
 from ltdd.config import DistillConfig, ExpertsConfig
 from ltdd.context import given_weights
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers
-from ltdd.packing import check_packing, packed_bytes
+from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.weights import load_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures

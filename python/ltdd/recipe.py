@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import DistillConfig, Precision
-from ltdd.data.augment import normalise
-from ltdd.data.views import ViewSchedule
+from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.distilled import DistilledSet, load
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.metrics import Report, accuracy_report
-from ltdd.packing import PackedLogits
+from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import LabelSource, fkd_labels, hard_labels, static_labels

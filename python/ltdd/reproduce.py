@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.engine.run_folder import write_text
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.options import Request
 from ltdd.pipeline import distill, load_source

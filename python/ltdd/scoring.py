@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltdd.config import EvaluationConfig, ExpertsConfig, InitializationConfig
 from ltdd.context import Context
 from ltdd.data.long_tail import accuracy_groups
-from ltdd.data.views import ViewSchedule
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.inference import predict_logits
 from ltdd.metrics import (
     accuracy_report,
@@ -23,7 +23,7 @@ from ltdd.metrics import (
     summarize,
 )
 from ltdd.models import build_model
-from ltdd.packing import PackedLogits, pack, packing_settings
+from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import (
     LabelSource,

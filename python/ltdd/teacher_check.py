@@ -12,7 +12,7 @@ import torch
 from ltdd.engine.run_folder import open_run, read_json
 from ltdd.config import DistillConfig, OnBadImage
 from ltdd.context import Context
-from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.metrics import GROUPS, accuracy_report, usual_floor

@@ -20,7 +20,7 @@ from ltdd.distilled import DATA, FKD
 from ltdd.errors import UserError
 from ltdd.engine.events import EVENTS
 from ltdd.engine.files import read_sealed_tensors
-from ltdd.packing import pack
+from ltdd.data.packed_logits import pack
 
 
 @dataclass(frozen=True)

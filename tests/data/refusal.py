@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ltdd.data import decoded
 from ltdd.data import images as images_module
-from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.errors import UserError
 
 

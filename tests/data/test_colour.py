@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltdd.data.colour import blur, distort
+from ltdd.data.augmentation.color_jitter import blur, distort
 
 
 def photos(number: int, channels: int = 3) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.long_tail import exponential_counts
 from ltdd.errors import UserError
 

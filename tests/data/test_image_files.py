@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltdd.data.decoding import MAX_PIXELS, Header
-from ltdd.data.image_files import Files, list_files
+from ltdd.data.reading.decoder import MAX_PIXELS, Header
+from ltdd.data.reading.image_files import Files, list_files
 from ltdd.errors import UserError
 
 GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)

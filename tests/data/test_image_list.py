@@ -10,7 +10,7 @@ import torch
 from data.refusal import refused
 from PIL import Image
 
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 
 
 @pytest.fixture

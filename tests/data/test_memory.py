@@ -28,7 +28,7 @@ from torch import nn
 
 from ltdd import models, pipeline
 from ltdd.config import *
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 
 
 def memory():

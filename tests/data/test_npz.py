@@ -13,7 +13,7 @@ import torch
 from data.refusal import refused
 
 from ltdd.data import arrays as arrays_module
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 
 LABELS = np.array([0, 1, 2, 0, 0, 1])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ltdd.cli import main
-from ltdd.data.datasets import from_tensors, load_data
+from ltdd.data.long_tailed_data import from_tensors, load_data
 from ltdd.data.duplicates import find_duplicates
 from ltdd.data.summary import describe, facts
 

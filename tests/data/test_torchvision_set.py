@@ -13,7 +13,7 @@ from data.refusal import refused
 from PIL import Image
 from torchvision import datasets
 
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.data.sources.torchvision_set import SETS
 
 

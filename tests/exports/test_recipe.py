@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ltdd
 from ltdd.engine.run_folder import read_stage
-from ltdd.data.datasets import LongTailedData, load_data
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.recipe import train_student

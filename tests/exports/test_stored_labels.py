@@ -12,7 +12,7 @@ from ltdd.engine.run_folder import StageStore, read_json, read_stage
 from ltdd.config import DistillConfig
 from ltdd.distilled import load
 from ltdd.engine.files import new_folder, remove_leftovers
-from ltdd.packing import pack
+from ltdd.data.packed_logits import pack
 from ltdd.verify import verify
 
 

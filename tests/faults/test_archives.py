@@ -14,7 +14,7 @@ import torch
 from faults.test_images import picture
 
 from ltdd.data import archives
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 
 Archive = Callable[[Path], Path]

@@ -15,7 +15,7 @@ from faults.tiny_run import TINY, smaller
 
 from ltdd import cli
 from ltdd.config import DistillConfig
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 from ltdd.engine.files import fingerprint, write_json
 from ltdd.engine.runtime import Runtime

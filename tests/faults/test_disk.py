@@ -15,7 +15,7 @@ from faults.tiny_run import TINY, Forked, Outcome, distill, open_to_others
 from ltdd import cli, options, pipeline, preflight
 from ltdd.engine import files
 from ltdd.commands import distill as distill_command
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.verify import verify

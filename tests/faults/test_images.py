@@ -16,7 +16,7 @@ import torch
 from faults.tiny_run import Forked, open_to_others
 from PIL import Image
 
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")

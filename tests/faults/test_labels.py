@@ -12,7 +12,7 @@ from faults.test_images import picture
 
 from ltdd.engine.run_folder import save_distilled
 from ltdd.config import DistillConfig
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 from ltdd.data.long_tail import exponential_counts, long_tailed_indices
 from ltdd.distilled import load
 from ltdd.errors import UserError

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ltdd.engine.run_folder import EventLog, read_events
 from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
-from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import build_model, normalization

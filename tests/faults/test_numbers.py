@@ -14,8 +14,8 @@ from torch import nn
 
 from ltdd import pipeline
 from ltdd.engine.run_folder import load
-from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import build_model

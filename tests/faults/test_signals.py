@@ -14,7 +14,7 @@ from faults.tiny_run import TINY, Forked, Outcome, distill
 from ltdd import cli, options, pipeline
 from ltdd.engine.run_folder import open_run, read_events
 from ltdd.commands import distill as distill_command
-from ltdd.data.datasets import load_data
+from ltdd.data.long_tailed_data import load_data
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 
 
 def coloured(size: int = 32) -> LongTailedData:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ltdd.data.augment import (
+from ltdd.data.augmentation.crops import (
     Crops,
     crop,
     cut_box,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ltdd.engine import interruption
 from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.engine.runtime import Runtime

@@ -16,9 +16,9 @@ from ltdd import pipeline
 from ltdd.engine.run_folder import EventLog
 from ltdd.config import EvaluationConfig
 from ltdd.context import Context
-from ltdd.data.augment import cut_windows, random_crops, random_windows
-from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.views import ViewSchedule
+from ltdd.data.augmentation.crops import cut_windows, random_crops, random_windows
+from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.engine.runtime import Runtime, choose_kernels

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import normalise
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.augmentation.crops import normalise
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.inference import predict_logits
 from ltdd.models import Network, build_model

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ltdd.config import InitializationConfig
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models import build_model
 from ltdd.models.ensemble import MeanLogits
 from ltdd.engine.runtime import Runtime

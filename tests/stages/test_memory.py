@@ -10,7 +10,7 @@ PROGRAM = """
 import json, sys
 import torch
 from ltdd.config import RecoveryConfig, StatisticsConfig
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models import build_model
 from ltdd.engine.runtime import Meter, Runtime, keep_freed_memory
 from ltdd.stages.recovery import recover_images

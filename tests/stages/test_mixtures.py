@@ -9,9 +9,9 @@ from stages.coloured import coloured
 from torch import Tensor, nn
 
 from ltdd.config import ExpertsConfig
-from ltdd.data.augment import normalise
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.mixtures import Batches, fits
+from ltdd.data.augmentation.crops import normalise
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.expert_batches import Batches, fits
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import moved
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ltdd.data.randaugment import CHANGES, rand_augment
+from ltdd.data.augmentation.randaugment import CHANGES, rand_augment
 
 
 def pixels(n: int, channels: int = 3, side: int = 32) -> Tensor:

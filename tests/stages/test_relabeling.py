@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.views import ViewSchedule, mixed, render
+from ltdd.data.augmentation.student_views import ViewSchedule, mixed, render
 from ltdd.models import build_model
-from ltdd.packing import PackedLogits
+from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import fkd_labels, online_labels, static_labels
 from ltdd.stages.relabeling import label_views

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import ltdd_ext
 from ltdd.config import StatisticsConfig
-from ltdd.data.augment import normalise
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.augmentation.crops import normalise
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.observation import batch_norm_layers

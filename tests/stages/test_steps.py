@@ -14,10 +14,10 @@ from torch._subclasses import FakeTensorMode
 from ltdd.engine import cuda_graphs
 from ltdd.engine.chunks import is_out_of_memory
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
-from ltdd.data.datasets import LongTailedData, load_data
-from ltdd.data.views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.models import build_model
-from ltdd.packing import PackedLogits
+from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
 from ltdd.stages import evaluation, experts, recovery, relabeling
 from ltdd.stages.statistics import calibrate_statistics

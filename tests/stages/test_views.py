@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ltdd.config import EvaluationConfig
 from ltdd.data import views
-from ltdd.data.views import View, ViewSchedule, mixed, mixed_labels, render
+from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
 from ltdd.engine.tensor_trees import leaves
 
 MEAN, STD = torch.zeros(3), torch.ones(3)

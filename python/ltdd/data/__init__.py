@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ltdd.data.datasets import LongTailedData, from_datasets, from_tensors, load_data
+    from ltdd.data.long_tailed_data import LongTailedData, from_datasets, from_tensors, load_data
 
 __all__ = ["LongTailedData", "from_datasets", "from_tensors", "load_data"]
 

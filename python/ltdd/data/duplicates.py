@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ltdd.data.decoding import UInt8Array
-from ltdd.data.images import IntArray
+from ltdd.data.reading.decoder import UInt8Array
+from ltdd.data.reading.image_source import IntArray
 
 EXAMPLES = 5
 """Pairs of each kind that are kept by name."""

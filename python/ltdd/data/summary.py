@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.long_tail import FEW_SHOT_UP_TO, accuracy_groups
 
 FEW = 5

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdd.data.augment import normalise
+from ltdd.data.augmentation.crops import normalise
 from ltdd.distilled import DistilledSet
 from ltdd.errors import UserError
 from ltdd.engine.files import write_bytes, write_json

@@ -21,9 +21,9 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ltdd.engine.chunks import whole_batch
 from ltdd.config import ExpertsConfig
-from ltdd.data.datasets import LongTailedData
-from ltdd.data.mixtures import Batches, Labelled, Mixture, Pairs
-from ltdd.data.views import one_hot
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.augmentation.expert_batches import Batches, Labelled, Mixture, Pairs
+from ltdd.data.augmentation.student_views import one_hot
 from ltdd.errors import UserError
 from ltdd.losses import (
     bayias_loss,

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ltdd.engine.chunks import Chunks
 from ltdd.config import InitializationConfig
-from ltdd.data.augment import Crops, crop, normalise, random_crops
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.augmentation.crops import Crops, crop, normalise, random_crops
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.inference import check_logits, view_logits
 from ltdd.engine.runtime import Runtime
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ltdd.engine.chunks import Chunks
 from ltdd.config import RecoveryConfig, StatisticsConfig
-from ltdd.data.augment import Crops, crop, random_crops
+from ltdd.data.augmentation.crops import Crops, crop, random_crops
 from ltdd.observation import Observer
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite

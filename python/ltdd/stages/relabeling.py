@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.engine.chunks import Chunks
-from ltdd.data.views import View, ViewSchedule, render
+from ltdd.data.augmentation.student_views import View, ViewSchedule, render
 from ltdd.inference import check_logits, view_logits
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.cuda_graphs import RecordedSteps

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ltdd.engine.chunks import Chunks
 from ltdd.config import StatisticsConfig
-from ltdd.data.augment import crop, normalise, random_crops
-from ltdd.data.datasets import LongTailedData
+from ltdd.data.augmentation.crops import crop, normalise, random_crops
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.observation import Observer, running_statistics
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite

@@ -1,9 +1,9 @@
-"""Where images come from: one module a kind of source, each giving `ltdd.data.images.Parts`."""
+"""Where images come from: one module a kind of source, each giving `ltdd.data.reading.image_source.Parts`."""
 
 from __future__ import annotations
 
 from ltdd.config import OnBadImage
-from ltdd.data.images import Parts
+from ltdd.data.reading.image_source import Parts
 from ltdd.errors import UserError
 
 SOURCES = (
@@ -24,7 +24,7 @@ def open_source(spec: str, on_bad_image: OnBadImage) -> Parts:
     """List the images of a source; pixels are not decoded yet.
 
     Args:
-        spec: as in `ltdd.data.datasets.load_data`.
+        spec: as in `ltdd.data.long_tailed_data.load_data`.
         on_bad_image: ``skip`` leaves unreadable pictures out, ``fail`` lets decoding refuse them.
 
     Raises:

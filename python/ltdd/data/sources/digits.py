@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltdd.data.arrays import Arrays
-from ltdd.data.held_out import held_out_positions
-from ltdd.data.images import Labelled, Parts
+from ltdd.data.reading.arrays import Arrays
+from ltdd.data.reading.held_out import held_out_positions
+from ltdd.data.reading.image_source import Labelled, Parts
 
 _TEST_PER_CLASS = 50
 

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from ltdd.config import OnBadImage
-from ltdd.data.decoded import cache_folder
-from ltdd.data.decoding import opened
-from ltdd.data.held_out import hold_out
-from ltdd.data.images import IntArray, Labelled, Parts, Pictures
+from ltdd.data.reading.decoded_cache import cache_folder
+from ltdd.data.reading.decoder import opened
+from ltdd.data.reading.held_out import hold_out
+from ltdd.data.reading.image_source import IntArray, Labelled, Parts, Pictures
 from ltdd.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "class")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ltdd.config import OnBadImage
-from ltdd.data.archives import is_archive, unpacked
-from ltdd.data.decoded import cache_folder
-from ltdd.data.held_out import hold_out
-from ltdd.data.image_files import Files, class_folders, list_files
-from ltdd.data.images import Labelled, Parts
+from ltdd.data.reading.archives import is_archive, unpacked
+from ltdd.data.reading.decoded_cache import cache_folder
+from ltdd.data.reading.held_out import hold_out
+from ltdd.data.reading.image_files import Files, class_folders, list_files
+from ltdd.data.reading.image_source import Labelled, Parts
 from ltdd.errors import UserError
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ltdd.config import OnBadImage
-from ltdd.data.held_out import hold_out
-from ltdd.data.image_files import Files
-from ltdd.data.images import Labelled, Parts
+from ltdd.data.reading.held_out import hold_out
+from ltdd.data.reading.image_files import Files
+from ltdd.data.reading.image_source import Labelled, Parts
 from ltdd.errors import UserError
 
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}

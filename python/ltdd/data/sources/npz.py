@@ -19,10 +19,10 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from ltdd.data.arrays import channels_first, fit, images_at_once, shape_of
-from ltdd.data.decoding import Header, UInt8Array
-from ltdd.data.held_out import hold_out
-from ltdd.data.images import IntArray, Labelled, Parts
+from ltdd.data.reading.arrays import channels_first, fit, images_at_once, shape_of
+from ltdd.data.reading.decoder import Header, UInt8Array
+from ltdd.data.reading.held_out import hold_out
+from ltdd.data.reading.image_source import IntArray, Labelled, Parts
 from ltdd.errors import UserError
 
 _MOST_LABEL_BYTES = 1 << 30

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torchvision
 
-from ltdd.data.decoded import cache_folder
-from ltdd.data.images import IntArray, Labelled, Parts
-from ltdd.data.items import all_items
+from ltdd.data.reading.decoded_cache import cache_folder
+from ltdd.data.reading.image_source import IntArray, Labelled, Parts
+from ltdd.data.reading.python_datasets import all_items
 from ltdd.errors import UserError
 
 _BY_FLAG = ({"train": True}, {"train": False})

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ltdd.data.decoding import Header, UInt8Array
-from ltdd.data.images import BLOCK_BYTES, IntArray
+from ltdd.data.reading.decoder import Header, UInt8Array
+from ltdd.data.reading.image_source import BLOCK_BYTES, IntArray
 from ltdd.errors import UserError
 
 _CHANNELS = (1, 3)

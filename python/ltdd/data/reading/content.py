@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.data.decoding import UInt8Array
+from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.duplicates import Duplicates, find_duplicates
-from ltdd.data.images import BLOCK_BYTES, Parts
+from ltdd.data.reading.image_source import BLOCK_BYTES, Parts
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ltdd.data.decoding import UInt8Array
-from ltdd.data.images import Images, IntArray, Labelled, Pictures
+from ltdd.data.reading.decoder import UInt8Array
+from ltdd.data.reading.image_source import Images, IntArray, Labelled, Pictures
 from ltdd.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ltdd.data.images import IntArray, Labelled
+from ltdd.data.reading.image_source import IntArray, Labelled
 from ltdd.errors import UserError
 
 _SHARE = 5

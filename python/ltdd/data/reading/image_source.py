@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ltdd.data.decoding import FORMATS, Header, UInt8Array, header_of, pixels_of, reason
+from ltdd.data.reading.decoder import FORMATS, Header, UInt8Array, header_of, pixels_of, reason
 from ltdd.errors import UserError
 
 IntArray = npt.NDArray[np.int64]

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ltdd.data.arrays import Arrays
-from ltdd.data.decoding import UInt8Array
-from ltdd.data.examined import Examined, as_tensor, content_sha256, examine
-from ltdd.data.images import Images, Parts
+from ltdd.data.reading.arrays import Arrays
+from ltdd.data.reading.decoder import UInt8Array
+from ltdd.data.reading.content import Examined, as_tensor, content_sha256, examine
+from ltdd.data.reading.image_source import Images, Parts
 from ltdd.errors import UserError
 from ltdd.engine.files import fingerprint, read_json, write_json
 

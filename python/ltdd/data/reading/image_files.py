@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ltdd.data.decoding import opened
-from ltdd.data.images import IntArray, Pictures
+from ltdd.data.reading.decoder import opened
+from ltdd.data.reading.image_source import IntArray, Pictures
 from ltdd.errors import UserError
 
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}

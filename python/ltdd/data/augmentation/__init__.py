@@ -1,0 +1,1 @@
+"""Views of images: crops, mixing, colours, and the schedule of them."""

@@ -1,0 +1,1 @@
+"""From files, archives and Python objects to decoded images."""
