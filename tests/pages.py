@@ -28,7 +28,7 @@ from ltdd.data.long_tail import accuracy_groups
 from ltdd.drift import layer_drift
 from ltdd.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.models import build_model
-from ltdd.observation import batch_norm_names
+from ltdd.models.observer import batch_norm_names
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.statistics import synthetic_statistics
 

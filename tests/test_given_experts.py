@@ -20,7 +20,7 @@ from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, Recovery
 from ltdd.context import Context
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.models import build_model
 
 BASE = DistillConfig(

@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 from ltdd.errors import UserError
 from ltdd.engine.files import write_tensors
 from ltdd.models import Network, build_model
-from ltdd.weights import load_weights, read_weights
+from ltdd.models.weights import load_weights, read_weights
 
 NAMES = ("cat", "dog", "eel")
 

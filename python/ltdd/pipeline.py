@@ -29,7 +29,7 @@ from ltdd.data.summary import describe, facts
 from ltdd.drift import layer_drift
 from ltdd.errors import UserError
 from ltdd.engine.events import Sink
-from ltdd.observation import batch_norm_layers, batch_norm_names
+from ltdd.models.observer import batch_norm_layers, batch_norm_names
 from ltdd.data.packed_logits import pack
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.engine.runtime import Runtime, resolve_device

@@ -14,7 +14,7 @@ from ltdd.config import EvaluationConfig, ExpertsConfig, InitializationConfig
 from ltdd.context import Context
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.metrics import (
     accuracy_report,
     augmentation_robust_score,

@@ -14,11 +14,11 @@ from ltdd.config import DistillConfig, OnBadImage
 from ltdd.context import Context
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.metrics import GROUPS, accuracy_report, usual_floor
 from ltdd.models import build_model
 from ltdd.engine.runtime import NullLog, Runtime
-from ltdd.weights import load_weights, read_weights
+from ltdd.models.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.models import build_model, normalization
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation import hard_labels, train_student
@@ -258,7 +258,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from ltdd.engine.run_folder import EventLog
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.engine.runtime import Runtime
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from ltdd.engine.run_folder import load
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.models import build_model
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.initialization import initialize_images

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import ltdd_ext
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.models.foreign import adapt
-from ltdd.observation import Observer
+from ltdd.models.external import adapt
+from ltdd.models.observer import Observer
 
 
 def small(num_classes: int, channels: int = 3) -> nn.Module:

@@ -13,7 +13,7 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.models import build_model
 from ltdd.engine.muon import Muon

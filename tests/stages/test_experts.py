@@ -14,7 +14,7 @@ from ltdd.config import ExpertsConfig
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
-from ltdd.inference import predict_logits
+from ltdd.models.inference import predict_logits
 from ltdd.models import Network, build_model
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.experts import (

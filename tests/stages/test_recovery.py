@@ -15,7 +15,7 @@ from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.observation import Observer
+from ltdd.models.observer import Observer
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.recovery import plan_batches, recover_images
 from ltdd.stages.statistics import calibrate_statistics

@@ -13,7 +13,7 @@ from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.observation import batch_norm_layers
+from ltdd.models.observer import batch_norm_layers
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.statistics import VIEWS, calibrate_statistics, synthetic_statistics
 from ltdd.targets import LayerStatistics, LayerTargets, batch_targets, layer_targets

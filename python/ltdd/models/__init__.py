@@ -7,11 +7,11 @@ from functools import partial
 
 from ltdd.errors import UserError
 from ltdd.models.convnet import convnet
-from ltdd.models.foreign import FOREIGN, build_foreign
+from ltdd.models.external import FOREIGN, build_foreign
 from ltdd.models.network import Network
 from ltdd.models.normalization import batch_norm, instance_norm
 from ltdd.models.resnet import resnet9, resnet18, resnet32, resnet50
-from ltdd.models.vgg import alexnet, vgg11
+from ltdd.models.vgg_alexnet import alexnet, vgg11
 
 __all__ = ["ARCHITECTURES", "Network", "build_model"]
 
@@ -56,7 +56,7 @@ def build_model(name: str, num_classes: int, image_size: int, channels: int) -> 
 
     Args:
         name: One of `ARCHITECTURES`, or a network from elsewhere as `torchvision:NAME`, `timm:NAME`
-            or `python:package.module:factory` (`ltdd.models.foreign`).
+            or `python:package.module:factory` (`ltdd.models.external`).
         num_classes: Number of classes K.
         image_size: Side of the square images in pixels.
         channels: 1 for grey images, 3 for RGB.

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
-from ltdd.inference import view_logits
+from ltdd.models.inference import view_logits
 from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.engine.muon import Muon
 from ltdd.data.packed_logits import PackedLogits

@@ -25,7 +25,7 @@ from ltdd.engine.chunks import Chunks
 from ltdd.config import InitializationConfig
 from ltdd.data.augmentation.crops import Crops, crop, normalise, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.inference import check_logits, view_logits
+from ltdd.models.inference import check_logits, view_logits
 from ltdd.engine.runtime import Runtime
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice

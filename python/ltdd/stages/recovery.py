@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltdd.engine.chunks import Chunks
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import Crops, crop, random_crops
-from ltdd.observation import Observer
+from ltdd.models.observer import Observer
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate, restore

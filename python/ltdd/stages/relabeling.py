@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltdd.engine.chunks import Chunks
 from ltdd.data.augmentation.student_views import View, ViewSchedule, render
-from ltdd.inference import check_logits, view_logits
+from ltdd.models.inference import check_logits, view_logits
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.cuda_graphs import RecordedSteps
 

@@ -16,7 +16,7 @@ from ltdd.engine.chunks import Chunks
 from ltdd.config import StatisticsConfig
 from ltdd.data.augmentation.crops import crop, normalise, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.observation import Observer, running_statistics
+from ltdd.models.observer import Observer, running_statistics
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite
 from ltdd.targets import LayerStatistics
