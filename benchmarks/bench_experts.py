@@ -30,7 +30,7 @@ from ltdd.config import ExpertsConfig
 from ltdd.data.augmentation.crops import cut_box, paste
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.expert_batches import Batches
-from ltdd.losses import class_debias_weights, consistency_loss, expert_loss
+from ltdd.stages.losses import class_debias_weights, consistency_loss, expert_loss
 from ltdd.models import build_model
 from ltdd.models.normalization import NormBlock
 from ltdd.engine.runtime import Runtime

@@ -25,8 +25,8 @@ from ltdd.engine.run_folder import (
 )
 from ltdd.config import DistillConfig, EvaluationConfig, StatisticsConfig
 from ltdd.data.long_tail import accuracy_groups
-from ltdd.drift import layer_drift
-from ltdd.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.statistics_drift import layer_drift
+from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_names
 from ltdd.engine.runtime import Runtime

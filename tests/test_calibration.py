@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ltdd.calibration import calibration_strength, confidence_spread, label_shift, log_prior
+from ltdd.stages.label_calibration import calibration_strength, confidence_spread, label_shift, log_prior
 
 profiles = st.lists(st.integers(1, 5000), min_size=3, max_size=12).filter(
     lambda counts: max(counts) >= 3 * min(counts)

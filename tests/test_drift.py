@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ltdd.drift import layer_drift
-from ltdd.targets import LayerStatistics
+from ltdd.stages.statistics_drift import layer_drift
+from ltdd.stages.alignment_targets import LayerStatistics
 
 
 def statistics(

@@ -17,7 +17,7 @@ from ltdd import pipeline
 from ltdd.engine.run_folder import read_events, read_json, read_stage
 from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
-from ltdd.context import Context
+from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 from ltdd.models.inference import predict_logits

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from ltdd.metrics import (
+from ltdd.stages.metrics import (
     GROUPS,
     accuracy_report,
     augmentation_robust_score,

@@ -16,7 +16,7 @@ from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.errors import UserError
 from ltdd.evaluations import evaluate, file_stem
-from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
+from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
 from ltdd.verify import verify
 
 TINY = DistillConfig(

@@ -19,7 +19,7 @@ from ltdd.config import DistillConfig
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.drawing import ticks
 from ltdd.errors import UserError
-from ltdd.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.report import write_report
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from ltdd.engine import provenance
 from ltdd.engine.run_folder import load, open_run, write_json
 from ltdd.config import DistillConfig, Labels, OnBadImage
-from ltdd.context import Context
+from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.engine.events import Sink
 from ltdd.pipeline import build, load_source
 from ltdd.preflight import check_networks
-from ltdd.scoring import score
+from ltdd.stages.baselines import score
 
 BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recovery"})
 

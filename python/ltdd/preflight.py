@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ltdd.config import DistillConfig, ExpertsConfig
-from ltdd.context import given_weights
+from ltdd.stages.run import given_weights
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.models import build_model

@@ -15,7 +15,7 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.distilled import DistilledSet, load
 from ltdd.errors import UserError
 from ltdd.models.inference import predict_logits
-from ltdd.metrics import Report, accuracy_report
+from ltdd.stages.metrics import Report, accuracy_report
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.stages import evaluation

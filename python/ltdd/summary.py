@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.engine import units
-from ltdd.metrics import usual_floor
+from ltdd.stages.metrics import usual_floor
 
 
 def run_summary(results: Mapping[str, Any], out: Path) -> str:

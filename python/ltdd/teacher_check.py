@@ -11,11 +11,11 @@ import torch
 
 from ltdd.engine.run_folder import open_run, read_json
 from ltdd.config import DistillConfig, OnBadImage
-from ltdd.context import Context
+from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.errors import UserError
 from ltdd.models.inference import predict_logits
-from ltdd.metrics import GROUPS, accuracy_report, usual_floor
+from ltdd.stages.metrics import GROUPS, accuracy_report, usual_floor
 from ltdd.models import build_model
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.models.weights import load_weights, read_weights

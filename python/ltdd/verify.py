@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ltdd.engine.run_folder import DistilledSet, fingerprint, load, read_json, read_stage
-from ltdd.calibration import label_shift
+from ltdd.stages.label_calibration import label_shift
 from ltdd.config import DistillConfig
 from ltdd.distilled import DATA, FKD
 from ltdd.errors import UserError

@@ -16,7 +16,7 @@ from ltdd.data.long_tailed_data import load_data
 from ltdd.data.long_tail import exponential_counts, long_tailed_indices
 from ltdd.distilled import load
 from ltdd.errors import UserError
-from ltdd.metrics import accuracy_report, confusion_matrix
+from ltdd.stages.metrics import accuracy_report, confusion_matrix
 
 Tree = dict[str, int]
 

@@ -30,7 +30,7 @@ from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import label_views
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.targets import LayerStatistics
+from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd_ext import _convolution
 
 CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory: you"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ltdd import pipeline
 from ltdd.engine.run_folder import EventLog
 from ltdd.config import EvaluationConfig
-from ltdd.context import Context
+from ltdd.stages.run import Context
 from ltdd.data.augmentation.crops import cut_windows, random_crops, random_windows
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.augmentation.student_views import ViewSchedule

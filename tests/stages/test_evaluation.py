@@ -14,7 +14,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.errors import UserError
 from ltdd.models.inference import predict_logits
-from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.models import build_model
 from ltdd.engine.muon import Muon
 from ltdd.engine.runtime import Runtime

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdd.config import ExpertsConfig
-from ltdd.losses import (
+from ltdd.stages.losses import (
     bayias_loss,
     class_debias_weights,
     consistency_loss,

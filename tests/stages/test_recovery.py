@@ -19,7 +19,7 @@ from ltdd.models.observer import Observer
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.recovery import plan_batches, recover_images
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.targets import LayerStatistics, batch_targets
+from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 60))

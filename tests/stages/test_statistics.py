@@ -16,7 +16,7 @@ from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_layers
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.statistics import VIEWS, calibrate_statistics, synthetic_statistics
-from ltdd.targets import LayerStatistics, LayerTargets, batch_targets, layer_targets
+from ltdd.stages.alignment_targets import LayerStatistics, LayerTargets, batch_targets, layer_targets
 
 FIELDS = ("mean", "within", "between")
 

@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.distilled import load
     from ltdd.evaluations import evaluate
     from ltdd.report import write_report
-    from ltdd.scoring import ARS_BASELINES, LRS_BASELINES
+    from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
     from ltdd.summary import accuracy_table
     from ltdd.tables import architecture_tables
 

@@ -20,7 +20,7 @@ from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
 from ltdd.models.inference import view_logits
-from ltdd.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.engine.muon import Muon
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime, mean_of_losses

@@ -25,7 +25,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.expert_batches import Batches, Labelled, Mixture, Pairs
 from ltdd.data.augmentation.student_views import one_hot
 from ltdd.errors import UserError
-from ltdd.losses import (
+from ltdd.stages.losses import (
     bayias_loss,
     class_debias_weights,
     consistency_loss,

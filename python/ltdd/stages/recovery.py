@@ -22,7 +22,7 @@ from ltdd.models.observer import Observer
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate, restore
-from ltdd.targets import LayerStatistics, batch_targets
+from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events

@@ -19,7 +19,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models.observer import Observer, running_statistics
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite
-from ltdd.targets import LayerStatistics
+from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd_ext.nn import LayerMoments
 
 VIEWS = 4  # crops an image that are measured of synthetic images

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ltdd.config import StatisticsConfig
-from ltdd.targets import LayerStatistics, layer_targets
+from ltdd.stages.alignment_targets import LayerStatistics, layer_targets
 
 _EPSILON = 1e-12  # a channel that never changes has variance 0
 _MIXTURE = StatisticsConfig(global_target="mixture")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig, ExpertsConfig, InitializationConfig
-from ltdd.context import Context
+from ltdd.stages.run import Context
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.models.inference import predict_logits
-from ltdd.metrics import (
+from ltdd.stages.metrics import (
     accuracy_report,
     augmentation_robust_score,
     confusion_matrix,
@@ -35,7 +35,7 @@ from ltdd.stages.evaluation import (
 )
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.relabeling import label_views
-from ltdd.targets import LayerStatistics
+from ltdd.stages.alignment_targets import LayerStatistics
 
 
 @dataclass(frozen=True)
