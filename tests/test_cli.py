@@ -16,7 +16,7 @@ from ltdd.cli import COMMANDS, main
 from ltdd.config import STAGES, DistillConfig
 from ltdd.options import fields, parse_distill
 from ltdd.presets import PRESETS, preset
-from ltdd.summary import accuracy_table
+from ltdd.results.terminal import accuracy_table
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

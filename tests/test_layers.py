@@ -256,8 +256,8 @@ def test_help_does_not_import_torch(command: list[str]) -> None:
         ("ltdd.data.augmentation.student_views", "def f():\n    import ltdd.pipeline", "a higher layer"),
         ("ltdd.engine.runtime", "from ltdd import losses", "a higher layer"),
         ("ltdd.data.augmentation.student_views", "from .augment import crop", "relatively"),
-        ("ltdd.engine.provenance", "from ltdd.report import write_report", "higher layer"),
-        ("ltdd.options", "from ltdd.report import write_report", "imports ltdd.report"),
+        ("ltdd.engine.provenance", "from ltdd.results.pages.report import write_report", "higher layer"),
+        ("ltdd.options", "from ltdd.results.pages.report import write_report", "imports ltdd.results.pages.report"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, said: str) -> None:

@@ -17,7 +17,7 @@ from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, Recovery
 from ltdd.errors import UserError
 from ltdd.evaluations import evaluate, file_stem
 from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
-from ltdd.verify import verify
+from ltdd.results.verify import verify
 
 TINY = DistillConfig(
     data="digits",

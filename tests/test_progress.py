@@ -14,7 +14,7 @@ from ltdd.engine import units
 from ltdd.engine.run_folder import read_json
 from ltdd.cli import main
 from ltdd.engine.progress import Progress
-from ltdd.summary import run_summary
+from ltdd.results.terminal import run_summary
 
 
 class Clock:

@@ -14,13 +14,13 @@ from pages import Page, finished_run
 from PIL import Image
 
 from ltdd.engine.run_folder import read_json, save_distilled, write_json
-from ltdd.charts import Point, step_lines
+from ltdd.results.pages.charts import Point, step_lines
 from ltdd.config import DistillConfig
 from ltdd.data.long_tail import accuracy_groups
-from ltdd.drawing import ticks
+from ltdd.results.pages.svg import ticks
 from ltdd.errors import UserError
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
-from ltdd.report import write_report
+from ltdd.results.pages.report import write_report
 
 
 def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from pages import finished_run
 
-from ltdd.comparison import write_comparison
-from ltdd.report import write_report
+from ltdd.results.pages.comparison import write_comparison
+from ltdd.results.pages.report import write_report
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ltdd.tables import markdown_table, percent
+from ltdd.results.tables import markdown_table, percent
 
 
 def test_columns_are_aligned_and_cells_cannot_break_them() -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ltdd import data
     from ltdd.config import DistillConfig
-    from ltdd.distilled import load
-    from ltdd.exports import export
+    from ltdd.results.distilled_set import load
+    from ltdd.results.exports import export
     from ltdd.pipeline import distill
     from ltdd.recipe import train_student
 
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> object:
     if name == "data":
         return importlib.import_module("ltdd.data")
     if name == "load":
-        from ltdd.distilled import load
+        from ltdd.results.distilled_set import load
 
         return load
     if name == "distill":
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> object:
 
         return distill
     if name == "export":
-        from ltdd.exports import export
+        from ltdd.results.exports import export
 
         return export
     if name == "train_student":

@@ -17,7 +17,7 @@ from ltdd.errors import UserError
 from ltdd.options import Request
 from ltdd.pipeline import distill
 from ltdd.switches import Variant
-from ltdd.tables import markdown_table, percent
+from ltdd.results.tables import markdown_table, percent
 
 COLUMNS = (
     "variant", "overall", "difference", "head", "medium", "tail", "teacher", "seconds", "reused",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ltdd.config import DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.distilled import DistilledSet, load
+from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.errors import UserError
 from ltdd.models.inference import predict_logits
 from ltdd.stages.metrics import Report, accuracy_report

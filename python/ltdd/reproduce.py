@@ -13,7 +13,7 @@ from ltdd.errors import UserError
 from ltdd.options import Request
 from ltdd.pipeline import distill, load_source
 from ltdd.published import Row
-from ltdd.tables import percent
+from ltdd.results.tables import percent
 
 COLUMNS = (
     "row", "ours", "published", "teacher", "random real", "head", "medium", "tail", "seconds",

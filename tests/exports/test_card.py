@@ -14,11 +14,11 @@ import torch
 import yaml
 
 import ltdd
-from ltdd.card import own_layout, render_card, write_card
+from ltdd.results.card import own_layout, render_card, write_card
 from ltdd.cli import main
-from ltdd.distilled import load
+from ltdd.results.distilled_set import load
 from ltdd.errors import UserError
-from ltdd.exports import FORMATS
+from ltdd.results.exports import FORMATS
 from ltdd.engine.files import read_json
 
 NEEDS = {"parquet": ("pyarrow", "datasets"), "webdataset": ("webdataset",)}

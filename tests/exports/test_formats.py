@@ -18,10 +18,10 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import ltdd
 from ltdd.cli import main
-from ltdd.distilled import DistilledSet, load
+from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.errors import UserError
-from ltdd.exports import FORMATS, ddranking, webdataset
-from ltdd.exports.imagefolder import folder_names
+from ltdd.results.exports import FORMATS, ddranking, webdataset
+from ltdd.results.exports.imagefolder import folder_names
 from ltdd.engine.files import read_json
 
 NEEDS = {"parquet": ("pyarrow", "datasets"), "webdataset": ("webdataset",)}
@@ -44,7 +44,7 @@ def read_back(format: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     """Run the loading code that stands in the card."""
     monkeypatch.chdir(out)
     names: dict[str, Any] = {}
-    exec(compile(importlib.import_module(f"ltdd.exports.{format}").LOAD, format, "exec"), names)
+    exec(compile(importlib.import_module(f"ltdd.results.exports.{format}").LOAD, format, "exec"), names)
     return names
 
 

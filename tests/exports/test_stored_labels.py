@@ -10,10 +10,10 @@ import torch
 
 from ltdd.engine.run_folder import StageStore, read_json, read_stage
 from ltdd.config import DistillConfig
-from ltdd.distilled import load
+from ltdd.results.distilled_set import load
 from ltdd.engine.files import new_folder, remove_leftovers
 from ltdd.data.packed_logits import pack
-from ltdd.verify import verify
+from ltdd.results.verify import verify
 
 
 def stages(folder: Path) -> dict[int, Path]:

@@ -18,7 +18,7 @@ from ltdd.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
-from ltdd.verify import verify
+from ltdd.results.verify import verify
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from faults.tiny_run import Forked, Outcome, distill, smaller
 from ltdd.engine.run_folder import open_run, read_events, read_json, write_json
 from ltdd.errors import FolderInUse
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
-from ltdd.verify import verify
+from ltdd.results.verify import verify
 
 
 def some(fast: int, full: int) -> pytest.MarkDecorator:

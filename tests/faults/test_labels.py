@@ -14,7 +14,7 @@ from ltdd.engine.run_folder import save_distilled
 from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import load_data
 from ltdd.data.long_tail import exponential_counts, long_tailed_indices
-from ltdd.distilled import load
+from ltdd.results.distilled_set import load
 from ltdd.errors import UserError
 from ltdd.stages.metrics import accuracy_report, confusion_matrix
 

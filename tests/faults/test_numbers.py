@@ -24,7 +24,7 @@ from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import label_views
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.verify import verify
+from ltdd.results.verify import verify
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def run(argv: Sequence[str]) -> None:
         help="Identifier such as cc-by-4.0; unknown without, as the source's licence applies.",
     )
     options = parser.parse_args(argv)
-    from ltdd.card import write_card
-    from ltdd.distilled import load
+    from ltdd.results.card import write_card
+    from ltdd.results.distilled_set import load
 
     folder = Path(options.folder)
     print(f"card: {write_card(load(folder), folder, options.license)}")

@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if options.to is None:
         raise UserError("expected --to FILE.html, the page to write, got none")
-    from ltdd.comparison import write_comparison
+    from ltdd.results.pages.comparison import write_comparison
 
     page = write_comparison([Path(folder) for folder in options.folders], Path(options.to))
     print(f"comparison: {page}")

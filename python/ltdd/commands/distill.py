@@ -12,8 +12,8 @@ SUMMARY = "Distil a long-tailed image set, evaluate the result and write a repor
 def run(argv: Sequence[str]) -> None:
     """Run the command."""
     request = parse_distill(argv)
-    from ltdd.card import CARD, write_card
-    from ltdd.distilled import load
+    from ltdd.results.card import CARD, write_card
+    from ltdd.results.distilled_set import load
 
     if request.preset == "paper" and not request.quiet:
         from ltdd.paper import recipe_for
@@ -22,8 +22,8 @@ def run(argv: Sequence[str]) -> None:
         recipe, why = recipe_for(request.config.data, request.config.image_size)
         print(f"preset paper: the recipe of {recipe}, by {why}", flush=True)
     from ltdd.pipeline import distill
-    from ltdd.report import write_report
-    from ltdd.summary import run_summary
+    from ltdd.results.pages.report import write_report
+    from ltdd.results.terminal import run_summary
 
     results = distill(request.config, request.out, **request.run_options(request.out))
     report = write_report(request.out)

@@ -54,12 +54,12 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"expected --seeds 1 or more, got {options.seeds}")
     check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
-    from ltdd.distilled import load
+    from ltdd.results.distilled_set import load
     from ltdd.evaluations import evaluate
-    from ltdd.report import write_report
+    from ltdd.results.pages.report import write_report
     from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
-    from ltdd.summary import accuracy_table
-    from ltdd.tables import architecture_tables
+    from ltdd.results.terminal import accuracy_table
+    from ltdd.results.tables import architecture_tables
 
     folder = Path(options.folder)
     config = DistillConfig.from_dict(load(folder).manifest.get("config"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltdd.errors import UserError
-from ltdd.exports import FORMATS, export
+from ltdd.results.exports import FORMATS, export
 from ltdd.options import Parser
 
 SUMMARY = "Write a distilled set in the format of another library, with a dataset card."

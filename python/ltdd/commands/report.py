@@ -15,6 +15,6 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(prog="ltdd report", description=SUMMARY)
     parser.add_argument("folder", type=str, help="Folder of a finished run.")
     options = parser.parse_args(argv)
-    from ltdd.report import write_report
+    from ltdd.results.pages.report import write_report
 
     print(f"report: {write_report(Path(options.folder))}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from ltdd.errors import UserError
 from ltdd.options import OwnOptions, Request, parse_distill
 from ltdd.published import ROWS, Row
-from ltdd.tables import markdown_table
+from ltdd.results.tables import markdown_table
 
 SUMMARY = "Run a row of the published tables and say whether its figure comes out."
 
@@ -43,9 +43,9 @@ def run(argv: Sequence[str]) -> int:
         raise UserError("expected --out DIR, a folder for the results, got none")
     out = Path(options.out)
     request = request_of(row, options.preset, options.data, out / row.name, rest)
-    from ltdd.report import write_report
+    from ltdd.results.pages.report import write_report
     from ltdd.reproduce import page_text, record, reproduce
-    from ltdd.summary import accuracy_table
+    from ltdd.results.terminal import accuracy_table
 
     if options.record:
         page_text(Path(options.record))  # a wrong file must not be found out after hours

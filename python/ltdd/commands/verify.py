@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(prog="ltdd verify", description=SUMMARY)
     parser.add_argument("folder", type=str, help="Folder of a run, finished or not.")
     options = parser.parse_args(argv)
-    from ltdd.verify import verify
+    from ltdd.results.verify import verify
 
     findings = verify(Path(options.folder))
     for found in findings:

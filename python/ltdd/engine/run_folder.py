@@ -25,7 +25,7 @@ import filelock
 from torch import Tensor
 
 from ltdd.config import DistillConfig
-from ltdd.distilled import DistilledSet, Normalization, load, record_files, save_distilled
+from ltdd.results.distilled_set import DistilledSet, Normalization, load, record_files, save_distilled
 from ltdd.errors import FolderInUse, UserError
 from ltdd.engine.events import EventLog, read_events
 from ltdd.engine.files import (

@@ -16,7 +16,7 @@ from torch import Tensor
 from ltdd.engine.run_folder import DistilledSet, fingerprint, load, read_json, read_stage
 from ltdd.stages.label_calibration import label_shift
 from ltdd.config import DistillConfig
-from ltdd.distilled import DATA, FKD
+from ltdd.results.distilled_set import DATA, FKD
 from ltdd.errors import UserError
 from ltdd.engine.events import EVENTS
 from ltdd.engine.files import read_sealed_tensors

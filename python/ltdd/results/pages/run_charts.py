@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ltdd import charts
-from ltdd.accuracies import WHO
-from ltdd.charts import Chart, Point
+from ltdd.results.pages import charts
+from ltdd.results.pages.accuracy_charts import WHO
+from ltdd.results.pages.charts import Chart, Point
 
 _STATISTICS = {
     "distilled": "distilled, in crops",

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.accuracies import WHO, Scores, class_chart, group_chart, rows_of
+from ltdd.results.pages.accuracy_charts import WHO, Scores, class_chart, group_chart, rows_of
 from ltdd.engine.run_folder import DistilledSet, write_text
-from ltdd.charts import STYLES
-from ltdd.curves import drift_summary
+from ltdd.results.pages.charts import STYLES
+from ltdd.results.pages.run_charts import drift_summary
 from ltdd.errors import UserError
-from ltdd.pages import render
-from ltdd.pictures import ImagesOfClass, gallery
-from ltdd.report import class_order, load_finished
-from ltdd.summary import total_cost
+from ltdd.results.pages.rendering import render
+from ltdd.results.pages.galleries import ImagesOfClass, gallery
+from ltdd.results.pages.report import class_order, load_finished
+from ltdd.results.terminal import total_cost
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ltdd.distilled import DistilledSet
+from ltdd.results.distilled_set import DistilledSet
 from ltdd.engine.files import write_bytes
 
 FILES = """\

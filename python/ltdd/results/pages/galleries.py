@@ -17,9 +17,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ltdd import charts
+from ltdd.results.pages import charts
 from ltdd.engine.run_folder import DistilledSet, read_tensors
-from ltdd.charts import Chart
+from ltdd.results.pages.charts import Chart
 
 Matrix = npt.NDArray[np.float64]
 ImagesOfClass = Callable[[int], Tensor]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ltdd.distilled import DistilledSet
+from ltdd.results.distilled_set import DistilledSet
 from ltdd.errors import UserError
-from ltdd.exports.png import encode_png
+from ltdd.results.exports.png import encode_png
 from ltdd.engine.files import write_bytes
 
 FILES = """\

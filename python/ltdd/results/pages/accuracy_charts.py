@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltdd import charts
-from ltdd.charts import Band, Chart, Series
+from ltdd.results.pages import charts
+from ltdd.results.pages.charts import Band, Chart, Series
 
 WHO = {
     "student": "distilled images",

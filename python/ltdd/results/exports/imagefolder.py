@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ltdd.distilled import DistilledSet
-from ltdd.exports.png import encode_png
+from ltdd.results.distilled_set import DistilledSet
+from ltdd.results.exports.png import encode_png
 from ltdd.engine.files import write_bytes, write_tensors
 
 FILES = """\

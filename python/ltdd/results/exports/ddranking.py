@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ltdd.data.augmentation.crops import normalise
-from ltdd.distilled import DistilledSet
+from ltdd.results.distilled_set import DistilledSet
 from ltdd.errors import UserError
 from ltdd.engine.files import write_bytes, write_json
 

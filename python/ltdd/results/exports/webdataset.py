@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ltdd.distilled import DistilledSet
-from ltdd.exports.png import encode_png
+from ltdd.results.distilled_set import DistilledSet
+from ltdd.results.exports.png import encode_png
 from ltdd.engine.files import write_bytes
 
 FILES = """\

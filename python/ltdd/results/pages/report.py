@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltdd import charts
-from ltdd.accuracies import Scores, class_chart, group_chart, scores_of
+from ltdd.results.pages import charts
+from ltdd.results.pages.accuracy_charts import Scores, class_chart, group_chart, scores_of
 from ltdd.engine.run_folder import DistilledSet, load, read_events, read_json, write_text
-from ltdd.charts import Chart
-from ltdd.curves import drift_charts, drift_summary, loss_charts
+from ltdd.results.pages.charts import Chart
+from ltdd.results.pages.run_charts import drift_charts, drift_summary, loss_charts
 from ltdd.errors import UserError
 from ltdd.engine.events import EVENTS
 from ltdd.engine.files import write_bytes
-from ltdd.pages import chart_style, render
-from ltdd.pictures import (
+from ltdd.results.pages.rendering import chart_style, render
+from ltdd.results.pages.galleries import (
     confusion,
     gallery,
     grids,
@@ -24,7 +24,7 @@ from ltdd.pictures import (
     mean_soft_labels,
     run_images,
 )
-from ltdd.summary import total_cost
+from ltdd.results.terminal import total_cost
 
 REPORT, FIGURES = "report.html", "report"
 _CONFUSIONS = {

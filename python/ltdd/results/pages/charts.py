@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ltdd.drawing import bar, line, marker, polyline, text, ticks
+from ltdd.results.pages.svg import bar, line, marker, polyline, text, ticks
 
 # One drawing unit is one CSS pixel at full width; on a phone a chart shrinks to about two thirds,
 # which leaves its 13-pixel labels readable.

@@ -1,0 +1,1 @@
+"""Pages of one file each: reports, comparisons and the charts on them."""
