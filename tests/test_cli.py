@@ -15,7 +15,7 @@ from ltdd.engine.run_folder import open_run
 from ltdd.cli import COMMANDS, main
 from ltdd.config import STAGES, DistillConfig
 from ltdd.options import fields, parse_distill
-from ltdd.presets import PRESETS, preset
+from ltdd.recipes.presets import PRESETS, preset
 from ltdd.results.terminal import accuracy_table
 
 

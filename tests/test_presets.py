@@ -13,8 +13,8 @@ from ltdd.config import DistillConfig
 from ltdd.models import build_model
 from ltdd.options import parse_distill
 from ltdd.data.packed_logits import packed_bytes
-from ltdd.paper import RECIPES, recipe_for
-from ltdd.presets import PRESETS, preset
+from ltdd.recipes.rldd import RECIPES, recipe_for
+from ltdd.recipes.presets import PRESETS, preset
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 

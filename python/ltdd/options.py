@@ -22,7 +22,7 @@ import jsonargparse
 from ltdd import config as config_module
 from ltdd.config import STAGES, DistillConfig, OnBadImage
 from ltdd.errors import UserError
-from ltdd.presets import PRESETS, preset
+from ltdd.recipes.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from ltdd.engine.events import Sink

@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.results.distilled_set import load
 
     if request.preset == "paper" and not request.quiet:
-        from ltdd.paper import recipe_for
+        from ltdd.recipes.rldd import recipe_for
 
         # The recipe may have set the image size itself; it then is the one of its own choice.
         recipe, why = recipe_for(request.config.data, request.config.image_size)

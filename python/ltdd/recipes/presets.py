@@ -12,7 +12,7 @@ from typing import Any
 
 from ltdd.config import DistillConfig
 from ltdd.errors import UserError
-from ltdd.paper import paper
+from ltdd.recipes.rldd import paper
 
 
 def _demo(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
