@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ltdd.ablate import difference
+from ltdd.studies.ablate import difference
 from ltdd.engine.run_folder import read_events, read_json
 from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.errors import UserError
-from ltdd.switches import SWITCHES, changed, chosen_values, plan
+from ltdd.studies.switches import SWITCHES, changed, chosen_values, plan
 
 BASE = DistillConfig()
 FAST = [

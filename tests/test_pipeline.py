@@ -15,7 +15,7 @@ from ltdd.engine.run_folder import read_events, read_json, read_stage
 from ltdd.cli import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.errors import UserError
-from ltdd.evaluations import evaluate, file_stem
+from ltdd.studies.evaluate import evaluate, file_stem
 from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
 from ltdd.results.verify import verify
 

@@ -14,8 +14,8 @@ from ltdd.commands.reproduce import request_of
 from ltdd.data.long_tail import exponential_counts
 from ltdd.errors import UserError
 from ltdd.models import ARCHITECTURES
-from ltdd.published import CIFAR10, CIFAR100, ROWS, TINY, DataSet, Row
-from ltdd.reproduce import COLUMNS, Outcome, record
+from ltdd.studies.published_tables import CIFAR10, CIFAR100, ROWS, TINY, DataSet, Row
+from ltdd.studies.reproduce import COLUMNS, Outcome, record
 
 DIGITS = Row(
     "digits-if50-ipc2",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ltdd.results.distilled_set import load
     from ltdd.results.exports import export
     from ltdd.pipeline import distill
-    from ltdd.recipe import train_student
+    from ltdd.studies.train_student import train_student
 
     __version__: str
 
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> object:
 
         return export
     if name == "train_student":
-        from ltdd.recipe import train_student
+        from ltdd.studies.train_student import train_student
 
         return train_student
     if name == "__version__":

@@ -18,7 +18,7 @@ import ltdd
 from ltdd.engine.run_folder import read_events, read_json
 from ltdd.data import LongTailedData, from_datasets, from_tensors, load_data
 from ltdd.errors import UserError
-from ltdd.evaluations import evaluate
+from ltdd.studies.evaluate import evaluate
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (24, 3, 10, 10), dtype=np.uint8)

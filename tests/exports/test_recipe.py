@@ -14,7 +14,7 @@ from ltdd.engine.run_folder import read_stage
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.recipe import train_student
+from ltdd.studies.train_student import train_student
 from ltdd.engine.runtime import Runtime
 
 

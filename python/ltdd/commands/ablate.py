@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ltdd.errors import UserError
 from ltdd.options import OwnOptions, parse_distill
-from ltdd.switches import SWITCHES, chosen_values, plan
+from ltdd.studies.switches import SWITCHES, chosen_values, plan
 
 SUMMARY = "Exchange parts of the method one at a time and compare the accuracies."
 
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     base = dataclasses.replace(request.config, evaluation=evaluation)
     chosen = chosen_values(options.switch or list(SWITCHES))
     variants = plan(base, chosen, options.grid)
-    from ltdd.ablate import ablate, table
+    from ltdd.studies.ablate import ablate, table
 
     pool = Path(options.pool) if options.pool else request.out / "stages"
     outcomes = ablate(variants, request, pool)

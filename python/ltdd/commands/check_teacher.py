@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.floor is not None and not 0 <= options.floor <= 1:
         raise UserError(f"expected --floor between 0 and 1, got {options.floor:g}")
-    from ltdd.teacher_check import check_run, check_weights
+    from ltdd.studies.check_teacher import check_run, check_weights
 
     place = Path(options.teacher).expanduser()
     if place.is_dir():

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
     check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
     from ltdd.results.distilled_set import load
-    from ltdd.evaluations import evaluate
+    from ltdd.studies.evaluate import evaluate
     from ltdd.results.pages.report import write_report
     from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
     from ltdd.results.terminal import accuracy_table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ltdd.errors import UserError
 from ltdd.options import OwnOptions, Request, parse_distill
-from ltdd.published import ROWS, Row
+from ltdd.studies.published_tables import ROWS, Row
 from ltdd.results.tables import markdown_table
 
 SUMMARY = "Run a row of the published tables and say whether its figure comes out."
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     out = Path(options.out)
     request = request_of(row, options.preset, options.data, out / row.name, rest)
     from ltdd.results.pages.report import write_report
-    from ltdd.reproduce import page_text, record, reproduce
+    from ltdd.studies.reproduce import page_text, record, reproduce
     from ltdd.results.terminal import accuracy_table
 
     if options.record:

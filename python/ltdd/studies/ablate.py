@@ -16,7 +16,7 @@ from ltdd.engine.run_folder import write_json, write_text
 from ltdd.errors import UserError
 from ltdd.options import Request
 from ltdd.pipeline import distill
-from ltdd.switches import Variant
+from ltdd.studies.switches import Variant
 from ltdd.results.tables import markdown_table, percent
 
 COLUMNS = (

@@ -12,7 +12,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
 from ltdd.options import Request
 from ltdd.pipeline import distill, load_source
-from ltdd.published import Row
+from ltdd.studies.published_tables import Row
 from ltdd.results.tables import percent
 
 COLUMNS = (

@@ -1,0 +1,1 @@
+"""Runs of runs, and uses of finished ones."""
