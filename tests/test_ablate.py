@@ -9,7 +9,7 @@ import pytest
 
 from ltdd.studies.ablate import difference
 from ltdd.engine.run_folder import read_events, read_json
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.config import DistillConfig
 from ltdd.errors import UserError
 from ltdd.studies.switches import SWITCHES, changed, chosen_values, plan

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ltdd.engine.run_folder import open_run
-from ltdd.cli import COMMANDS, main
+from ltdd.cli.main import COMMANDS, main
 from ltdd.config import STAGES, DistillConfig
-from ltdd.options import fields, parse_distill
+from ltdd.cli.options import fields, parse_distill
 from ltdd.recipes.presets import PRESETS, preset
 from ltdd.results.terminal import accuracy_table
 
@@ -22,7 +22,7 @@ from ltdd.results.terminal import accuracy_table
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_does_not_wait_for_torch(command: list[str]) -> None:
     code = (
-        "import sys; from ltdd.cli import main\n"
+        "import sys; from ltdd.cli.main import main\n"
         "try:\n    main([*sys.argv[1:], '--help'])\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
         "assert 'torch' not in sys.modules"

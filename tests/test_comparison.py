@@ -8,7 +8,7 @@ import pytest
 from pages import Page, finished_run
 
 from ltdd.engine.run_folder import read_json, record_files, write_json
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.results.pages.comparison import write_comparison
 from ltdd.config import RecoveryConfig
 from ltdd.errors import UserError

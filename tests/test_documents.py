@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ltdd import pipeline
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 
 ROOT = Path(__file__).resolve().parents[1]

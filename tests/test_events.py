@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.errors import UserError
 from ltdd.engine.events import EventLog, EventPrinter, read_events
 from ltdd.engine.tensorboard import TensorBoard

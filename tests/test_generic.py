@@ -11,7 +11,7 @@ from PIL import Image
 
 import ltdd
 from ltdd.engine.run_folder import read_json
-from ltdd.cli import main
+from ltdd.cli.main import main
 
 
 def photos(root: Path, counts: list[int], width: int, height: int, per_class: int) -> Path:

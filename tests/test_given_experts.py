@@ -15,7 +15,7 @@ import torch
 import ltdd
 from ltdd import pipeline
 from ltdd.engine.run_folder import read_events, read_json, read_stage
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import load_data

@@ -231,7 +231,7 @@ def test_cpu_and_cuda_do_not_include_each_other() -> None:
 def test_help_does_not_import_torch(command: list[str]) -> None:
     program = (
         "import sys\n"
-        "from ltdd.cli import main\n"
+        "from ltdd.cli.main import main\n"
         "try:\n"
         "    status = main(sys.argv[1:])\n"
         "except SystemExit as done:\n"
@@ -257,7 +257,7 @@ def test_help_does_not_import_torch(command: list[str]) -> None:
         ("ltdd.engine.runtime", "from ltdd import losses", "a higher layer"),
         ("ltdd.data.augmentation.student_views", "from .augment import crop", "relatively"),
         ("ltdd.engine.provenance", "from ltdd.results.pages.report import write_report", "higher layer"),
-        ("ltdd.options", "from ltdd.results.pages.report import write_report", "imports ltdd.results.pages.report"),
+        ("ltdd.cli.options", "from ltdd.results.pages.report import write_report", "imports ltdd.results.pages.report"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, said: str) -> None:

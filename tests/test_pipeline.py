@@ -12,7 +12,7 @@ import torch
 import ltdd
 from ltdd import pipeline
 from ltdd.engine.run_folder import read_events, read_json, read_stage
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.errors import UserError
 from ltdd.studies.evaluate import evaluate, file_stem

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.config import DistillConfig
 from ltdd.models import build_model
-from ltdd.options import parse_distill
+from ltdd.cli.options import parse_distill
 from ltdd.data.packed_logits import packed_bytes
 from ltdd.recipes.rldd import RECIPES, recipe_for
 from ltdd.recipes.presets import PRESETS, preset

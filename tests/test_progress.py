@@ -12,7 +12,7 @@ from pages import finished_run
 from ltdd.engine import progress as progress_module
 from ltdd.engine import units
 from ltdd.engine.run_folder import read_json
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.engine.progress import Progress
 from ltdd.results.terminal import run_summary
 

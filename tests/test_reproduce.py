@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ltdd.engine.run_folder import read_events, read_json
-from ltdd.cli import main
-from ltdd.commands.reproduce import request_of
+from ltdd.cli.main import main
+from ltdd.cli.commands.reproduce import request_of
 from ltdd.data.long_tail import exponential_counts
 from ltdd.errors import UserError
 from ltdd.models import ARCHITECTURES
@@ -147,7 +147,7 @@ def test_a_row_is_run_judged_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = dataclasses.replace(DIGITS, name="digits-alexnet", student="alexnet", published=101.0)
-    monkeypatch.setattr("ltdd.commands.reproduce.ROWS", {row.name: row for row in (DIGITS, other)})
+    monkeypatch.setattr("ltdd.cli.commands.reproduce.ROWS", {row.name: row for row in (DIGITS, other)})
     page, out = tmp_path / "accuracy.md", tmp_path / "rows"
     words = [*FAST, "--out", str(out), "--record", str(page), "--data", "digits"]
     assert main(["reproduce", DIGITS.name, *words]) == 0
@@ -174,7 +174,7 @@ def test_other_data_are_refused_before_any_work(
 ) -> None:  # fmt: skip
     data = dataclasses.replace(DIGITS.data, classes=classes, images={50: images})
     row = dataclasses.replace(DIGITS, data=data)
-    monkeypatch.setattr("ltdd.commands.reproduce.ROWS", {row.name: row})
+    monkeypatch.setattr("ltdd.cli.commands.reproduce.ROWS", {row.name: row})
     assert main(["reproduce", row.name, *FAST, "--out", str(tmp_path / "rows")]) == 2
     wanted = f"the {classes} classes" if classes == 9 else f"the {images} training images"
     assert wanted in capsys.readouterr().err

@@ -2,6 +2,6 @@
 
 import sys
 
-from ltdd.cli import main
+from ltdd.cli.main import main
 
 sys.exit(main())

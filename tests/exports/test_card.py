@@ -15,7 +15,7 @@ import yaml
 
 import ltdd
 from ltdd.results.card import own_layout, render_card, write_card
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.results.distilled_set import load
 from ltdd.errors import UserError
 from ltdd.results.exports import FORMATS

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 import ltdd
-from ltdd.cli import main
+from ltdd.cli.main import main
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.errors import UserError
 from ltdd.results.exports import FORMATS, ddranking, webdataset

@@ -13,7 +13,7 @@ import pytest
 import torch
 from faults.tiny_run import TINY, smaller
 
-from ltdd import cli
+from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
@@ -24,7 +24,7 @@ from ltdd.stages.experts import train_expert
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """Run a command that must fail; return its one sentence."""
-    assert cli.main([str(word) for word in words]) == 2
+    assert main.main([str(word) for word in words]) == 2
     said = capsys.readouterr().err
     assert said.startswith("ltdd: error: ")
     assert said.count("\n") == 1

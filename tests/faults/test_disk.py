@@ -12,9 +12,11 @@ import pytest
 import torch
 from faults.tiny_run import TINY, Forked, Outcome, distill, open_to_others
 
-from ltdd import cli, options, pipeline, preflight
+from ltdd import pipeline, preflight
+from ltdd.cli import main
+from ltdd.cli import options
 from ltdd.engine import files
-from ltdd.commands import distill as distill_command
+from ltdd.cli.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
@@ -44,7 +46,7 @@ def command(out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run ``ltdd distill`` with the tiny configuration."""
     request = options.Request(TINY, out, None, quiet=True, checkpoint_seconds=0.05)
     monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
-    return cli.main(["distill"])
+    return main.main(["distill"])
 
 
 def test_too_small_a_disk_is_found_before_the_start(

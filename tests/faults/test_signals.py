@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from faults.tiny_run import TINY, Forked, Outcome, distill
 
-from ltdd import cli, options, pipeline
+from ltdd import pipeline
+from ltdd.cli import main
+from ltdd.cli import options
 from ltdd.engine.run_folder import open_run, read_events
-from ltdd.commands import distill as distill_command
+from ltdd.cli.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
 
 
@@ -27,7 +29,7 @@ def test_a_signal_in_training_leaves_a_checkpoint(
 
     def command() -> None:
         with said.open("w") as sys.stderr:
-            status = cli.main(["distill"])
+            status = main.main(["distill"])
         os._exit(status)
 
     run = Forked(command)
@@ -53,5 +55,5 @@ def test_a_folder_in_use_ends_with_status_3(
     monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
     monkeypatch.setattr(pipeline, "check_networks", lambda config, data: None)
     with open_run(tmp_path / "run", TINY.to_dict(), split):
-        assert cli.main(["distill"]) == 3
+        assert main.main(["distill"]) == 3
     assert "is in use by process" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 
 from ltdd.engine.run_folder import write_json, write_text
 from ltdd.errors import UserError
-from ltdd.options import Request
+from ltdd.cli.options import Request
 from ltdd.pipeline import distill
 from ltdd.studies.switches import Variant
 from ltdd.results.tables import markdown_table, percent

@@ -10,7 +10,7 @@ from typing import Any
 from ltdd.engine.run_folder import write_text
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.errors import UserError
-from ltdd.options import Request
+from ltdd.cli.options import Request
 from ltdd.pipeline import distill, load_source
 from ltdd.studies.published_tables import Row
 from ltdd.results.tables import percent

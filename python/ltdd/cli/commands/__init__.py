@@ -12,4 +12,4 @@ from types import ModuleType
 
 def module(name: str) -> ModuleType:
     """Return the module of a command, as ``check-teacher``."""
-    return importlib.import_module(f"ltdd.commands.{name.replace('-', '_')}")
+    return importlib.import_module(f"ltdd.cli.commands.{name.replace('-', '_')}")

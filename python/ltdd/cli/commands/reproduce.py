@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltdd.errors import UserError
-from ltdd.options import OwnOptions, Request, parse_distill
+from ltdd.cli.options import OwnOptions, Request, parse_distill
 from ltdd.studies.published_tables import ROWS, Row
 from ltdd.results.tables import markdown_table
 

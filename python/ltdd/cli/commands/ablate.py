@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltdd.errors import UserError
-from ltdd.options import OwnOptions, parse_distill
+from ltdd.cli.options import OwnOptions, parse_distill
 from ltdd.studies.switches import SWITCHES, chosen_values, plan
 
 SUMMARY = "Exchange parts of the method one at a time and compare the accuracies."

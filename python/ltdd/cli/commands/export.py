@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ltdd.errors import UserError
 from ltdd.results.exports import FORMATS, export
-from ltdd.options import Parser
+from ltdd.cli.options import Parser
 
 SUMMARY = "Write a distilled set in the format of another library, with a dataset card."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.options import Parser
+from ltdd.cli.options import Parser
 
 SUMMARY = "Write the dataset card README.md of a run again, with a licence."
 

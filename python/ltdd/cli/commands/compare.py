@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltdd.errors import UserError
-from ltdd.options import Parser
+from ltdd.cli.options import Parser
 
 SUMMARY = "Write one page about several finished runs, side by side."
 

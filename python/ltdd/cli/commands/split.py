@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.options import Parser, add_on_bad_image
+from ltdd.cli.options import Parser, add_on_bad_image
 
 SUMMARY = "Show the classes of a training split, images that occur twice, and its hash."
 

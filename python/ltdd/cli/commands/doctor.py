@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.options import Parser
+from ltdd.cli.options import Parser
 
 SUMMARY = "Show versions, and which backend every compiled operator has."
 
@@ -13,6 +13,6 @@ def run(argv: Sequence[str]) -> None:
     """Run the command."""
     parser = Parser(prog="ltdd doctor", description=SUMMARY)
     parser.parse_args(argv)
-    from ltdd.doctor import describe_installation
+    from ltdd.cli.installation import describe_installation
 
     print(describe_installation())

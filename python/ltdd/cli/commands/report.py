@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.options import Parser
+from ltdd.cli.options import Parser
 
 SUMMARY = "Write report.html again from the files of a run."
 

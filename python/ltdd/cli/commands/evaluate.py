@@ -9,7 +9,7 @@ from typing import cast, get_args
 
 from ltdd.config import Labels
 from ltdd.errors import UserError
-from ltdd.options import Parser, add_on_bad_image, add_watching, check_watching, event_sinks
+from ltdd.cli.options import Parser, add_on_bad_image, add_watching, check_watching, event_sinks
 
 SUMMARY = "Train other students on the distilled set of a finished run."
 _LABELS = get_args(Labels)

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ltdd import commands, completion
+from ltdd.cli import commands
+from ltdd.cli import completion
 from ltdd.engine import interruption
 from ltdd.errors import UserError
 
@@ -24,7 +25,7 @@ COMMANDS = (
     "verify",
     "doctor",
 )
-"""Modules of `ltdd.commands`, in the order of the overview."""
+"""Modules of `ltdd.cli.commands`, in the order of the overview."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

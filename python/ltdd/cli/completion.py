@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ltdd.commands import module
+from ltdd.cli.commands import module
 
 
 def requested() -> bool:
@@ -22,7 +22,7 @@ def complete(commands: Sequence[str]) -> None:
     """Print what may follow on the unfinished line and leave the process.
 
     Args:
-        commands: names of the modules of `ltdd.commands`.
+        commands: names of the modules of `ltdd.cli.commands`.
     """
     line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT", "0"))]
     words = line.split()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.options import parse_distill
+from ltdd.cli.options import parse_distill
 
 SUMMARY = "Distil a long-tailed image set, evaluate the result and write a report."
 

@@ -1,0 +1,1 @@
+"""From words to calls. Nothing here imports torch before a command runs."""
