@@ -21,12 +21,12 @@ import pytest
 import torch
 
 from benchmarks.timing import keep_freed_pages
-from ltdd.engine.checkpoint import DEFAULT_SECONDS, StageCheckpoint
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.models import build_model
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.checkpoint import DEFAULT_SECONDS, StageCheckpoint
 from ltdd.engine.runtime import Runtime
+from ltdd.models import build_model
 from ltdd.stages.evaluation import hard_labels, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.recovery import recover_images

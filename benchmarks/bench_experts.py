@@ -28,13 +28,13 @@ from benchmarks.bench_checkpoint import CLASSES, MEAN, SIDE, STD, noise
 from benchmarks.timing import keep_freed_pages
 from ltdd.config import ExpertsConfig
 from ltdd.data.augmentation.crops import cut_box, paste
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.expert_batches import Batches
-from ltdd.stages.losses import class_debias_weights, consistency_loss, expert_loss
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.models.normalization import NormBlock
-from ltdd.engine.runtime import Runtime
 from ltdd.stages.experts import ExpertNetwork, _Objective, training_size
+from ltdd.stages.losses import class_debias_weights, consistency_loss, expert_loss
 
 BATCH, BLOCK, ROUNDS = 64, 4, 5
 CONFIG = ExpertsConfig(epochs=100, batch_size=BATCH)

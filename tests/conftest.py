@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.stripes import Recorder, make_data
+from helpers.tiny_run import FINISHED
 from PIL import Image
+from torch import nn
+
+from ltdd import pipeline
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.runtime import Runtime
 
 # The tests' tensors are tiny: on a busy machine threads spend twelve times longer waiting for each
 # other than computing. Programs that tests start inherit the setting.
@@ -55,3 +63,61 @@ def class_folder(tmp_path: Path) -> FolderBuilder:
         return root
 
     return build
+
+
+@pytest.fixture
+def log() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def runtime(log: Recorder) -> Runtime:
+    return Runtime(torch.device("cpu"), backend="reference", seed=3, log=log, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def data() -> LongTailedData:
+    """Three classes of 24, 8 and 2 images of 8x8 pixels."""
+    return make_data((24, 8, 2))
+
+
+@pytest.fixture(scope="session")
+def balanced() -> LongTailedData:
+    """Three classes of 6 images each."""
+    return make_data((6, 6, 6))
+
+
+@pytest.fixture
+def observer() -> nn.Module:
+    """A frozen-looking network with two batch-norm layers and a fixed seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        )
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, as it is left behind."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    pipeline.distill(FINISHED, out, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the set alone."""
+    out = tmp_path_factory.mktemp("published")
+    for name in ("data.safetensors", "fkd.safetensors", "manifest.json", "results.json"):
+        shutil.copy(run / name, out)
+    return out

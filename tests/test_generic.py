@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import ltdd
-from ltdd.engine.run_folder import read_json
 from ltdd.cli.main import main
+from ltdd.engine.files import read_json
 
 
 def photos(root: Path, counts: list[int], width: int, height: int, per_class: int) -> Path:

@@ -11,13 +11,15 @@ import torch
 
 import ltdd
 from ltdd import pipeline
-from ltdd.engine.run_folder import read_events, read_json, read_stage
 from ltdd.cli.main import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
+from ltdd.engine.events import read_events
+from ltdd.engine.files import read_json
+from ltdd.engine.run_folder import read_stage
 from ltdd.errors import UserError
-from ltdd.studies.evaluate import evaluate, file_stem
-from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
 from ltdd.results.verify import verify
+from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
+from ltdd.studies.evaluate import evaluate, file_stem
 
 TINY = DistillConfig(
     data="digits",

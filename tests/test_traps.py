@@ -38,10 +38,10 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import STAGES, EvaluationConfig, ExpertsConfig, InitializationConfig
-from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.augmentation.student_views import ViewSchedule, render
-from ltdd.models import ARCHITECTURES, build_model
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
+from ltdd.models import ARCHITECTURES, build_model
 from ltdd.stages.evaluation import online_labels
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ltdd import data
     from ltdd.config import DistillConfig
+    from ltdd.pipeline import distill
     from ltdd.results.distilled_set import load
     from ltdd.results.exports import export
-    from ltdd.pipeline import distill
     from ltdd.studies.train_student import train_student
 
     __version__: str

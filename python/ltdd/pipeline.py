@@ -18,26 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine import provenance
-from ltdd.engine.run_folder import fingerprint, open_run, record_files, save_distilled, write_json
-from ltdd.stages.label_calibration import calibration_strength, label_shift
-from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, OnBadImage
-from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import LongTailedData, load_data
-from ltdd.data.summary import describe, facts
-from ltdd.stages.statistics_drift import layer_drift
-from ltdd.errors import UserError
-from ltdd.engine.events import Sink
-from ltdd.models.observer import batch_norm_layers, batch_norm_names
 from ltdd.data.packed_logits import pack
-from ltdd.preflight import check_disk_space, check_networks
+from ltdd.data.summary import describe, facts
+from ltdd.engine import provenance
+from ltdd.engine.checkpoint import DEFAULT_SECONDS
+from ltdd.engine.events import Sink
+from ltdd.engine.files import fingerprint, write_json
+from ltdd.engine.run_folder import open_run
 from ltdd.engine.runtime import Runtime, resolve_device
+from ltdd.errors import UserError
+from ltdd.models.observer import batch_norm_layers, batch_norm_names
+from ltdd.preflight import check_disk_space, check_networks
+from ltdd.results.distilled_set import record_files, save_distilled
+from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd.stages.baselines import Distillation, fkd_logits, score, static_logits, to_uint8
 from ltdd.stages.initialization import initialize_images
+from ltdd.stages.label_calibration import calibration_strength, label_shift
 from ltdd.stages.recovery import recover_images
+from ltdd.stages.run import Context
 from ltdd.stages.statistics import calibrate_statistics, synthetic_statistics
-from ltdd.stages.alignment_targets import LayerStatistics
+from ltdd.stages.statistics_drift import layer_drift
 
 REAL_EXAMPLES = 5  # real images a class kept for the report
 

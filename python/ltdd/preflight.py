@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from ltdd.config import DistillConfig, ExpertsConfig
-from ltdd.stages.run import given_weights
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_layers
-from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.models.weights import load_weights
+from ltdd.stages.run import given_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
 _ADAM_STATES = 4  # parameters, their average and two moments of the gradient

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data.refusal import refused
+from helpers.refusal import refused
 from PIL import Image
 
 from ltdd.data.long_tailed_data import load_data

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data.refusal import refused
+from helpers.refusal import refused
 
-from ltdd.data import arrays as arrays_module
 from ltdd.data.long_tailed_data import load_data
+from ltdd.data.reading import arrays as arrays_module
 from ltdd.errors import UserError
 
 LABELS = np.array([0, 1, 2, 0, 0, 1])

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from ltdd.cli.main import main
-from ltdd.data.long_tailed_data import from_tensors, load_data
 from ltdd.data.duplicates import find_duplicates
+from ltdd.data.long_tailed_data import from_tensors, load_data
 from ltdd.data.summary import describe, facts
 
 

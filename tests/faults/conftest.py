@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults.tiny_run import Forked, distill
+from helpers.tiny_run import Forked, distill
 
 
 @pytest.fixture(scope="session")

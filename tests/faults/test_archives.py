@@ -13,8 +13,8 @@ import pytest
 import torch
 from faults.test_images import picture
 
-from ltdd.data import archives
 from ltdd.data.long_tailed_data import load_data
+from ltdd.data.reading import archives
 from ltdd.errors import UserError
 
 Archive = Callable[[Path], Path]

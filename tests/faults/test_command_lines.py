@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from faults.tiny_run import TINY, smaller
+from helpers.tiny_run import TINY, smaller
 
 from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import load_data
-from ltdd.errors import UserError
 from ltdd.engine.files import fingerprint, write_json
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
 from ltdd.stages.experts import train_expert
 
 

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.tiny_run import TINY, Forked, Outcome, distill, open_to_others
+from helpers.tiny_run import TINY, Forked, Outcome, distill, open_to_others
 
 from ltdd import pipeline, preflight
-from ltdd.cli import main
-from ltdd.cli import options
-from ltdd.engine import files
+from ltdd.cli import main, options
 from ltdd.cli.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
-from ltdd.errors import UserError
+from ltdd.engine import files
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.errors import UserError
 from ltdd.results.verify import verify
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults.tiny_run import Forked, open_to_others
+from helpers.tiny_run import Forked, open_to_others
 from PIL import Image
 
 from ltdd.data.long_tailed_data import load_data

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.tiny_run import Forked, Outcome, distill, smaller
+from helpers.tiny_run import Forked, Outcome, distill, smaller
 
-from ltdd.engine.run_folder import open_run, read_events, read_json, write_json
+from ltdd.engine.events import read_events
+from ltdd.engine.files import read_json, read_sealed_tensors, write_json, write_sealed_tensors
+from ltdd.engine.run_folder import open_run
 from ltdd.errors import FolderInUse
-from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.results.verify import verify
 
 

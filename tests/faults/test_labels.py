@@ -10,12 +10,11 @@ import pytest
 import torch
 from faults.test_images import picture
 
-from ltdd.engine.run_folder import save_distilled
 from ltdd.config import DistillConfig
-from ltdd.data.long_tailed_data import load_data
 from ltdd.data.long_tail import exponential_counts, long_tailed_indices
-from ltdd.results.distilled_set import load
+from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
+from ltdd.results.distilled_set import load, save_distilled
 from ltdd.stages.metrics import accuracy_report, confusion_matrix
 
 Tree = dict[str, int]

@@ -13,24 +13,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from faults.tiny_run import TINY
+from helpers.tiny_run import TINY
 from torch import Tensor, nn
 
-from ltdd.engine.run_folder import EventLog, read_events
-from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
-from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.errors import UserError
-from ltdd.models.inference import predict_logits
-from ltdd.models import build_model, normalization
+from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
+from ltdd.engine.events import EventLog, read_events
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
+from ltdd.models import build_model, normalization
+from ltdd.models.inference import predict_logits
+from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd.stages.evaluation import hard_labels, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import label_views
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd_ext import _convolution
 
 CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory: you"
@@ -257,7 +257,7 @@ import resource
 from pathlib import Path
 import torch
 from torch import nn
-from ltdd.engine.run_folder import EventLog
+from ltdd.engine.events import EventLog
 from ltdd.models.inference import predict_logits
 from ltdd.engine.runtime import Runtime
 

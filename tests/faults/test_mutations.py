@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from ltdd.engine.run_folder import load, read_json, read_stage
 from ltdd.engine.checkpoint import StageCheckpoint
+from ltdd.engine.files import fingerprint, read_json, read_sealed_tensors, read_tensors
+from ltdd.engine.run_folder import read_stage
 from ltdd.errors import UserError
-from ltdd.engine.files import fingerprint, read_sealed_tensors, read_tensors
+from ltdd.results.distilled_set import load
 
 
 def mutated(content: bytes, moments: random.Random) -> bytes:

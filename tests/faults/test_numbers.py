@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.tiny_run import TINY, distill
+from helpers.tiny_run import TINY, distill
 from PIL import Image
 from torch import nn
 
 from ltdd import pipeline
-from ltdd.engine.run_folder import load
-from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.errors import UserError
-from ltdd.models.inference import predict_logits
-from ltdd.models import build_model
+from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
+from ltdd.models import build_model
+from ltdd.models.inference import predict_logits
+from ltdd.results.distilled_set import load
+from ltdd.results.verify import verify
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import label_views
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.results.verify import verify
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.tiny_run import TINY, Forked, Outcome, distill
+from helpers.tiny_run import TINY, Forked, Outcome, distill
 
 from ltdd import pipeline
-from ltdd.cli import main
-from ltdd.cli import options
-from ltdd.engine.run_folder import open_run, read_events
+from ltdd.cli import main, options
 from ltdd.cli.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
+from ltdd.engine.events import read_events
+from ltdd.engine.run_folder import open_run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.errors import UserError
-from ltdd.models.inference import predict_logits
-from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
-from ltdd.models import build_model
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.muon import Muon
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
+from ltdd.models import build_model
+from ltdd.models.inference import predict_logits
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
     hard_labels,
@@ -26,6 +25,7 @@ from ltdd.stages.evaluation import (
     student_loss,
     train_student,
 )
+from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 
 
 def factors(schedule: str, epochs: int = 1000) -> list[float]:

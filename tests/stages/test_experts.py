@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from stages.coloured import coloured
+from helpers.colored import coloured
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ltdd.config import ExpertsConfig
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.errors import UserError
-from ltdd.models.inference import predict_logits
-from ltdd.models import Network, build_model
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
+from ltdd.models import Network, build_model
+from ltdd.models.inference import predict_logits
 from ltdd.stages.experts import (
     ExpertNetwork,
     _schedule,

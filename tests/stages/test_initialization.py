@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ltdd.config import InitializationConfig
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.models.ensemble import MeanLogits
-from ltdd.engine.runtime import Runtime
 from ltdd.stages.initialization import (
     InitialImages,
     initialize_images,

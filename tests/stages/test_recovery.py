@@ -13,13 +13,13 @@ import ltdd_ext
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import Observer
-from ltdd.engine.runtime import Runtime
+from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 from ltdd.stages.recovery import plan_batches, recover_images
 from ltdd.stages.statistics import calibrate_statistics
-from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 60))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import ViewSchedule, mixed, render
-from ltdd.models import build_model
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
+from ltdd.models import build_model
 from ltdd.stages.evaluation import fkd_labels, online_labels, static_labels
 from ltdd.stages.relabeling import label_views
 

@@ -11,12 +11,17 @@ import ltdd_ext
 from ltdd.config import StatisticsConfig
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_layers
-from ltdd.engine.runtime import Runtime
+from ltdd.stages.alignment_targets import (
+    LayerStatistics,
+    LayerTargets,
+    batch_targets,
+    layer_targets,
+)
 from ltdd.stages.statistics import VIEWS, calibrate_statistics, synthetic_statistics
-from ltdd.stages.alignment_targets import LayerStatistics, LayerTargets, batch_targets, layer_targets
 
 FIELDS = ("mean", "within", "between")
 

@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ltdd.cli import commands
-from ltdd.cli import completion
+from ltdd.cli import commands, completion
 from ltdd.engine import interruption
 from ltdd.errors import UserError
 

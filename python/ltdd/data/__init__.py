@@ -16,9 +16,9 @@ __all__ = ["LongTailedData", "from_datasets", "from_tensors", "load_data"]
 def __getattr__(name: str) -> object:
     # On demand: modules that need only the split do not wait for the decoders.
     if name in __all__:
-        from ltdd.data import datasets
+        from ltdd.data import long_tailed_data
 
-        return getattr(datasets, name)
+        return getattr(long_tailed_data, name)
     raise AttributeError(f"module 'ltdd.data' has no attribute {name!r}")
 
 

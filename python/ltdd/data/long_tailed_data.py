@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ltdd.config import OnBadImage
-from ltdd.data.reading.arrays import Arrays, channels_first
-from ltdd.data.reading.decoded_cache import LARGEST_SIZE, SMALLEST_SIZE, decode
 from ltdd.data.duplicates import Duplicates
+from ltdd.data.long_tail import long_tailed_indices, split_sha256
+from ltdd.data.reading.arrays import Arrays, channels_first
 from ltdd.data.reading.content import content_sha256
+from ltdd.data.reading.decoded_cache import LARGEST_SIZE, SMALLEST_SIZE, decode
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
 from ltdd.data.reading.python_datasets import Dataset, all_items, as_uint8
-from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.data.sources import SOURCES, open_source
 from ltdd.errors import UserError
 

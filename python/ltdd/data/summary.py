@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.long_tail import FEW_SHOT_UP_TO, accuracy_groups
+from ltdd.data.long_tailed_data import LongTailedData
 
 FEW = 5
 """A class with fewer training images than this can hardly be learned or tested."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ltdd.engine import interruption
-from ltdd.errors import UserError
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.errors import UserError
 
 DEFAULT_SECONDS = 60.0
 """Time between two saves."""

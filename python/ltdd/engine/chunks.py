@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from ltdd.errors import UserError
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
 
 T = TypeVar("T")
 

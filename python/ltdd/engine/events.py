@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from ltdd.errors import UserError
 from ltdd.engine.files import write_text
+from ltdd.errors import UserError
 
 Event = dict[str, Any]
 

@@ -25,9 +25,6 @@ import filelock
 from torch import Tensor
 
 from ltdd.config import DistillConfig
-from ltdd.results.distilled_set import DistilledSet, Normalization, load, record_files, save_distilled
-from ltdd.errors import FolderInUse, UserError
-from ltdd.engine.events import EventLog, read_events
 from ltdd.engine.files import (
     canonical_json,
     fingerprint,
@@ -38,30 +35,8 @@ from ltdd.engine.files import (
     write_bytes,
     write_json,
     write_sealed_tensors,
-    write_tensors,
-    write_text,
 )
-
-__all__ = [
-    "DistilledSet",
-    "EventLog",
-    "Normalization",
-    "RunLock",
-    "StageStore",
-    "StoredStage",
-    "fingerprint",
-    "load",
-    "open_run",
-    "read_events",
-    "read_json",
-    "read_stage",
-    "read_tensors",
-    "record_files",
-    "save_distilled",
-    "write_json",
-    "write_tensors",
-    "write_text",
-]
+from ltdd.errors import FolderInUse, UserError
 
 _LOCK, _HOLDER, _RUN = ".lock", ".lock-holder.json", "run.json"
 

@@ -19,8 +19,8 @@ import torch
 
 import ltdd_ext
 from ltdd.config import Backend, DistillConfig, Precision
-from ltdd.errors import UserError
 from ltdd.engine.progress import Progress, peak_bytes
+from ltdd.errors import UserError
 
 
 class Log(Protocol):

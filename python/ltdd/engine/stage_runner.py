@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ltdd.engine import interruption
-from ltdd.engine.run_folder import StageStore, fingerprint
 from ltdd.engine.checkpoint import StageCheckpoint
-from ltdd.errors import UserError
 from ltdd.engine.events import EventLog
+from ltdd.engine.files import fingerprint
+from ltdd.engine.run_folder import StageStore
 from ltdd.engine.runtime import Meter, Runtime
+from ltdd.errors import UserError
 
 FORMAT = 3  # part of every stage's hash; raise it when a stage's algorithm or output changes
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ltdd.errors import UserError
 from ltdd.engine.events import Event, metrics_of
+from ltdd.errors import UserError
 
 
 class TensorBoard:

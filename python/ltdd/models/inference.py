@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine.chunks import Chunks
 from ltdd.data.augmentation.crops import normalise
-from ltdd.errors import UserError
+from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.errors import UserError
 from ltdd.engine.files import read_tensors
+from ltdd.errors import UserError
 from ltdd.models import Network
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights

@@ -1,1 +1,1 @@
-"""Methods and presets as plain data: which stages with which settings. Nothing here imports torch."""
+"""Methods and presets as plain data: which stages with which settings. No import of torch."""

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from ltdd.results.distilled_set import DATA, FKD, DistilledSet
-from ltdd.errors import UserError
 from ltdd.engine.files import write_text
+from ltdd.errors import UserError
+from ltdd.results.distilled_set import DATA, FKD, DistilledSet
 
 CARD = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -90,7 +90,7 @@ def render_card(distilled: DistilledSet, license: str | None, layout: Layout) ->
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
         raise UserError(f"expected a licence such as cc-by-4.0, got {license!r}")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ltdd"),
+        loader=jinja2.PackageLoader("ltdd.results.pages"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

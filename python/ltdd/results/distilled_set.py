@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from ltdd import __version__
-from ltdd.errors import UserError
+from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.files import (
     file_sha256,
     fingerprint,
@@ -22,7 +22,7 @@ from ltdd.engine.files import (
     write_json,
     write_tensors,
 )
-from ltdd.data.packed_logits import PackedLogits
+from ltdd.errors import UserError
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
 FKD = "fkd.safetensors"

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.engine.run_folder import DistilledSet, fingerprint, load, read_json, read_stage
-from ltdd.stages.label_calibration import label_shift
 from ltdd.config import DistillConfig
-from ltdd.results.distilled_set import DATA, FKD
-from ltdd.errors import UserError
-from ltdd.engine.events import EVENTS
-from ltdd.engine.files import read_sealed_tensors
 from ltdd.data.packed_logits import pack
+from ltdd.engine.events import EVENTS
+from ltdd.engine.files import fingerprint, read_json, read_sealed_tensors
+from ltdd.engine.run_folder import read_stage
+from ltdd.errors import UserError
+from ltdd.results.distilled_set import DATA, FKD, DistilledSet, load
+from ltdd.stages.label_calibration import label_shift
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig, ExpertsConfig, InitializationConfig
-from ltdd.stages.run import Context
-from ltdd.data.long_tail import accuracy_groups
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.models.inference import predict_logits
-from ltdd.stages.metrics import (
-    accuracy_report,
-    augmentation_robust_score,
-    confusion_matrix,
-    label_robust_score,
-    summarize,
-)
-from ltdd.models import build_model
+from ltdd.data.long_tail import accuracy_groups
 from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
 from ltdd.engine.runtime import Runtime
+from ltdd.models import build_model
+from ltdd.models.inference import predict_logits
+from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd.stages.evaluation import (
     LabelSource,
     fkd_labels,
@@ -34,8 +27,15 @@ from ltdd.stages.evaluation import (
     train_student,
 )
 from ltdd.stages.initialization import initialize_images
+from ltdd.stages.metrics import (
+    accuracy_report,
+    augmentation_robust_score,
+    confusion_matrix,
+    label_robust_score,
+    summarize,
+)
 from ltdd.stages.relabeling import label_views
-from ltdd.stages.alignment_targets import LayerStatistics
+from ltdd.stages.run import Context
 
 
 @dataclass(frozen=True)

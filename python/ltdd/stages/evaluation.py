@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
+from ltdd.data.packed_logits import PackedLogits
+from ltdd.engine.chunks import Chunks, whole_batch
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
+from ltdd.engine.muon import Muon
+from ltdd.engine.runtime import Runtime, mean_of_losses
 from ltdd.models.inference import view_logits
 from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
-from ltdd.engine.muon import Muon
-from ltdd.data.packed_logits import PackedLogits
-from ltdd.engine.runtime import Runtime, mean_of_losses
-from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ltdd.engine.chunks import whole_batch
 from ltdd.config import ExpertsConfig
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.expert_batches import Batches, Labelled, Mixture, Pairs
 from ltdd.data.augmentation.student_views import one_hot
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.chunks import whole_batch
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
+from ltdd.engine.runtime import Runtime, mean_of_losses
+from ltdd.engine.tensor_trees import moved
 from ltdd.errors import UserError
+from ltdd.models import Network, build_model
 from ltdd.stages.losses import (
     bayias_loss,
     class_debias_weights,
@@ -33,10 +37,6 @@ from ltdd.stages.losses import (
     expert_loss,
     soft_cross_entropy,
 )
-from ltdd.models import Network, build_model
-from ltdd.engine.runtime import Runtime, mean_of_losses
-from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
-from ltdd.engine.tensor_trees import moved
 
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
 SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.engine.chunks import Chunks
 from ltdd.config import InitializationConfig
 from ltdd.data.augmentation.crops import Crops, crop, normalise, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.models.inference import check_logits, view_logits
+from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
+from ltdd.models.inference import check_logits, view_logits
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
 CLUSTERED_CROPS = 10_000  # of a class at most, of images drawn at random

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.engine.chunks import Chunks
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import Crops, crop, random_crops
-from ltdd.models.observer import Observer
+from ltdd.engine.chunks import Chunks
+from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate, restore
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite
-from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate, restore
+from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it

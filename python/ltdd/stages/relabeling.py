@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine.chunks import Chunks
 from ltdd.data.augmentation.student_views import View, ViewSchedule, render
-from ltdd.models.inference import check_logits, view_logits
-from ltdd.engine.runtime import Runtime
+from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps
+from ltdd.engine.runtime import Runtime
+from ltdd.models.inference import check_logits, view_logits
 
 
 @torch.no_grad()

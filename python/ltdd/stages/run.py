@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine.run_folder import fingerprint
-from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.config import DistillConfig, ExpertsConfig
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.checkpoint import DEFAULT_SECONDS
 from ltdd.engine.events import EVENTS, EventLog, Sink
-from ltdd.models.inference import predict_logits
-from ltdd.models import Network, build_model
-from ltdd.models.ensemble import MeanLogits
+from ltdd.engine.files import fingerprint
 from ltdd.engine.runtime import Runtime, choose_kernels, keep_freed_memory
 from ltdd.engine.stage_runner import StageRunner
-from ltdd.stages.experts import train_expert
+from ltdd.models import Network, build_model
+from ltdd.models.ensemble import MeanLogits
+from ltdd.models.inference import predict_logits
 from ltdd.models.weights import Weights, load_weights, read_weights
+from ltdd.stages.experts import train_expert
 
 # Fields that say which networks there are, not how one is trained.
 WHO_FIELDS = frozenset(

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine.chunks import Chunks
 from ltdd.config import StatisticsConfig
 from ltdd.data.augmentation.crops import crop, normalise, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.models.observer import Observer, running_statistics
+from ltdd.engine.chunks import Chunks
 from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime, check_finite
+from ltdd.models.observer import Observer, running_statistics
 from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd_ext.nn import LayerMoments
 

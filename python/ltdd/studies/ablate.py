@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine.run_folder import write_json, write_text
-from ltdd.errors import UserError
 from ltdd.cli.options import Request
+from ltdd.engine.files import write_json, write_text
+from ltdd.errors import UserError
 from ltdd.pipeline import distill
-from ltdd.studies.switches import Variant
 from ltdd.results.tables import markdown_table, percent
+from ltdd.studies.switches import Variant
 
 COLUMNS = (
     "variant", "overall", "difference", "head", "medium", "tail", "teacher", "seconds", "reused",

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from ltdd.engine.run_folder import open_run, read_json
 from ltdd.config import DistillConfig, OnBadImage
-from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import LongTailedData, load_data
-from ltdd.errors import UserError
-from ltdd.models.inference import predict_logits
-from ltdd.stages.metrics import GROUPS, accuracy_report, usual_floor
-from ltdd.models import build_model
+from ltdd.engine.files import read_json
+from ltdd.engine.run_folder import open_run
 from ltdd.engine.runtime import NullLog, Runtime
+from ltdd.errors import UserError
+from ltdd.models import build_model
+from ltdd.models.inference import predict_logits
 from ltdd.models.weights import load_weights, read_weights
+from ltdd.stages.metrics import GROUPS, accuracy_report, usual_floor
+from ltdd.stages.run import Context
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine import provenance
-from ltdd.engine.run_folder import load, open_run, write_json
 from ltdd.config import DistillConfig, Labels, OnBadImage
-from ltdd.stages.run import Context
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.errors import UserError
+from ltdd.engine import provenance
 from ltdd.engine.events import Sink
+from ltdd.engine.files import write_json
+from ltdd.engine.run_folder import open_run
+from ltdd.errors import UserError
 from ltdd.pipeline import build, load_source
 from ltdd.preflight import check_networks
+from ltdd.results.distilled_set import load
 from ltdd.stages.baselines import score
+from ltdd.stages.run import Context
 
 BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recovery"})
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine.run_folder import write_text
-from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.errors import UserError
 from ltdd.cli.options import Request
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.files import write_text
+from ltdd.errors import UserError
 from ltdd.pipeline import distill, load_source
-from ltdd.studies.published_tables import Row
 from ltdd.results.tables import percent
+from ltdd.studies.published_tables import Row
 
 COLUMNS = (
     "row", "ours", "published", "teacher", "random real", "head", "medium", "tail", "seconds",

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ltdd.config import DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.results.distilled_set import DistilledSet, load
-from ltdd.errors import UserError
-from ltdd.models.inference import predict_logits
-from ltdd.stages.metrics import Report, accuracy_report
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import NullLog, Runtime
+from ltdd.errors import UserError
+from ltdd.models.inference import predict_logits
+from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import LabelSource, fkd_labels, hard_labels, static_labels
+from ltdd.stages.metrics import Report, accuracy_report
 
 StudentLabels = Literal["static", "fkd", "hard"]
 _VIEW_SETTINGS = ("batch_size", "crop_min_scale", "cutmix", "randaugment")

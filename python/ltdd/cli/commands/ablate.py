@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.errors import UserError
 from ltdd.cli.options import OwnOptions, parse_distill
+from ltdd.errors import UserError
 from ltdd.studies.switches import SWITCHES, chosen_values, plan
 
 SUMMARY = "Exchange parts of the method one at a time and compare the accuracies."

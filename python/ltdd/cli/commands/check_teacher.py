@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.errors import UserError
 from ltdd.cli.options import Parser, add_on_bad_image
+from ltdd.errors import UserError
 
 SUMMARY = "Show how good a teacher is on the held-out images: a run's, or weights from a file."
 

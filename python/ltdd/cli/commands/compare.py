@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.errors import UserError
 from ltdd.cli.options import Parser
+from ltdd.errors import UserError
 
 SUMMARY = "Write one page about several finished runs, side by side."
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
+from ltdd.cli.options import Parser, add_on_bad_image, add_watching, check_watching, event_sinks
 from ltdd.config import Labels
 from ltdd.errors import UserError
-from ltdd.cli.options import Parser, add_on_bad_image, add_watching, check_watching, event_sinks
 
 SUMMARY = "Train other students on the distilled set of a finished run."
 _LABELS = get_args(Labels)
@@ -55,11 +55,11 @@ def run(argv: Sequence[str]) -> None:
     check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
     from ltdd.results.distilled_set import load
-    from ltdd.studies.evaluate import evaluate
     from ltdd.results.pages.report import write_report
-    from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
-    from ltdd.results.terminal import accuracy_table
     from ltdd.results.tables import architecture_tables
+    from ltdd.results.terminal import accuracy_table
+    from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
+    from ltdd.studies.evaluate import evaluate
 
     folder = Path(options.folder)
     config = DistillConfig.from_dict(load(folder).manifest.get("config"))

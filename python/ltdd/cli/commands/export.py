@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ltdd.cli.options import Parser
 from ltdd.errors import UserError
 from ltdd.results.exports import FORMATS, export
-from ltdd.cli.options import Parser
 
 SUMMARY = "Write a distilled set in the format of another library, with a dataset card."
 

@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.errors import UserError
 from ltdd.cli.options import OwnOptions, Request, parse_distill
-from ltdd.studies.published_tables import ROWS, Row
+from ltdd.errors import UserError
 from ltdd.results.tables import markdown_table
+from ltdd.studies.published_tables import ROWS, Row
 
 SUMMARY = "Run a row of the published tables and say whether its figure comes out."
 
@@ -44,8 +44,8 @@ def run(argv: Sequence[str]) -> int:
     out = Path(options.out)
     request = request_of(row, options.preset, options.data, out / row.name, rest)
     from ltdd.results.pages.report import write_report
-    from ltdd.studies.reproduce import page_text, record, reproduce
     from ltdd.results.terminal import accuracy_table
+    from ltdd.studies.reproduce import page_text, record, reproduce
 
     if options.record:
         page_text(Path(options.record))  # a wrong file must not be found out after hours

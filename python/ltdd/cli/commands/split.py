@@ -24,8 +24,8 @@ def run(argv: Sequence[str]) -> None:
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
     from ltdd.config import DistillConfig
-    from ltdd.data.long_tailed_data import load_data
     from ltdd.data.long_tail import accuracy_groups
+    from ltdd.data.long_tailed_data import load_data
     from ltdd.data.summary import describe
 
     wanted = DistillConfig(  # checks the ranges

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.errors import UserError
 from ltdd.cli.options import Parser
+from ltdd.errors import UserError
 
 SUMMARY = "Check every file of a run: hashes, formats, finite values."
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ltdd.config import ExpertsConfig
+from ltdd.data.augmentation.color_jitter import distort
 from ltdd.data.augmentation.crops import (
     Crops,
     CutBox,
@@ -26,9 +27,8 @@ from ltdd.data.augmentation.crops import (
     random_crops,
     random_windows,
 )
-from ltdd.data.augmentation.color_jitter import distort
-from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.augmentation.student_views import one_hot
+from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 
 PADDING_REFERENCE_SIZE = 32  # pixels at which `crop_padding` is stated

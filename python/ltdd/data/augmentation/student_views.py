@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.augmentation.crops import Crops, CutBox, crop, normalise, paste, random_crops, random_cut_box
+from ltdd.data.augmentation.crops import (
+    Crops,
+    CutBox,
+    crop,
+    normalise,
+    paste,
+    random_crops,
+    random_cut_box,
+)
 from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.engine.runtime import stream_seed
 

@@ -19,8 +19,8 @@ from typing import IO
 
 import filelock
 
-from ltdd.errors import UserError
 from ltdd.engine.files import file_sha256
+from ltdd.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 MAX_MEMBERS = 2_000_000

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.duplicates import Duplicates, find_duplicates
+from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.reading.image_source import BLOCK_BYTES, Parts
 
 

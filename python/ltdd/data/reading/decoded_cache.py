@@ -31,11 +31,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ltdd.data.reading.arrays import Arrays
-from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.reading.content import Examined, as_tensor, content_sha256, examine
+from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.reading.image_source import Images, Parts
-from ltdd.errors import UserError
 from ltdd.engine.files import fingerprint, read_json, write_json
+from ltdd.errors import UserError
 
 FORMAT = 1  # part of every key; raise it when the decoder gives other pixels
 SMALLEST_SIZE, LARGEST_SIZE = 8, 224

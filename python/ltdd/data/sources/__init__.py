@@ -1,4 +1,4 @@
-"""Where images come from: one module a kind of source, each giving `ltdd.data.reading.image_source.Parts`."""
+"""One module per kind of ``--data``, each giving `ltdd.data.reading.image_source.Parts`."""
 
 from __future__ import annotations
 

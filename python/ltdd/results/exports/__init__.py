@@ -37,9 +37,9 @@ def export(folder: str | Path, format: str, to: str | Path, license: str | None 
     """
     if format not in FORMATS:
         raise UserError(f"expected a format among {', '.join(FORMATS)}; got {format!r}")
+    from ltdd.engine.files import new_folder, write_json
     from ltdd.results.card import Layout, write_card
     from ltdd.results.distilled_set import load
-    from ltdd.engine.files import new_folder, write_json
 
     distilled = load(folder)
     module = importlib.import_module(f"ltdd.results.exports.{format}")

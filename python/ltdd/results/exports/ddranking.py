@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ltdd.data.augmentation.crops import normalise
-from ltdd.results.distilled_set import DistilledSet
-from ltdd.errors import UserError
 from ltdd.engine.files import write_bytes, write_json
+from ltdd.errors import UserError
+from ltdd.results.distilled_set import DistilledSet
 
 FILES = """\
 `images.pt` float32, normalised and ordered by class; `labels.pt` float32 logits; `lr.pt`; and

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ltdd.engine.files import write_bytes, write_tensors
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.exports.png import encode_png
-from ltdd.engine.files import write_bytes, write_tensors
 
 FILES = """\
 `train/<class>/<number>.png`, lossless; `labels.safetensors` with `logits` float32 (M, K), `labels`

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ltdd.results.distilled_set import DistilledSet
 from ltdd.engine.files import write_bytes
+from ltdd.results.distilled_set import DistilledSet
 
 FILES = """\
 `data.npz`: `images` uint8 (M, C, H, W), `labels` int64 (M,), `logits` float32 (M, K),

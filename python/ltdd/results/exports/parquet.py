@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ltdd.results.distilled_set import DistilledSet
-from ltdd.errors import UserError
-from ltdd.results.exports.png import encode_png
 from ltdd.engine.files import write_bytes
+from ltdd.errors import UserError
+from ltdd.results.distilled_set import DistilledSet
+from ltdd.results.exports.png import encode_png
 
 FILES = """\
 `data/train-00000-of-00001.parquet`: `image` (PNG, lossless), `label` and `logits` (K float32), in

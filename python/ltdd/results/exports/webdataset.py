@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ltdd.engine.files import write_bytes
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.exports.png import encode_png
-from ltdd.engine.files import write_bytes
 
 FILES = """\
 `train-000000.tar`, ...: 1,000 images each, in the set's order; every image is `<number>.png` with

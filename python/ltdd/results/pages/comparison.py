@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.results.pages.accuracy_charts import WHO, Scores, class_chart, group_chart, rows_of
-from ltdd.engine.run_folder import DistilledSet, write_text
-from ltdd.results.pages.charts import STYLES
-from ltdd.results.pages.run_charts import drift_summary
+from ltdd.engine.files import write_text
 from ltdd.errors import UserError
-from ltdd.results.pages.rendering import render
+from ltdd.results.distilled_set import DistilledSet
+from ltdd.results.pages.accuracy_charts import WHO, Scores, class_chart, group_chart, rows_of
+from ltdd.results.pages.charts import STYLES
 from ltdd.results.pages.galleries import ImagesOfClass, gallery
+from ltdd.results.pages.rendering import render
 from ltdd.results.pages.report import class_order, load_finished
+from ltdd.results.pages.run_charts import drift_summary
 from ltdd.results.terminal import total_cost
 
 

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ltdd.engine.files import read_tensors
+from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.pages import charts
-from ltdd.engine.run_folder import DistilledSet, read_tensors
 from ltdd.results.pages.charts import Chart
 
 Matrix = npt.NDArray[np.float64]

@@ -24,7 +24,7 @@ def chart_style() -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ltdd"),
+        loader=jinja2.PackageLoader("ltdd.results.pages"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ltdd.engine.events import EVENTS, read_events
+from ltdd.engine.files import read_json, write_bytes, write_text
+from ltdd.errors import UserError
+from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.results.pages import charts
 from ltdd.results.pages.accuracy_charts import Scores, class_chart, group_chart, scores_of
-from ltdd.engine.run_folder import DistilledSet, load, read_events, read_json, write_text
 from ltdd.results.pages.charts import Chart
-from ltdd.results.pages.run_charts import drift_charts, drift_summary, loss_charts
-from ltdd.errors import UserError
-from ltdd.engine.events import EVENTS
-from ltdd.engine.files import write_bytes
-from ltdd.results.pages.rendering import chart_style, render
 from ltdd.results.pages.galleries import (
     confusion,
     gallery,
@@ -24,6 +22,8 @@ from ltdd.results.pages.galleries import (
     mean_soft_labels,
     run_images,
 )
+from ltdd.results.pages.rendering import chart_style, render
+from ltdd.results.pages.run_charts import drift_charts, drift_summary, loss_charts
 from ltdd.results.terminal import total_cost
 
 REPORT, FIGURES = "report.html", "report"

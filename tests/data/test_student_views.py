@@ -1,0 +1,153 @@
+"""The schedule of views: replay from seeds, coverage, and labels that match the pixels."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ltdd.config import EvaluationConfig
+from ltdd.data.augmentation import student_views
+from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
+from ltdd.engine.tensor_trees import leaves
+
+MEAN, STD = torch.zeros(3), torch.ones(3)
+
+
+def schedule(
+    flip: bool = True, size: int = 8, images: int = 23, **settings: object
+) -> ViewSchedule:
+    config = dataclasses.replace(EvaluationConfig(batch_size=5, epochs=4), **settings)
+    return ViewSchedule(7, images, size, size, flip, config)
+
+
+def pixels(images: int = 23, channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (images, channels, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+def rendered(
+    plan: ViewSchedule, epoch: int, images: Tensor, mean: Tensor, std: Tensor
+) -> Iterator[tuple[View, Tensor]]:
+    pictures = next(plan.pictures(images, epoch))
+    for view in plan.epoch(epoch):
+        yield view, render(view, pictures[view.indices], mean, std)
+
+
+def same(first: View, second: View) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
+
+
+def test_every_epoch_shows_every_image_once() -> None:
+    orders = []
+    for epoch in range(3):
+        views = list(schedule().epoch(epoch))
+        shown = torch.cat([view.indices for view in views])
+        assert shown.sort().values.tolist() == list(range(23))
+        assert max(len(view.indices) for view in views) == 5
+        orders.append(tuple(shown.tolist()))
+    assert len(set(orders)) == 3
+
+
+def test_views_are_addressed_not_advanced() -> None:
+    late = list(schedule().epoch(3))
+    asked_before = schedule()
+    for epoch in (0, 2):
+        list(asked_before.epoch(epoch))
+    for first, second in zip(late, asked_before.epoch(3), strict=True):
+        assert same(first, second)
+
+
+def test_seed_and_epoch_change_the_views() -> None:
+    base = next(schedule().epoch(0))
+    assert not same(base, next(schedule().epoch(1)))
+    assert not same(base, next(dataclasses.replace(schedule(), seed=8).epoch(0)))
+
+
+@pytest.mark.parametrize("randaugment", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rendering_replays_bit_for_bit(randaugment: bool, channels: int) -> None:
+    images, plan = pixels(channels=channels), schedule(randaugment=randaugment)
+    mean, std = MEAN[:channels], STD[:channels]
+    before = torch.random.get_rng_state()
+    shown = [batch for _, batch in rendered(plan, 1, images, mean, std)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    again = [batch for _, batch in rendered(plan, 1, images, mean, std)]
+    for first, second in zip(shown, again, strict=True):
+        assert torch.equal(first, second)
+        assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 16])
+def test_changed_pictures_do_not_depend_on_where_training_starts(
+    monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    images, plan = pixels(), schedule(randaugment=True, epochs=8)
+    alone = list(plan.pictures(images))
+    assert len(alone) == 8
+    assert len({tuple(shown.flatten().tolist()) for shown in alone}) == 8
+    monkeypatch.setitem(student_views.AUGMENTED_BYTES, "cpu", epochs * images.nbytes)
+    for first in (0, 5, 7):
+        shown = list(plan.pictures(images, first))
+        assert len(shown) == 8 - first
+        for one, other in zip(shown, alone[first:], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_randaugment_draws_for_every_image() -> None:
+    images = pixels(1).expand(40, -1, -1, -1)
+    settings = {"crop_min_scale": 1.0, "cutmix": False, "batch_size": 40}
+    plain = schedule(False, images=40, randaugment=False, **settings)
+    augmented = schedule(False, images=40, randaugment=True, **settings)
+    different = [
+        len(next(rendered(plan, 0, images, MEAN, STD))[1].unique(dim=0))
+        for plan in (plain, augmented)
+    ]
+    assert different[0] == 1
+    assert different[1] > 5
+
+
+def test_views_that_change_nothing_show_the_normalised_images() -> None:
+    images = pixels()
+    plan = schedule(False, crop_min_scale=1.0, cutmix=False)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.4, 0.3])
+    for view, batch in rendered(plan, 0, images, mean, std):
+        assert view.partner is None
+        expected = (images[view.indices] / 255 - mean[:, None, None]) / std[:, None, None]
+        torch.testing.assert_close(batch, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_flips_follow_the_setting() -> None:
+    assert not any(view.crops.mirrored.any() for view in schedule(False).epoch(0))
+    assert any(view.crops.mirrored.any() for view in schedule(True).epoch(0))
+
+
+def test_mixed_labels_are_the_share_of_the_pixels() -> None:
+    # Image i is constant; so the mean of a view says how much of which image it shows.
+    values = torch.arange(23) * 10
+    images = values.to(torch.uint8)[:, None, None, None].expand(23, 3, 8, 8)
+    plan, mixes = schedule(), 0
+    for epoch in range(4):
+        for view, batch in rendered(plan, epoch, images, MEAN, STD):
+            shown = batch.mean(dim=(1, 2, 3)) * 255
+            labels = mixed_labels(view, torch.arange(23), 23)
+            torch.testing.assert_close(labels.sum(1), torch.ones(len(view.indices)))
+            torch.testing.assert_close(shown, labels @ values.float(), rtol=1e-4, atol=1e-2)
+            logits = mixed(view, values[view.indices][:, None].float())
+            torch.testing.assert_close(logits[:, 0], shown, rtol=1e-4, atol=1e-2)
+            mixes += int((labels.max(dim=1).values < 1).sum())
+    assert mixes > 40
+
+
+def test_without_cutmix_labels_are_hard() -> None:
+    labels = torch.arange(23) % 4
+    for view in schedule(cutmix=False).epoch(0):
+        expected = torch.nn.functional.one_hot(labels[view.indices], 4).float()
+        assert torch.equal(mixed_labels(view, labels, 4), expected)
+
+
+def test_no_batch_of_a_single_image() -> None:
+    # Batch norm cannot train on one image whose last maps are one pixel.
+    assert min(len(view.indices) for view in schedule(images=21).epoch(0)) > 1

@@ -1,0 +1,1 @@
+"""What several tests need: tiny data, tiny runs, and checks of messages."""

@@ -1,0 +1,221 @@
+"""A finished run without the hours: what the pages are tested with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from ltdd.config import DistillConfig, EvaluationConfig, StatisticsConfig
+from ltdd.data.long_tail import accuracy_groups
+from ltdd.engine.events import EventLog
+from ltdd.engine.files import fingerprint, write_json
+from ltdd.engine.run_folder import StageStore
+from ltdd.engine.runtime import Runtime
+from ltdd.models import build_model
+from ltdd.models.observer import batch_norm_names
+from ltdd.results.distilled_set import record_files, save_distilled
+from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.statistics import synthetic_statistics
+from ltdd.stages.statistics_drift import layer_drift
+
+IPC = 10
+COUNTS = (126, 81, 53, 34, 22, 14, 9, 6, 4, 2)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Digits, cut to a long tail, and what simple classifiers make of them."""
+
+    labels: Tensor
+    start: Tensor
+    distilled: Tensor
+    logits: Tensor
+    real_examples: Tensor
+    scores: dict[str, dict[str, Any]]
+    confusion: dict[str, Any]
+    drift: list[dict[str, Any]]
+
+
+@functools.cache
+def _sample() -> _Sample:
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target)
+    members = [torch.nonzero(labels == c).flatten() for c in range(10)]
+    train = torch.cat([rows[:n] for rows, n in zip(members, COUNTS, strict=True)])
+    test = torch.cat([rows[-40:] for rows in members])
+    chosen = torch.cat(
+        [rows[torch.arange(IPC) % n] for rows, n in zip(members, COUNTS, strict=True)]
+    )
+    flat = digits.data / 16
+
+    def score(model: Any, rows: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(model.fit(flat[rows], labels[rows].numpy()).predict(flat[test]))
+
+    predictions = {
+        "student": [score(LogisticRegression(C=c), chosen) for c in (0.1, 1, 10)],
+        "random_real": [score(KNeighborsClassifier(n), chosen) for n in (5, 6, 7)],
+        "full_long_tailed": [score(KNeighborsClassifier(9), train)],
+        "teacher": [score(LogisticRegression(C=100), train)],
+    }
+    noise = torch.Generator().manual_seed(0)
+    start = images[chosen]
+    noisy = (start + 40 * torch.randn(start.shape, generator=noise)).clamp(0, 255)
+    distilled = noisy.to(torch.uint8)
+    teacher = LogisticRegression().fit(flat[train], labels[train])
+    return _Sample(
+        labels[chosen],
+        start,
+        distilled,
+        torch.from_numpy(teacher.decision_function(flat[chosen])).float(),
+        torch.stack([images[rows[-5:]] for rows in members]),
+        {
+            who: summarize([accuracy_report(p, labels[test], COUNTS) for p in rows])
+            for who, rows in predictions.items()
+        },
+        {
+            who: confusion_matrix(torch.cat(rows), labels[test].repeat(len(rows)), 10).tolist()
+            for who, rows in predictions.items()
+        },
+        _drift(images[train], labels[train], start, distilled, labels[chosen]),
+    )
+
+
+def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **settings: Any) -> Path:
+    """Write what a run on long-tailed digits leaves, with simple classifiers for the networks.
+
+    Args:
+        out: the folder.
+        names: of the classes.
+        settings: fields of the configuration that differ.
+    """
+    sample = _sample()
+    scores = sample.scores
+    config = DistillConfig(**{"ipc": IPC, "imbalance_factor": 50} | settings)
+    save_distilled(
+        out,
+        sample.distilled,
+        sample.labels,
+        sample.logits,
+        class_names=names,
+        counts=COUNTS,
+        split_sha256="5f" * 32,
+        normalization=([0.3], [0.37]),
+        config=config.to_dict(),
+        student_recipe=dataclasses.asdict(EvaluationConfig())
+        | {"labels": "fkd", "horizontal_flip": False},
+    )
+    StageStore(out).put(
+        "initialization",
+        fingerprint("initialization"),
+        {
+            "images": sample.start.float() / 255,
+            "labels": sample.labels,
+            "real_examples": sample.real_examples,
+        },
+        {},
+    )
+    log = EventLog(out / "events.jsonl")
+    for epoch in range(60):
+        log.write("train", stage="experts", role="observer", epoch=epoch, loss=2.3 * 0.95**epoch)
+    for i in range(500):
+        alignment = 30 / (1 + i / 40)
+        parts = {"alignment": alignment, "cross_entropy": 1 / (1 + i)}
+        log.write("recover", iteration=i, batch=0, loss=0.05 * alignment + 1 / (1 + i), **parts)
+    for who in ("student", "random_real"):
+        for seed in range(3):
+            for epoch in range(100):
+                log.write("student", who=who, seed=seed, epoch=epoch, loss=3 / (1 + epoch + seed))
+    write_json(
+        out / "results.json",
+        {
+            "student": scores["student"] | {"arch": "convnet3", "labels": "fkd", "epochs": 100},
+            "teacher": scores["teacher"],
+            "observer": scores["teacher"],
+            "baselines": {k: scores[k] for k in ("random_real", "full_long_tailed")},
+            "stages": {
+                "experts": {"seconds": 71.3, "peak_bytes": 410_000_000},
+                "statistics": {"seconds": 0.4, "peak_bytes": 410_000_000},
+                "recovery": {"seconds": 9.2, "peak_bytes": 520_000_000},
+                "evaluation": {"seconds": 33.0, "peak_bytes": 530_000_000},
+            },
+            "bytes": {"images": sample.distilled.numel(), "labels": 4 * 1000},
+            "groups": {k: list(v) for k, v in vars(accuracy_groups(COUNTS)).items()},
+            "counts": list(COUNTS),
+            "class_names": list(names),
+            "confusion": sample.confusion,
+            "drift": sample.drift,
+            "provenance": {
+                "command": "ltdd distill --data digits --imbalance-factor 50 --out runs/demo",
+                "preset": "demo",
+                "commit": "0123456789ab",
+                "date": "2026-11-25T00:00:00+00:00",
+                "python": "3.11.7",
+                "machine": "some processor, 2 cores",
+            },
+        },
+    )
+    record_files(out, ["results.json"])
+    return out
+
+
+def _drift(
+    real: Tensor, real_labels: Tensor, start: Tensor, distilled: Tensor, labels: Tensor
+) -> list[dict[str, Any]]:
+    """Measure the statistics with an untrained observer."""
+    torch.manual_seed(0)
+    observer = build_model("convnet3_bn", 10, 8, 1).eval()
+    runtime = Runtime(torch.device("cpu"), quiet=True)
+    measure = functools.partial(
+        synthetic_statistics,
+        observer,
+        mean=torch.tensor([0.3]),
+        std=torch.tensor([0.37]),
+        config=StatisticsConfig(),
+        runtime=runtime,
+    )
+    return layer_drift(
+        batch_norm_names(observer),
+        measure(images=real, labels=real_labels, crops=None),
+        {
+            "start": measure(images=start, labels=labels, crops=(0.6, False)),
+            "distilled": measure(images=distilled, labels=labels, crops=(0.6, False)),
+            "published": measure(images=distilled, labels=labels, crops=None),
+        },
+    )
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.words = " ".join(self.words.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += f" {data} "

@@ -1,0 +1,166 @@
+"""Dataset cards: their code runs, their figures are those of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import ltdd
+from ltdd.cli.main import main
+from ltdd.engine.files import read_json
+from ltdd.errors import UserError
+from ltdd.results.card import own_layout, render_card, write_card
+from ltdd.results.distilled_set import load
+from ltdd.results.exports import FORMATS
+
+NEEDS = {"parquet": ("pyarrow", "datasets"), "webdataset": ("webdataset",)}
+
+
+def matter(card: str) -> dict[str, Any]:
+    values = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(values, dict)
+    return values
+
+
+def run_blocks(card: str) -> dict[str, Any]:
+    """Run the Python of a card from top to bottom; return its names."""
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_code_of_the_card_runs_from_published_files(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    distilled = load(folder)
+    card = write_card(distilled, folder).read_text(encoding="utf-8")
+    monkeypatch.chdir(folder)
+    names = run_blocks(card)
+    # The code without this package unpacks labels as the package does.
+    assert torch.equal(names["logits"], distilled.logits)
+    assert names["model"](names["pixels"]).shape == (20, 10)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_code_of_every_format_runs_without_this_package(
+    format: str, colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for package in NEEDS.get(format, ()):
+        pytest.importorskip(package)
+    out = ltdd.export(colour, format, tmp_path / "out")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "import ltdd" not in card
+    monkeypatch.chdir(out)
+    assert run_blocks(card)["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schedule": "step"}, "MultiStepLR(optimizer, halved, gamma=0.5)"),
+        ({"schedule": "cosine"}, "CosineAnnealingLR(optimizer, epochs)"),
+        ({"schedule": "smoothed_cosine"}, "CosineAnnealingLR(optimizer, 2 * epochs)"),
+        ({"schedule": "cos2"}, "without the last drop of the learning rate"),
+        ({"optimizer": "sgd", "momentum": 0.8}, "momentum = 0.8"),
+        ({"optimizer": "muon"}, "trained with Muon for convolutions"),
+        ({"logit_std_norm": True}, "targets = targets / targets.std(dim=1, keepdim=True)"),
+        ({"horizontal_flip": True}, "v2.RandomHorizontalFlip()"),
+        ({"randaugment": True}, "RandAugment"),
+    ],
+)
+def test_the_code_follows_the_recipe(
+    change: dict[str, Any],
+    said: str,
+    colour: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    distilled = load(colour)
+    recipe = distilled.manifest["student_recipe"] | {"epochs": 1} | change
+    manifest = distilled.manifest | {"student_recipe": recipe}
+    card = render_card(
+        dataclasses.replace(distilled, manifest=manifest), None, own_layout(distilled)
+    )
+    assert said in card
+    monkeypatch.chdir(colour)
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks[-2:]:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["loss"].isfinite()
+
+
+def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
+    results, manifest = read_json(run / "results.json"), read_json(run / "manifest.json")
+    card = write_card(load(run), tmp_path).read_text(encoding="utf-8")
+    student = results["student"]
+    assert f"| **the distilled images** | {100 * student['accuracy']['mean']:.1f} |" in card
+    assert f"| the teacher itself | {100 * results['teacher']['accuracy']['mean']:.1f} |" in card
+    assert "as many random real images" in card
+    assert manifest["split_sha256"] in card
+    assert f"{manifest['counts'][-1]} a class" in card
+    static = manifest["soft_labels"]["static"]
+    assert static == {"shape": [20, 10], "packing": "topk", "bytes": 20 * (4 * 3 + 2)}
+    assert f"{static['bytes']} bytes" in card
+
+
+def test_the_front_matter(run: Path, colour: Path, tmp_path: Path) -> None:
+    own = matter(write_card(load(run), tmp_path).read_text(encoding="utf-8"))
+    assert own["license"] == "unknown"
+    assert own["size_categories"] == ["n<1K"]
+    assert own["pretty_name"] == "digits, distilled to 2 images per class"
+    assert own["task_categories"] == ["image-classification"]
+    pytest.importorskip("pyarrow")
+    ltdd.export(colour, "parquet", tmp_path / "out", license="cc-by-4.0")
+    exported = matter((tmp_path / "out/README.md").read_text(encoding="utf-8"))
+    assert exported["license"] == "cc-by-4.0"
+    assert exported["pretty_name"] == "animals, distilled to 3 images per class"  # no folders
+    label = exported["dataset_info"]["features"][1]["dtype"]["class_label"]
+    assert tuple(label["names"].values()) == load(colour).class_names
+
+
+def test_names_of_classes_cannot_break_the_card(colour: Path, tmp_path: Path) -> None:
+    card = write_card(load(colour), tmp_path).read_text(encoding="utf-8")
+    assert r"| 0 | zebra \| horse/pony | 9 |" in card
+    assert r"| 1 | \_ant\_ \<b\> | 5 |" in card
+    assert "It has not been measured yet." in card
+
+
+def test_distill_writes_a_card_and_leaves_an_edited_one(run: Path, tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", tmp_path / "config.yaml"
+    shutil.copytree(run, folder)
+    config.write_text(json.dumps(read_json(run / "run.json")["config"]))
+    words = ["distill", "--config", str(config), "--out", str(folder), "--quiet"]
+    for text in (None, "mine\n"):
+        if text is not None:
+            (folder / "README.md").write_text(text)
+        assert main(words) == 0
+        content = (folder / "README.md").read_text(encoding="utf-8")
+        assert content == text if text else content.startswith("---\nlicense: unknown")
+
+
+def test_the_command_sets_the_licence(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    assert main(["card", str(folder), "--license", "cc-by-sa-4.0"]) == 0
+    assert matter((folder / "README.md").read_text(encoding="utf-8"))["license"] == "cc-by-sa-4.0"
+    with pytest.raises(UserError, match="a licence such as"):
+        write_card(load(folder), folder, "x: y\n")
+    assert main(["card", str(folder), "--license", "two words"]) == 2
+    assert "two words" in capsys.readouterr().err
