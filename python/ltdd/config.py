@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from ltdd.errors import UserError
 
@@ -24,6 +24,12 @@ OnBadImage = Literal["fail", "skip"]
 @dataclass(frozen=True)
 class ExpertsConfig:
     """Expert training on the long-tailed data (arXiv:2511.18858, Eq. 5-7)."""
+
+    # Who is trained; how each one is decides its result.
+    NOT_IN_KEYS: ClassVar = (
+        "observer", "teacher", "extra_observers", "extra_teachers",
+        "observer_weights", "teacher_weights", "class_map",
+    )  # fmt: skip
 
     observer: str = "resnet18"
     """Architecture whose batch-norm statistics are matched; it must have BatchNorm2d layers. Also
@@ -102,6 +108,8 @@ class ExpertsConfig:
 class StatisticsConfig:
     """Per-class batch-norm statistics of the frozen observer (arXiv:2511.18858, Eq. 8-9)."""
 
+    NOT_IN_KEYS: ClassVar = ("batch_size",)
+
     batch_size: int = 250
     """Images per forward pass; it does not change the result."""
     global_target: Literal["mixture", "paper", "edc", "running"] = "mixture"
@@ -166,6 +174,9 @@ class RelabelingConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Student training on the distilled set, and what it is compared with."""
+
+    # Which students there are; how each one is trained decides its result.
+    NOT_IN_KEYS: ClassVar = ("seeds", "baselines", "full_epochs")
 
     student: str = "convnet3"
     """Architecture of the student."""
@@ -274,6 +285,24 @@ class DistillConfig:
             stage = STAGES.get(name)
             merged[name] = _stage_from_dict(name, stage, value) if stage else value
         return cls(**merged)
+
+
+def deciding_settings(settings: Any) -> dict[str, Any]:
+    """Return what the key of a stage's result holds of the stage's settings.
+
+    These are the fields that differ from their defaults, so that a field which is added with a
+    default leaves every stored result where it is found. Fields in ``NOT_IN_KEYS`` do not change
+    the result of the stage.
+
+    Args:
+        settings: the configuration of a stage.
+    """
+    ignored = getattr(settings, "NOT_IN_KEYS", ())
+    return {
+        spec.name: value
+        for spec in dataclasses.fields(settings)
+        if spec.name not in ignored and (value := getattr(settings, spec.name)) != spec.default
+    }
 
 
 def _listed(value: Any) -> Any:

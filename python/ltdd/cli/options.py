@@ -10,6 +10,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -21,6 +22,7 @@ import jsonargparse
 
 from ltdd import config as config_module
 from ltdd.config import STAGES, DistillConfig, OnBadImage
+from ltdd.engine.run_options import CHECKPOINT_SECONDS, NO_STORE, RunOptions, default_store
 from ltdd.errors import UserError
 from ltdd.recipes.presets import PRESETS, preset
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 _RUN_OPTIONS = (
     "preset", "out", "quiet", "checkpoint_seconds", "on_bad_image", "verbose", "tensorboard",
+    "store",
 )  # fmt: skip
-CHECKPOINT_SECONDS = 60.0
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -147,7 +149,7 @@ def _kinds() -> dict[str, str]:
     """Describe the type of every field in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     kinds = {"quiet": words[bool], "preset": words[str], "out": words[str]}
-    kinds |= {"verbose": words[bool], "tensorboard": words[bool]}
+    kinds |= {"verbose": words[bool], "tensorboard": words[bool], "store": words[str]}
     kinds |= {"checkpoint_seconds": words[float], "on_bad_image": "one of fail, skip"}
     for name, hint, _, _ in fields():
         args = [a for a in getattr(hint, "__args__", ()) if a is not type(None)]
@@ -170,6 +172,24 @@ def add_on_bad_image(parser: Parser) -> None:
         default="fail",
         help="What to do with an image file that cannot be read: fail, or skip it.",
     )
+
+
+def add_store(parser: Parser) -> None:
+    """Add the option that names the store of stage results; see `chosen_store`."""
+    parser.add_argument(
+        "--store",
+        type=str | None,
+        default=None,
+        help="Folder in which runs share the results of stages, so that none is computed twice; "
+        f"{NO_STORE}: share nothing. Without it LTDD_STORE, else ~/.cache/ltdd/stages.",
+    )
+
+
+def chosen_store(given: str | None) -> Path | None:
+    """Return the folder that ``--store`` asks for."""
+    if given is None:
+        return default_store()
+    return None if given == NO_STORE else Path(given).expanduser()
 
 
 def add_watching(parser: Parser) -> None:
@@ -223,6 +243,7 @@ def distill_parser() -> Parser:
         help="Time between two saves of an unfinished stage; it does not change the result.",
     )
     add_on_bad_image(parser)
+    add_store(parser)
     groups: dict[str, Any] = {"": parser.add_argument_group("run")}
     for name, hint, default, doc in fields():
         stage = name.rpartition(".")[0]
@@ -242,18 +263,7 @@ class Request:
 
     config: DistillConfig
     out: Path
-    preset: str | None
-    quiet: bool
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-    on_bad_image: OnBadImage = "fail"
-    verbose: bool = False
-    tensorboard: bool = False
-
-    def run_options(self, out: Path) -> dict[str, Any]:
-        """Return what `ltdd.pipeline.distill` takes besides a configuration and its folder."""
-        sinks = event_sinks(self.verbose, self.tensorboard, out)
-        names = ("preset", "quiet", "checkpoint_seconds", "on_bad_image")
-        return {name: getattr(self, name) for name in names} | {"sinks": sinks}
+    options: RunOptions = dataclasses.field(default_factory=RunOptions)
 
 
 def parse_distill(argv: Sequence[str]) -> Request:
@@ -289,17 +299,24 @@ def parse_distill(argv: Sequence[str]) -> Request:
     words = [word for path in files.config for word in ("--config", path)]
     values = parser.parse_args([*words, *rest]).as_dict()
     values.pop("config")
-    preset_name, out, *others = (values.pop(key) for key in _RUN_OPTIONS)
+    run = {name: values.pop(name) for name in _RUN_OPTIONS}
     config = DistillConfig.from_dict(values)
-    if out is None:
+    if run["out"] is None:
         raise UserError("expected --out DIR, a folder for the results, got none")
-    request = Request(config, Path(out), preset_name, *others)
-    if not 0 <= request.checkpoint_seconds < math.inf:
+    if not 0 <= run["checkpoint_seconds"] < math.inf:
         raise UserError(
-            f"expected --checkpoint-seconds 0 or more, got {request.checkpoint_seconds:g}"
+            f"expected --checkpoint-seconds 0 or more, got {run['checkpoint_seconds']:g}"
         )
-    check_watching(request.quiet, request.verbose)
-    return request
+    check_watching(run["quiet"], run["verbose"])
+    options = RunOptions(
+        preset=run["preset"],
+        quiet=run["quiet"],
+        checkpoint_seconds=run["checkpoint_seconds"],
+        on_bad_image=run["on_bad_image"],
+        store=chosen_store(run["store"]),
+        sinks=functools.partial(event_sinks, run["verbose"], run["tensorboard"]),
+    )
+    return Request(config, Path(run["out"]), options)
 
 
 def _whole(value: Any) -> int | None:

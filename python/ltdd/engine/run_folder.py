@@ -11,134 +11,27 @@ evaluations/<student>-<labels>   events of other students, beside their results 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import filelock
-from torch import Tensor
 
 from ltdd.config import DistillConfig
 from ltdd.engine.files import (
     canonical_json,
     fingerprint,
     read_json,
-    read_sealed_tensors,
-    read_tensors,
     remove_leftovers,
-    write_bytes,
     write_json,
-    write_sealed_tensors,
 )
 from ltdd.errors import FolderInUse, UserError
 
 _LOCK, _HOLDER, _RUN = ".lock", ".lock-holder.json", "run.json"
-
-
-class StageStore:
-    """Results of finished stages below a run folder, found again by a hash of their inputs.
-
-    Args:
-        root: the run folder; files go to ``root/stages/<stage>-<start of key>.safetensors``.
-        pool: folder of results that several runs share. What a run computes is linked into it, and
-            what it needs is linked from it, so every run folder stays complete by itself.
-
-    Example:
-        >>> import tempfile, torch
-        >>> store = StageStore(Path(tempfile.mkdtemp()))
-        >>> key = fingerprint({"epochs": 3})
-        >>> store.put("experts", key, {"weight": torch.ones(2)}, {"arch": "resnet18"})
-        >>> tensors, meta = store.get("experts", key)
-        >>> meta["arch"]
-        'resnet18'
-    """
-
-    def __init__(self, root: Path, pool: Path | None = None) -> None:
-        self.folder, self.pool = root / "stages", pool
-
-    def path(self, stage: str, key: str) -> Path:
-        """Return the file of a stage's result, present or not."""
-        return self.folder / f"{stage}-{key[:16]}.safetensors"
-
-    def get(self, stage: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return tensors and meta of a finished stage, or None if it has not run with these inputs.
-
-        Raises:
-            UserError: the file is there and damaged.
-        """
-        own = self.path(stage, key)
-        shared = own if self.pool is None else self.pool / own.name
-        path = own if own.exists() else shared
-        if not path.exists():
-            return None
-        stored = read_stage(path)
-        if stored.key != key:
-            return None
-        _link(path, own)
-        return stored.tensors, stored.meta
-
-    def put(
-        self, stage: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-    ) -> None:
-        """Store a finished stage; ``meta`` is JSON-like."""
-        metadata = {"key": key, "meta": canonical_json(dict(meta))}
-        path = self.path(stage, key)
-        write_sealed_tensors(path, tensors, metadata)
-        if self.pool is not None:
-            _link(path, self.pool / path.name)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make a file appear in a second folder; it is only ever replaced, so both stay right."""
-    if target.exists():
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(source, target)
-    except FileExistsError:
-        pass  # another run was quicker with the same result
-    except OSError:  # another disk, or one without links
-        write_bytes(target, source.read_bytes())
-
-
-@dataclass(frozen=True)
-class StoredStage:
-    """The content of a file of `StageStore`.
-
-    Attributes:
-        key: hash of everything that decided the result.
-        tensors: the result, by name.
-        meta: seconds and bytes it took.
-        sealed: whether the file carries a hash of its content; files of early versions do not.
-    """
-
-    key: str
-    tensors: dict[str, Tensor]
-    meta: dict[str, Any]
-    sealed: bool
-
-
-def read_stage(path: Path) -> StoredStage:
-    """Read and check the result of a stage.
-
-    Raises:
-        UserError: the file is damaged or something else.
-    """
-    try:
-        tensors, metadata = read_tensors(path)
-        sealed = set(metadata) != {"key", "meta"}
-        if sealed:
-            tensors, metadata = read_sealed_tensors(path)
-        return StoredStage(metadata["key"], tensors, dict(json.loads(metadata["meta"])), sealed)
-    except (UserError, KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = error if isinstance(error, UserError) else "not the result of a stage"
-        raise UserError(f"{path}: {reason}; delete the file to compute it again") from error
 
 
 class RunLock:

@@ -1,0 +1,58 @@
+"""How a run works, as opposed to what it computes. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ltdd.config import OnBadImage
+
+if TYPE_CHECKING:
+    from ltdd.engine.events import Sink
+
+CHECKPOINT_SECONDS = 60.0
+"""Default time between two saves of an unfinished stage."""
+NO_STORE = "none"
+
+
+def default_store() -> Path | None:
+    """Return the folder in which all runs of a user share results of stages; None for none.
+
+    ``LTDD_STORE`` names it (``none`` for none); otherwise it is the folder ``stages`` beside the
+    decoded images, in ``LTDD_DATA`` or ``~/.cache/ltdd``.
+    """
+    named = os.environ.get("LTDD_STORE")
+    if named == NO_STORE:
+        return None
+    beside = os.path.join(os.environ.get("LTDD_DATA") or "~/.cache/ltdd", "stages")
+    return Path(named or beside).expanduser()
+
+
+def no_sinks(folder: Path) -> Sequence[Sink]:
+    """Send events nowhere but to the files of the run."""
+    return ()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that do not change a result.
+
+    Attributes:
+        preset: name of the preset that the configuration came from, for the record.
+        quiet: no progress output.
+        checkpoint_seconds: time between two saves of an unfinished stage; 0 saves every step.
+        on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
+        store: folder of stage results that runs share; None for none. A run folder holds what it
+            needs by itself all the same.
+        sinks: given the folder of an event log, returns what else receives its events.
+    """
+
+    preset: str | None = None
+    quiet: bool = False
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    on_bad_image: OnBadImage = "fail"
+    store: Path | None = field(default_factory=default_store)
+    sinks: Callable[[Path], Sequence[Sink]] = no_sinks
