@@ -1,7 +1,8 @@
 """What saving the state of unfinished stages costs, at CIFAR size: experts, recovery, students.
 
 Steps with and without a save alternate, so that other work on the machine costs both the same; all
-times are those of the clock, waiting for the disk included. A run saves once in `DEFAULT_SECONDS`,
+times are those of the clock, waiting for the disk included. A run saves once per
+`CHECKPOINT_SECONDS`,
 so the share of a stage's time is that of one save in that many seconds of steps.
 
 ``python -m benchmarks -s -k saving`` prints the figures.
@@ -23,14 +24,18 @@ import torch
 from benchmarks.timing import keep_freed_pages
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine.checkpoint import DEFAULT_SECONDS, StageCheckpoint
+from ltdd.engine.checkpoint import StageCheckpoint
+from ltdd.engine.run_options import CHECKPOINT_SECONDS
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
-from ltdd.stages.evaluation import hard_labels, train_student
+from ltdd.stages.evaluation import StudentName, train_student
 from ltdd.stages.experts import train_expert
-from ltdd.stages.recovery import recover_images
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.label_sources import HardLabels
+from ltdd.stages.recovery import Observed, align_images
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 
 CLASSES, SIDE, PER_CLASS = 10, 32, 20
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -82,28 +87,19 @@ def recovery(data: LongTailedData, runtime: Runtime) -> None:
     observer = build_model("convnet3_bn", CLASSES, SIDE, 3).eval()
     config, targets = RecoveryConfig(iterations=10, max_batch=100), StatisticsConfig()
     plain = dataclasses.replace(runtime, checkpoint=Runtime(runtime.device).checkpoint)
-    recover_images(
-        data.train_images.view(CLASSES, PER_CLASS, 3, SIDE, SIDE)[:, :10].flatten(0, 1) / 255,
-        torch.arange(CLASSES).repeat_interleave(10),
-        [(observer, calibrate_statistics(observer, data, targets, plain))],
-        torch.tensor(MEAN),
-        torch.tensor(STD),
-        True,
-        config,
-        targets,
-        runtime,
-    )
+    images = data.train_images.view(CLASSES, PER_CLASS, 3, SIDE, SIDE)[:, :10].flatten(0, 1) / 255
+    labels = torch.arange(CLASSES).repeat_interleave(10)
+    start = InitialImages(images, labels, torch.full_like(labels, -1))
+    observed = Observed(observer, class_statistics(observer, data, targets, plain))
+    align_images(start, [observed], data.spec(flip=True), config, targets, runtime)
 
 
 def students(data: LongTailedData, runtime: Runtime) -> None:
     config = EvaluationConfig(epochs=6)
-    images, labels = data.train_images[:100], data.train_labels[:100]
+    shown = ImageSet(data.train_images[:100], data.train_labels[:100])
     views = ViewSchedule(0, 100, SIDE, SIDE, True, config)
-    mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    model = build_model("convnet3", CLASSES, SIDE, 3)
-    train_student(
-        model, images, labels, hard_labels(), CLASSES, views, mean, std, "student", 0, runtime
-    )
+    model, name = build_model("convnet3", CLASSES, SIDE, 3), StudentName("student", 0)
+    train_student(model, shown, HardLabels(), views, data.spec(flip=True), name, runtime)
 
 
 @pytest.mark.parametrize("stage", [experts, recovery, students])
@@ -112,11 +108,11 @@ def test_share_of_saving(stage: Callable[[LongTailedData, Runtime], None], tmp_p
     torch.set_num_threads(1)
     timed = TimedCheckpoint(tmp_path / "stage.checkpoint")
     stage(noise(), Runtime(torch.device("cpu"), quiet=True, checkpoint=timed))
-    share = timed.save_seconds / (DEFAULT_SECONDS + timed.save_seconds)
+    share = timed.save_seconds / (CHECKPOINT_SECONDS + timed.save_seconds)
     size = timed.path.stat().st_size / 2**20
     print(
         f"\n{stage.__name__}: a step {1e3 * timed.step_seconds:.1f} ms, a save "
         f"{1e3 * timed.save_seconds:.1f} ms of {size:.1f} MiB: {share:.3%} of the time at one save "
-        f"in {DEFAULT_SECONDS:.0f} s"
+        f"in {CHECKPOINT_SECONDS:.0f} s"
     )
     assert share <= LIMIT

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ltdd import data
     from ltdd.config import DistillConfig
+    from ltdd.engine.run_options import RunOptions
     from ltdd.pipeline import distill
     from ltdd.results.distilled_set import load
     from ltdd.results.exports import export
@@ -22,32 +23,32 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["DistillConfig", "__version__", "data", "distill", "export", "load", "train_student"]
+# Public name -> the module it is in; imported when it is first used.
+_HOMES = {
+    "DistillConfig": "ltdd.config",
+    "RunOptions": "ltdd.engine.run_options",
+    "distill": "ltdd.pipeline",
+    "export": "ltdd.results.exports",
+    "load": "ltdd.results.distilled_set",
+    "train_student": "ltdd.studies.train_student",
+}
+__all__ = [
+    "DistillConfig",
+    "RunOptions",
+    "__version__",
+    "data",
+    "distill",
+    "export",
+    "load",
+    "train_student",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name == "DistillConfig":
-        from ltdd.config import DistillConfig
-
-        return DistillConfig
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     if name == "data":
         return importlib.import_module("ltdd.data")
-    if name == "load":
-        from ltdd.results.distilled_set import load
-
-        return load
-    if name == "distill":
-        from ltdd.pipeline import distill
-
-        return distill
-    if name == "export":
-        from ltdd.results.exports import export
-
-        return export
-    if name == "train_student":
-        from ltdd.studies.train_student import train_student
-
-        return train_student
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

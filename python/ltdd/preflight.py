@@ -13,8 +13,7 @@ from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_layers
-from ltdd.models.weights import load_weights
-from ltdd.stages.run import given_weights
+from ltdd.models.weights import given_weights, load_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
 _ADAM_STATES = 4  # parameters, their average and two moments of the gradient

@@ -12,7 +12,8 @@ import torch
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models import build_model
-from ltdd.engine.runtime import Meter, Runtime, keep_freed_memory
+from ltdd.engine.memory import Meter, keep_freed_memory
+from ltdd.engine.runtime import Runtime
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.statistics import calibrate_statistics
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ltdd.config import OnBadImage
 from ltdd.data.duplicates import Duplicates
+from ltdd.data.image_spec import ImageSpec, Normalization
 from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.data.reading.arrays import Arrays, channels_first
 from ltdd.data.reading.content import content_sha256
@@ -86,6 +87,15 @@ class LongTailedData:
     def channels(self) -> int:
         """1 for grey images, 3 for RGB."""
         return self.train_images.shape[1]
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation per channel."""
+        return Normalization(self.mean, self.std)
+
+    def spec(self, flip: bool) -> ImageSpec:
+        """Return the form of the images; ``flip`` says whether mirroring keeps the class."""
+        return ImageSpec(self.image_size, self.channels, self.num_classes, self.normalization, flip)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:

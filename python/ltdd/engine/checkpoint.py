@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ltdd.engine import interruption
 from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.engine.finite import is_finite
+from ltdd.engine.run_options import CHECKPOINT_SECONDS
 from ltdd.errors import UserError
 
-DEFAULT_SECONDS = 60.0
-"""Time between two saves."""
-_FORMAT = "3"  # raise it when a stage's state changes; older checkpoints are then started over
+_FORMAT = "4"  # raise it when a stage's state changes; older checkpoints are then started over
 _LARGEST_SHARE = 0.03  # of a stage's time that may go into saving
 
 
@@ -41,7 +41,7 @@ class StageCheckpoint:
         seconds_before: time that earlier, stopped processes put into the restored state.
     """
 
-    def __init__(self, path: Path, key: str, seconds: float = DEFAULT_SECONDS) -> None:
+    def __init__(self, path: Path, key: str, seconds: float = CHECKPOINT_SECONDS) -> None:
         self.path, self.seconds_before = path, 0.0
         self._key, self._seconds = key, seconds
         self._start = self._next = time.monotonic()
@@ -91,7 +91,7 @@ class StageCheckpoint:
         values = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
         packed = _pack(values, tensors, "")
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 stage = self.path.name.partition("-")[0]
                 raise UserError(f"{stage}: expected finite values in {name}, got NaN or infinity")
         write_sealed_tensors(

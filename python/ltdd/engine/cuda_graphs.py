@@ -122,15 +122,6 @@ def adjustable_rate(rate: float, device: torch.device) -> Any:
     return torch.tensor(rate, device=device) if device.type == "cuda" else rate
 
 
-def restore(parts: dict[str, Any], state: dict[str, Any], device: torch.device) -> None:
-    """Load the state of networks, optimizers and schedules that a checkpoint kept, by name."""
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-        for group in getattr(part, "param_groups", ()):
-            if isinstance(group["lr"], Tensor):  # optimizers move their state, but not their rates
-                group["lr"] = group["lr"].to(device)
-
-
 class MovingAverage:
     """The average of a network's parameters over steps, with the newest statistics.
 

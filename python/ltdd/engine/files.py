@@ -198,7 +198,7 @@ def write_sealed_tensors(
 
     Same arguments and failures as ``write_tensors``; the name ``sha256`` is taken.
     """
-    seal = {"sha256": _content_sha256(tensors, metadata)}
+    seal = {"sha256": tensors_sha256(tensors, metadata)}
     write_tensors(path, tensors, dict(metadata) | seal)
 
 
@@ -213,13 +213,14 @@ def read_sealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     tensors, metadata = read_tensors(path)
     seal = metadata.pop("sha256", None)
-    if seal != _content_sha256(tensors, metadata):
+    if seal != tensors_sha256(tensors, metadata):
         raise UserError(f"{path} differs from its SHA-256; it is damaged")
     return tensors, metadata
 
 
-def _content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(canonical_json(dict(metadata)).encode())
+def tensors_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Return the SHA-256 (64 hex digits) of tensors by name, with dtypes, shapes and metadata."""
+    digest = hashlib.sha256(canonical_json(dict(metadata or {})).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 
 import torch
 from tqdm import tqdm
 
 from ltdd.engine import units
+from ltdd.engine.memory import peak_bytes
 
 _REFRESH = 0.5  # seconds between two looks at the figures behind the bar
 _LINE_EVERY = 10  # seconds between two plain lines
@@ -88,18 +86,3 @@ class Progress:
         if self._plain and now - self._start > _SILENT and kind is None:
             figures = [f"done in {units.duration(now - self._start)}", *self._figures(now)]
             print(f"{self._label}: {', '.join(figures)}", file=sys.stderr, flush=True)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the peak memory since it was last reset.
-
-    On a GPU it is what the allocator handed out, on a CPU the resident size of the process.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

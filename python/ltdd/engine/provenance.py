@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ltdd import __version__
+from ltdd.engine.run_options import RunOptions
 
 
-def collect(preset: str | None) -> dict[str, Any]:
+def collect(options: RunOptions) -> dict[str, Any]:
     """Return the record that goes into ``results.json``.
 
     ``commit`` is that of the checkout the package runs from, with ``+`` behind it if files differ
@@ -25,7 +26,7 @@ def collect(preset: str | None) -> dict[str, Any]:
     program = Path(sys.argv[0]).name
     return {
         "command": shlex.join(["ltdd" if program == "__main__.py" else program, *sys.argv[1:]]),
-        "preset": preset,
+        "preset": options.preset,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import math
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -19,7 +15,7 @@ import torch
 
 import ltdd_ext
 from ltdd.config import Backend, DistillConfig, Precision
-from ltdd.engine.progress import Progress, peak_bytes
+from ltdd.engine.progress import Progress
 from ltdd.errors import UserError
 
 
@@ -118,8 +114,12 @@ class Runtime:
             yield
 
     def tell(self, event: str, sentence: str, **fields: Any) -> None:
-        """Log an event and say it in words, unless the run is quiet: something goes another way."""
+        """Log an event and say it in words: something goes another way."""
         self.log.write(event, **fields)
+        self.say(sentence)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence, unless the run is quiet."""
         if not self.quiet:
             print(sentence, file=sys.stderr, flush=True)
 
@@ -167,85 +167,3 @@ def choose_kernels(device: torch.device, deterministic: bool) -> bool:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic  # times its kernels for each new shape
     return deterministic
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep freed memory instead of returning it to the system.
-
-    Networks on a CPU allocate and free the same large activations in every step. By default each
-    is mapped afresh and its pages are faulted in again, which costs up to half of the time of a
-    training step. The setting holds for the whole process.
-
-    Returns:
-        Whether the C library has the setting (glibc) and took it.
-    """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # parameters of mallopt(3)
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    settings = ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0))
-    return all(bool(mallopt(*pair)) for pair in settings)
-
-
-class Meter:
-    """Seconds and peak bytes of a block.
-
-    On a GPU the peak is what the allocator handed out; on a CPU it is the resident size of the
-    process, reset at the start where the kernel allows it (Linux), else since the process began.
-    """
-
-    seconds: float = 0.0
-    peak_bytes: int = 0
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __enter__(self) -> Meter:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            # Where this is refused, peak_bytes is the peak of the whole process, as documented.
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-        self._start = time.monotonic()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.seconds = time.monotonic() - self._start
-        self.peak_bytes = peak_bytes(self._device)
-
-
-def mean_of_losses(losses: Sequence[torch.Tensor], stage: str, first: int) -> float:
-    """Return the mean of the losses of an epoch's steps.
-
-    They are looked at together, so that a GPU does not wait for the host in every step.
-
-    Args:
-        losses: scalars, at least one.
-        stage: named in the message.
-        first: number of the first step.
-
-    Raises:
-        UserError: one is NaN or infinite; the message names the stage and the first such step.
-    """
-    device = losses[-1].device  # those of a checkpoint are on the CPU
-    values = torch.stack([loss.to(device) for loss in losses]).cpu()
-    for step in torch.nonzero(~values.isfinite()).flatten().tolist():
-        check_finite(values[step], stage, first + step, "loss")
-    return float(values.mean())
-
-
-def check_finite(value: torch.Tensor, stage: str, step: int, what: str) -> float:
-    """Return a scalar loss as a float.
-
-    Raises:
-        UserError: it is NaN or infinite; the message names the stage, the step and the tensor.
-    """
-    number = float(value)
-    if not math.isfinite(number):
-        raise UserError(
-            f"{stage}: expected a finite {what} at step {step}, got {number}; "
-            "lower the learning rate or use --precision fp32"
-        )
-    return number

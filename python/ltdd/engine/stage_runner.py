@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from ltdd.engine import interruption
 from ltdd.engine.checkpoint import StageCheckpoint
-from ltdd.engine.events import EventLog
 from ltdd.engine.files import fingerprint
-from ltdd.engine.run_folder import StageStore
-from ltdd.engine.runtime import Meter, Runtime
+from ltdd.engine.finite import check_all_finite
+from ltdd.engine.memory import Meter
+from ltdd.engine.run_options import RunOptions
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_store import StageStore, StoredStage
 from ltdd.errors import UserError
 
-FORMAT = 3  # part of every stage's hash; raise it when a stage's algorithm or output changes
+FORMAT = 4
+"""Part of every key. Raise it when the algorithm or the output of a stage changes, or a default."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Stored(Generic[T]):
+    """A value with the hash of everything that decided it.
+
+    Attributes:
+        value: the value.
+        key: 64 hex digits.
+    """
+
+    value: T
+    key: str
+
+    def map(self, function: Callable[[T], U]) -> Stored[U]:
+        """Return what a function makes of the value; the same inputs decide it."""
+        return Stored(function(self.value), self.key)
 
 
 class StageRunner:
@@ -29,10 +52,8 @@ class StageRunner:
         out: run folder.
         common: what decides every stage: the data and the settings all stages share.
         runtime: surroundings handed to a stage that has to be computed.
-        log: receives the start and the end of every stage.
-        stored: names of stages that must be found in the folder, never computed.
-        checkpoint_seconds: time between two saves of an unfinished stage.
-        pool: folder of results shared with other runs, see `StageStore`.
+        options: time between checkpoints, and the store shared with other runs.
+        finished: names of stages that must be found, never computed.
 
     Attributes:
         costs: stage -> ``seconds`` and ``peak_bytes``, those of the process that computed it.
@@ -44,60 +65,84 @@ class StageRunner:
         out: Path,
         common: Mapping[str, Any],
         runtime: Runtime,
-        log: EventLog,
-        stored: frozenset[str],
-        checkpoint_seconds: float,
-        pool: Path | None = None,
+        options: RunOptions,
+        finished: frozenset[str] = frozenset(),
     ) -> None:
         self.costs: dict[str, dict[str, float]] = {}
         self.files: dict[str, float] = {}
-        self._store, self._runtime, self._log = StageStore(out, pool), runtime, log
+        self._store = StageStore(out, options.store)
+        self._runtime, self._options, self._finished = runtime, options, finished
         self._common = {"format": FORMAT, **common}
-        self._stored, self._checkpoint_seconds = stored, checkpoint_seconds
 
-    def key(self, stage: str, settings: Mapping[str, Any], upstream: list[str]) -> str:
+    def key(
+        self, stage: str, settings: Mapping[str, Any], inputs: Sequence[Stored[Any]] = ()
+    ) -> str:
         """Return the hash of everything that decides a stage's output."""
-        return fingerprint([stage, self._common, dict(settings), upstream])
+        return fingerprint([stage, self._common, dict(settings), [stored.key for stored in inputs]])
 
     def run(
-        self, name: str, key: str, compute: Callable[[Runtime], Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Stored[Any]],
+        compute: Callable[[Runtime], Mapping[str, Tensor]],
+    ) -> Stored[dict[str, Tensor]]:
         """Return a stage's tensors from the store, or compute and store them.
+
+        Args:
+            name: of the stage.
+            settings: JSON types; what decides the result besides data and inputs.
+            inputs: results of earlier stages.
+            compute: called where the result is not there yet.
 
         Raises:
             UserError: a result is NaN or infinite, cannot be stored, or must be there and is not.
         """
+        key = self.key(name, settings, inputs)
+        own = self._store.holds(name, key)
         found = self._store.get(name, key)
-        if found is None and name in self._stored:
+        if found is None and name in self._finished:
             raise UserError(
                 f"expected the result of stage {name} in {self._store.folder} for these images and "
                 "settings, got none; the images have changed or the folder is incomplete"
             )
-        self._log.write("stage_start", stage=name)
-        path = self._store.path(name, key).with_suffix(".checkpoint")
-        checkpoint = StageCheckpoint(path, key, self._checkpoint_seconds)
-        if found is None:
-            with checkpoint, Meter(self._runtime.device) as meter:
-                runtime = dataclasses.replace(self._runtime, checkpoint=checkpoint)
-                with _deterministic_kernels_asked_for(name):
-                    computed = compute(runtime)
-                tensors = {k: v.detach().cpu().contiguous() for k, v in computed.items()}
-            cost = {
-                "seconds": checkpoint.seconds_before + meter.seconds,
-                "peak_bytes": meter.peak_bytes,
-            }
-            check_all_finite(name, tensors)
-            self._store.put(name, key, tensors, cost)
-        else:
-            tensors, cost = found
-        checkpoint.remove()
+        self._runtime.log.write("stage_start", stage=name)
+        stored = found or self._compute(name, key, compute)
+        self._checkpoint(name, key).remove()
+        if found is not None and not own:
+            self._runtime.say(f"{name}: reused from {self._store.shared}")
         interruption.stop_if_requested()
-        self._log.write("stage_end", stage=name, reused=found is not None, **cost)
-        self.files[self._store.path(name, key).name] = cost["seconds"]
+        self._runtime.log.write("stage_end", stage=name, reused=found is not None, **stored.meta)
+        self.files[self._store.path(name, key).name] = stored.meta["seconds"]
         total = self.costs.setdefault(name, {"seconds": 0.0, "peak_bytes": 0})
-        total["seconds"] += cost["seconds"]
-        total["peak_bytes"] = max(total["peak_bytes"], cost["peak_bytes"])
-        return tensors
+        total["seconds"] += stored.meta["seconds"]
+        total["peak_bytes"] = max(total["peak_bytes"], stored.meta["peak_bytes"])
+        return Stored(stored.tensors, key)
+
+    def _compute(
+        self, name: str, key: str, compute: Callable[[Runtime], Mapping[str, Tensor]]
+    ) -> StoredStage:
+        checkpoint = self._checkpoint(name, key)
+        with checkpoint, Meter(self._runtime.device) as meter:
+            runtime = dataclasses.replace(self._runtime, checkpoint=checkpoint)
+            with _deterministic_kernels_asked_for(name):
+                computed = compute(runtime)
+            tensors = {k: v.detach().cpu().contiguous() for k, v in computed.items()}
+        cost = {
+            "seconds": checkpoint.seconds_before + meter.seconds,
+            "peak_bytes": meter.peak_bytes,
+        }
+        check_all_finite(name, tensors)
+        self._store.put(name, key, tensors, cost)
+        try:
+            self._store.share(name, key)
+        except UserError as error:  # the run has its result; other runs will compute it again
+            self._runtime.tell("not_shared", f"{error}; LTDD_STORE names another place")
+        return StoredStage(key, tensors, cost)
+
+    def _checkpoint(self, name: str, key: str) -> StageCheckpoint:
+        path = self._store.path(name, key).with_suffix(".checkpoint")
+        return StageCheckpoint(path, key, self._options.checkpoint_seconds)
 
 
 @contextmanager
@@ -113,17 +158,3 @@ def _deterministic_kernels_asked_for(stage: str) -> Iterator[None]:
             f"{stage}: expected operators with deterministic kernels, got {operator} without one; "
             "use another architecture or --deterministic false"
         ) from error
-
-
-def check_all_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse to store a result that is no number.
-
-    Raises:
-        UserError: names the stage and the tensor.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{stage}: expected finite values in its result {name!r}, got NaN or infinity; "
-                "lower the learning rate or use --precision fp32"
-            )

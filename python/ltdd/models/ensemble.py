@@ -19,7 +19,7 @@ class MeanLogits(nn.Module):
         members: networks that map (N, C, H, W) to logits (N, K).
     """
 
-    def __init__(self, members: Sequence[Network]) -> None:
+    def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.data.augmentation.crops import normalise
+from ltdd.data.image_spec import Normalization
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
@@ -40,8 +41,7 @@ def view_logits(
 def predict_logits(
     model: nn.Module,
     images: Tensor,
-    mean: Tensor,
-    std: Tensor,
+    normalization: Normalization,
     runtime: Runtime,
     batch_size: int = 500,
 ) -> Tensor:
@@ -50,7 +50,7 @@ def predict_logits(
     Args:
         model: maps normalised (B, C, H, W) to (B, K).
         images: (N, C, H, W), uint8 or float in [0, 1], on any device.
-        mean, std: (C,), in units of [0, 1].
+        normalization: of the images that the model was trained on.
         runtime: device and precision.
         batch_size: images per forward pass, fewer if memory does not suffice.
 
@@ -62,7 +62,7 @@ def predict_logits(
     """
     was_training = model.training
     model.eval()
-    mean, std = mean.to(runtime.device), std.to(runtime.device)
+    mean, std = normalization.tensors(runtime.device)
 
     def compute(part: slice) -> Tensor:
         with runtime.autocast():

@@ -110,7 +110,7 @@ def render_card(distilled: DistilledSet, license: str | None, layout: Layout) ->
         source=source_name(distilled),
         manifest=manifest,
         config=json.dumps(manifest["config"], indent=2),
-        recipe=manifest["student_recipe"],
+        recipe=manifest["student_training"],
         static=_static_bytes(distilled),
         rows=_rows(distilled.results),
         classes=[

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from ltdd import __version__
+from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.files import (
     file_sha256,
@@ -22,25 +23,30 @@ from ltdd.engine.files import (
     write_json,
     write_tensors,
 )
+from ltdd.engine.finite import is_finite
 from ltdd.errors import UserError
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
 FKD = "fkd.safetensors"
 """Logits of every view of the students' training, where a run has them."""
 _FORMAT, _FORMAT_VERSION = "ltdd-distilled-set", 2
-_READABLE = (1, 2)  # 1: static logits in float32 only
 _SEAL = "manifest_sha256"
-_FIELDS = {
-    "format", "format_version", "class_names", "counts", "split_sha256", "normalization",
-    "tensors", "student_recipe", "config", "versions", "files",
-}  # fmt: skip
 
 
-class Normalization(NamedTuple):
-    """Per-channel mean and standard deviation of images scaled to [0, 1]."""
+class Origin(NamedTuple):
+    """What a distilled set says about the real images.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    Attributes:
+        class_names: K different names in label order.
+        counts: real training images of each class.
+        split_sha256: hash of the training split.
+        normalization: of the images that the teacher was trained on.
+    """
+
+    class_names: tuple[str, ...]
+    counts: tuple[int, ...]
+    split_sha256: str
+    normalization: Normalization
 
 
 @dataclass(frozen=True)
@@ -133,34 +139,23 @@ class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 def save_distilled(
     out: Path,
-    images: Tensor,
-    labels: Tensor,
+    shown: ImageSet,
     logits: Tensor | PackedLogits,
-    *,
-    fkd: PackedLogits | None = None,
-    class_names: Sequence[str],
-    counts: Sequence[int],
-    split_sha256: str,
-    normalization: tuple[Sequence[float], Sequence[float]],
+    origin: Origin,
     config: Mapping[str, Any],
-    student_recipe: Mapping[str, Any],
-    extra_files: Sequence[str] = (),
+    student_training: Mapping[str, Any],
+    views: PackedLogits | None = None,
 ) -> dict[str, Any]:
     """Write ``data.safetensors`` and ``manifest.json``; the folder can be published as it is.
 
     Args:
         out: the run folder.
-        images: uint8 (M, C, H, W).
-        labels: int64 (M,), 0..K-1.
+        shown: images and labels.
         logits: (M, K), static teacher logits; a float32 tensor is stored as it is.
-        fkd: (epochs, M, K), teacher logits of every view.
-        class_names: K different names in label order.
-        counts: real training images of each class.
-        split_sha256: hash of the training split.
-        normalization: (mean, std) per channel for images in [0, 1].
+        origin: what is said about the real images.
         config: the run's configuration.
-        student_recipe: how to train on the set (architecture, optimiser, augmentation, labels).
-        extra_files: further files below ``out``, already written, that belong to the set.
+        student_training: how to train on the set (architecture, optimizer, augmentation, labels).
+        views: (epochs, M, K), teacher logits of every view.
 
     Returns:
         The manifest.
@@ -168,23 +163,24 @@ def save_distilled(
     Raises:
         UserError: the parts do not fit together, or the folder cannot be written.
     """
-    mean, std = (tuple(float(x) for x in values) for values in normalization)
+    images, labels = shown
     if isinstance(logits, Tensor):
         logits = PackedLogits(logits, logits.shape[-1])
-    _check(images, labels, logits[:], tuple(class_names), Normalization(mean, std))
+    _check(shown, logits[:], origin.class_names, origin.normalization)
     tensors = {"images": images, "labels": labels, **logits.tensors("logits")}
     write_tensors(out / DATA, tensors, {})
-    soft_labels = {"static": _describe_labels(logits)}
-    if fkd is not None:
-        write_tensors(out / FKD, fkd.tensors("logits"), {})
-        soft_labels["fkd"] = _describe_labels(fkd)
-        extra_files = [*extra_files, FKD]
+    soft_labels, files = {"static": _describe_labels(logits)}, [DATA]
+    if views is not None:
+        write_tensors(out / FKD, views.tensors("logits"), {})
+        soft_labels["fkd"] = _describe_labels(views)
+        files.append(FKD)
+    mean, std = origin.normalization
     manifest: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "class_names": list(class_names),
-        "counts": list(counts),
-        "split_sha256": split_sha256,
+        "class_names": list(origin.class_names),
+        "counts": list(origin.counts),
+        "split_sha256": origin.split_sha256,
         "normalization": {"mean": list(mean), "std": list(std)},
         "tensors": {
             "images": _describe(images, "M C H W, 0..255"),
@@ -192,14 +188,14 @@ def save_distilled(
             "logits": _describe(logits.values, "M K, teacher, un-augmented image"),
         },
         "soft_labels": soft_labels,
-        "student_recipe": dict(student_recipe),
+        "student_training": dict(student_training),
         "config": dict(config),
         "versions": {
             "ltdd": __version__,
             "torch": str(torch.__version__),
             "python": ".".join(str(part) for part in sys.version_info[:3]),
         },
-        "files": {name: _describe_file(out, name) for name in (DATA, *extra_files)},
+        "files": {name: _describe_file(out, name) for name in files},
     }
     return _write_manifest(out, manifest)
 
@@ -240,10 +236,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"expected a distilled set in {folder}, got no {MANIFEST} there")
     manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != _FORMAT or manifest.get("format_version") not in _READABLE:
+    if (manifest.get("format"), manifest.get("format_version")) != (_FORMAT, _FORMAT_VERSION):
         found = f"{manifest.get('format')!r} version {manifest.get('format_version')!r}"
         raise UserError(
-            f"expected format {_FORMAT!r} version 1 or {_FORMAT_VERSION} in {folder}, got {found}"
+            f"expected format {_FORMAT!r} version {_FORMAT_VERSION} in {folder}, got {found}"
         )
     return manifest
 
@@ -283,7 +279,7 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
     images, labels = tensors["images"], tensors["labels"]
     logits = PackedLogits.from_tensors("logits", tensors, len(names))[:]
     normalization = Normalization(mean, std)
-    _check(images, labels, logits, names, normalization)
+    _check(ImageSet(images, labels), logits, names, normalization)
     _check_seal(root, manifest)
     results = read_json(root / RESULTS) if (root / RESULTS).exists() else None
     return DistilledSet(images, labels, logits, names, normalization, manifest, results, root)
@@ -317,9 +313,6 @@ def _check_files(root: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _check_seal(root: Path, manifest: Mapping[str, Any]) -> None:
     content = {name: value for name, value in manifest.items() if name != _SEAL}
-    # Manifests of the first versions have no seal, and nothing else that is not in ours.
-    if _SEAL not in manifest and set(manifest) == _FIELDS:
-        return
     try:
         intact = manifest.get(_SEAL) == fingerprint(content)
     except ValueError:  # NaN, which JSON has not and we do not write
@@ -329,13 +322,10 @@ def _check_seal(root: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _check(
-    images: Tensor,
-    labels: Tensor,
-    logits: Tensor,
-    class_names: tuple[str, ...],
-    normalization: Normalization,
+    shown: ImageSet, logits: Tensor, class_names: tuple[str, ...], normalization: Normalization
 ) -> None:
     """Check shapes, types and ranges of a distilled set, when it is written and when it is read."""
+    images, labels = shown
     classes, count = len(class_names), len(images)
     if len(set(class_names)) != classes:
         raise UserError("distilled set: expected different class names, got one twice")
@@ -359,7 +349,7 @@ def _check(
             f"distilled set: expected logits float32 ({count}, {classes}), "
             f"got {logits.dtype} {tuple(logits.shape)}"
         )
-    if not bool(torch.isfinite(logits).all()):
+    if not is_finite(logits):
         raise UserError("distilled set: expected finite logits, got NaN or infinity")
     if not len(normalization.mean) == len(normalization.std) == images.shape[1]:
         raise UserError(

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ltdd.config import DistillConfig
+from ltdd.data.image_spec import to_uint8
 from ltdd.data.packed_logits import pack
 from ltdd.engine.events import EVENTS
 from ltdd.engine.files import fingerprint, read_json, read_sealed_tensors
-from ltdd.engine.run_folder import read_stage
+from ltdd.engine.finite import is_finite
+from ltdd.engine.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet, load
 from ltdd.stages.label_calibration import label_shift
@@ -115,21 +117,19 @@ def _stage(path: Path, distilled: DistilledSet | None) -> None:
     if path.stem.rpartition("-")[2] != stored.key[:16]:
         raise UserError("the name differs from the key inside")
     for name, tensor in stored.tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise UserError(f"expected finite values in {name!r}, got NaN or infinity")
-    if distilled is not None and path.name.startswith("recovery-"):
-        recovered = (stored.tensors["images"] * 255).round().clamp(0, 255).to(torch.uint8)
-        if not torch.equal(recovered, distilled.images):
-            raise UserError("the recovered images are not those of data.safetensors")
+    if distilled is None or not path.name.startswith("recovery-"):
+        return
+    if not torch.equal(to_uint8(stored.tensors["images"]), distilled.images):
+        raise UserError("the recovered images are not those of data.safetensors")
 
 
 def _labels(folder: Path, distilled: DistilledSet) -> None:
     """Check that published labels are those of a stage, as far as stages are there."""
     manifest = distilled.manifest
-    if "soft_labels" not in manifest:  # of a version that did not pack
-        return
     settings = DistillConfig.from_dict(manifest["config"]).relabeling
-    tau = float(manifest["student_recipe"].get("calibration_tau", 0.0))
+    tau = float(manifest["student_training"].get("calibration_tau", 0.0))
     shift = label_shift(tau, manifest["counts"])
     found: dict[int, list[Tensor]] = {2: [], 3: []}  # static logits, logits of every view
     for path in sorted((folder / "stages").glob("relabeling-*.safetensors")):

@@ -7,7 +7,7 @@ over images of the image mean. V is the variance of the class means over classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -41,7 +41,7 @@ class LayerStatistics:
         return {f"{prefix}.{spec.name}": getattr(self, spec.name) for spec in fields(self)}
 
     @classmethod
-    def from_tensors(cls, prefix: str, tensors: dict[str, Tensor]) -> LayerStatistics:
+    def from_tensors(cls, prefix: str, tensors: Mapping[str, Tensor]) -> LayerStatistics:
         """Undo `tensors`."""
         return cls(**{spec.name: tensors[f"{prefix}.{spec.name}"] for spec in fields(cls)})
 

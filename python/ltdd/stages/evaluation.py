@@ -7,99 +7,109 @@ evaluated; the test set is looked at once.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ltdd.config import EvaluationConfig
-from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
-from ltdd.data.packed_logits import PackedLogits
-from ltdd.engine.chunks import Chunks, whole_batch
-from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
+from ltdd.config import EvaluationConfig, deciding_settings
+from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed_labels, render
+from ltdd.data.image_spec import ImageSet, ImageSpec
+from ltdd.engine.chunks import whole_batch
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
+from ltdd.engine.finite import mean_of_losses
 from ltdd.engine.muon import Muon
-from ltdd.engine.runtime import Runtime, mean_of_losses
-from ltdd.models.inference import view_logits
+from ltdd.engine.resumable import Resumable
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
+from ltdd.stages.label_sources import LabelSource
 from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.stages.run import Run
+
+LOG_EVERY = 10  # epochs between two events
 
 
 @dataclass(frozen=True)
-class LabelSource:
-    """Where a student's soft labels come from.
+class TrainingSet:
+    """What students of a kind learn from.
 
     Attributes:
-        logits: (view, rendered batch, stored rows of its images) -> teacher logits (B, K), or None
-            for class labels alone; it reads no value from the device.
-        stored: logits (epochs, M, K) of every view, in the order in which they are shown, or None.
+        who: ``student`` or the name of a baseline; names the random streams and the events.
+        images: with their classes.
+        labels: gives teacher logits.
+        schedule: the views; its config also holds the optimizer's settings.
     """
 
-    logits: Callable[[View, Tensor, Tensor], Tensor | None]
-    stored: PackedLogits | None = None
-
-    def rows(self, epoch: int, start: int, count: int) -> Tensor:
-        """Return what is stored of an epoch's images from ``start`` on; (0,) if nothing is."""
-        if self.stored is None:
-            return torch.empty(0)
-        return self.stored[epoch, start : start + count]
+    who: str
+    images: Stored[ImageSet]
+    labels: Stored[LabelSource]
+    schedule: ViewSchedule
 
 
-def hard_labels() -> LabelSource:
-    """Use the class labels alone."""
-    return LabelSource(lambda view, batch, rows: None)
+def evaluate_students(run: Run, sets: Sequence[TrainingSet]) -> dict[str, Tensor]:
+    """Stage 6: train students on every set; return their test predictions (seeds, N) by its name.
+
+    Networks, orders and views are those of their number, whatever they learn from.
+    """
+    numbers = range(run.config.evaluation.seeds)
+    return {
+        shown.who: torch.stack([_predictions(run, shown, number) for number in numbers])
+        for shown in sets
+    }
 
 
-def static_labels(logits: Tensor, device: torch.device) -> LabelSource:
-    """Use one logit vector (M, K) an image, mixed like the view mixes the images."""
-    logits = logits.to(device)
-    return LabelSource(lambda view, batch, rows: mixed(view, logits[view.indices]))
+def _predictions(run: Run, shown: TrainingSet, number: int) -> Tensor:
+    config = run.config.evaluation
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        with runtime.global_stream("evaluation", shown.who, number):
+            model = run.build(config.student)
+        data, source = shown.images.value, shown.labels.value
+        name = StudentName(shown.who, number)
+        trained = train_student(model, data, source, shown.schedule, run.spec, name, runtime)
+        return {"predictions": run.predict(trained)}
+
+    settings = deciding_settings(shown.schedule.config) | {"who": shown.who, "number": number}
+    inputs: list[Stored[Any]] = [shown.images, shown.labels]
+    return run.stage("evaluation", settings, inputs, compute).value["predictions"]
 
 
-def fkd_labels(table: PackedLogits) -> LabelSource:
-    """Use the stored logits (epochs, M, K) of the very same views."""
-    return LabelSource(lambda view, batch, rows: rows, table)
+class StudentName(NamedTuple):
+    """Which student it is, for progress and events.
 
+    Attributes:
+        who: ``student`` or a baseline's name.
+        number: from 0.
+    """
 
-def online_labels(teacher: nn.Module, runtime: Runtime, shift: Tensor | float = 0.0) -> LabelSource:
-    """Ask the teacher while the student trains, and subtract a shift (K,) from its logits."""
-
-    def ask(view: View, batch: Tensor, rows: Tensor) -> Tensor:
-        chunks = Chunks("relabeling", len(batch), runtime)
-        return view_logits(teacher, batch, runtime, chunks).to(torch.float16).float() - shift
-
-    teacher.eval()
-    return LabelSource(ask)
+    who: str
+    number: int
 
 
 @whole_batch("evaluation", "evaluation.batch_size")
 def train_student(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    shown: ImageSet,
     source: LabelSource,
-    num_classes: int,
     schedule: ViewSchedule,
-    mean: Tensor,
-    std: Tensor,
-    who: str,
-    number: int,
+    spec: ImageSpec,
+    name: StudentName,
     runtime: Runtime,
 ) -> nn.Module:
     """Train one student and return it with its averaged parameters, in evaluation mode.
 
     Args:
         model: the student with its initial parameters; it ends as the last iterate.
-        images: uint8 (M, C, H, W).
-        labels: int64 (M,).
+        shown: images and their classes.
         source: gives teacher logits.
-        num_classes: K.
         schedule: the views; its config also holds the optimizer's settings.
-        mean, std: (C,), in units of [0, 1].
-        who: ``student`` or a baseline's name, for progress and events.
-        number: which student, for progress and events.
+        spec: form of the images.
+        name: which student.
         runtime: device, precision, seed.
 
     Raises:
@@ -108,23 +118,18 @@ def train_student(
     config, device = schedule.config, runtime.device
     model = model.to(device).to(memory_format=torch.channels_last).train()
     averaged = MovingAverage(model, config.ema_decay)
-    images, mean, std, labels = (t.to(device) for t in (images, mean, std, labels))
-    optimizer = _optimizer(model, config, device)
+    mean, std = spec.normalization.tensors(device)
+    images, labels = shown.images.to(device), shown.labels.to(device)
+    optimizer = build_optimizer(model, config, device)
     factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
-    title = f"evaluation: {who} {number + 1}/{config.seeds}"
-    parts: dict[str, Any] = {
-        "model": model,
-        "averaged": averaged,
-        "optimizer": optimizer,
-        "factor": factor,
-    }
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "factor": factor}
 
     def take(view: View, picked: Tensor, rows: Tensor) -> Tensor:
         batch = render(view, picked, mean, std)
         soft = source.logits(view, batch, rows)
         with runtime.autocast():
             logits = model(batch)
-        loss = student_loss(logits, soft, mixed_labels(view, labels, num_classes), config)
+        loss = student_loss(logits, soft, mixed_labels(view, labels, spec.num_classes), config)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -132,33 +137,28 @@ def train_student(
         return loss.detach()
 
     training = RecordedSteps(take, model, runtime)
-    restored = runtime.checkpoint.restore()
-    if restored:
-        restore(parts, restored, device)
-    first = restored.get("epoch", 0)
-    with runtime.progress(config.epochs, title, first) as progress:
-        for epoch, pictures in enumerate(schedule.pictures(images, first), first):
-            start, skipped, losses = 0, 0, list[Tensor]()
-            if restored and epoch == first:  # in the middle of an epoch
-                skipped, losses = restored["start"], restored["losses"]
-            for view in schedule.epoch(epoch):
-                start += len(view.indices)
-                if start <= skipped:
-                    continue
-                picked = pictures[view.indices.to(device, non_blocking=True)]
-                rows = source.rows(epoch, start - len(view.indices), len(view.indices))
-                losses.append(training(view, picked, rows))
-                if start == len(labels):
+    course = Resumable(runtime)
+    course.restore(parts)
+    title = f"evaluation: {name.who} {name.number + 1}/{config.seeds}"
+    pictures = schedule.pictures(images, course.first)
+    with runtime.progress(config.epochs, title, course.first) as progress:
+        for epoch in course.epochs(config.epochs):
+            picture, views = next(pictures), list(schedule.epoch(epoch.number))
+            starts = itertools.accumulate((len(view.indices) for view in views), initial=0)
+            for step, (view, start) in epoch.steps(zip(views, starts, strict=False), parts):
+                picked = picture[view.indices.to(device, non_blocking=True)]
+                rows = source.rows(epoch.number, start, len(view.indices))
+                epoch.losses.append(training(view, picked, rows))
+                if step == len(views):
                     factor.step()
-                runtime.checkpoint.step(**parts, epoch=epoch, start=start, losses=losses)
             progress.step(images=len(labels))
-            mean_loss = mean_of_losses(losses, f"evaluation: {who}", epoch * len(losses))
-            if epoch % LOG_EVERY == 0 or epoch == config.epochs - 1:
-                runtime.log.write("student", who=who, seed=number, epoch=epoch, loss=mean_loss)
+            first_step = epoch.number * len(views)
+            loss = mean_of_losses(epoch.losses, f"evaluation: {name.who}", first_step)
+            if epoch.number % LOG_EVERY == 0 or epoch.number == config.epochs - 1:
+                runtime.log.write(
+                    "student", who=name.who, seed=name.number, epoch=epoch.number, loss=loss
+                )
     return averaged.module.eval()
-
-
-LOG_EVERY = 10  # epochs between two events
 
 
 def student_loss(
@@ -195,9 +195,10 @@ def learning_rate_factor(epoch: int, config: EvaluationConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * done / zeta))
 
 
-def _optimizer(
+def build_optimizer(
     model: nn.Module, config: EvaluationConfig, device: torch.device
 ) -> torch.optim.Optimizer:
+    """Return the optimizer of a student; vectors have no weight decay."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,16 +20,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ltdd.config import ExpertsConfig
+from ltdd.config import ExpertsConfig, deciding_settings
 from ltdd.data.augmentation.expert_batches import Batches, Labelled, Mixture, Pairs
 from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import whole_batch
-from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate, restore
-from ltdd.engine.runtime import Runtime, mean_of_losses
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
+from ltdd.engine.files import fingerprint
+from ltdd.engine.finite import mean_of_losses
+from ltdd.engine.resumable import Resumable
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
 from ltdd.engine.tensor_trees import moved
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
+from ltdd.models.ensemble import MeanLogits
+from ltdd.models.weights import given_weights, load_weights
 from ltdd.stages.losses import (
     bayias_loss,
     class_debias_weights,
@@ -37,11 +44,99 @@ from ltdd.stages.losses import (
     expert_loss,
     soft_cross_entropy,
 )
+from ltdd.stages.run import Run
+
+OBSERVER, TEACHER = "observer", "teacher"
 
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
 SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images
 EMA_DECAY = 0.999  # per step, of `averaging: ema`
 SWA_SHARE = 0.25  # of the epochs, at the end, that `averaging: swa` averages
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The trained networks of a run.
+
+    Attributes:
+        observers: networks whose statistics are matched, in turns.
+        teacher: network that scores crops and gives soft labels.
+    """
+
+    observers: list[Stored[nn.Module]]
+    teacher: Stored[nn.Module]
+
+
+def train_experts(run: Run) -> Experts:
+    """Stage 1: train the observers and the teacher, or take weights that were given."""
+    settings = run.config.experts
+    extra = enumerate(settings.extra_observers, 2)
+    observers = [
+        train_or_load(run, OBSERVER, settings.observer, settings.observer_weights),
+        *(train_network(run, f"{OBSERVER}{n}", name, settings) for n, name in extra),
+    ]
+    members = observers
+    if settings.teacher != "same":
+        members = [train_or_load(run, TEACHER, settings.teacher, settings.teacher_weights)]
+    extra = enumerate(settings.extra_teachers, 2)
+    members = members + [train_network(run, f"{TEACHER}{n}", name, settings) for n, name in extra]
+    if len(members) == 1:
+        return Experts(observers, members[0])
+    networks = [member.value for member in members]
+    key = fingerprint([member.key for member in members])
+    return Experts(observers, Stored(MeanLogits(networks), key))
+
+
+def train_or_load(run: Run, role: str, architecture: str, file: str | None) -> Stored[nn.Module]:
+    """Return an expert with the weights of a file, or a trained one if there is none."""
+    if file is None:
+        return train_network(run, role, architecture, run.config.experts)
+    given = given_weights(run.config.experts, file)
+    settings = {"weights": given.sha256, "class_names": given.class_names}
+
+    def load(runtime: Runtime) -> Mapping[str, Tensor]:
+        model = run.build(architecture)
+        load_weights(model, given, run.data.class_names)
+        if given.class_names is None:
+            runtime.tell(
+                "class_order_assumed",
+                f"experts: {given.path} names no classes; its outputs are taken to be those of "
+                "the data, in order; if they are not, give experts.class_map",
+                file=str(given.path),
+            )
+        return model.state_dict()
+
+    who = {"role": role, "architecture": architecture}
+    return _frozen(run, architecture, run.stage("experts", settings | who, [], load))
+
+
+def train_network(
+    run: Run, role: str, architecture: str, settings: ExpertsConfig, stage: str = "experts"
+) -> Stored[nn.Module]:
+    """Return one network trained on the long-tailed data.
+
+    Args:
+        run: the run.
+        role: names the random streams and the events; another role is another network.
+        architecture: a name that `build_model` knows.
+        settings: how it is trained.
+        stage: whose time and files it is.
+    """
+    flip = run.config.horizontal_flip
+
+    def train(runtime: Runtime) -> Mapping[str, Tensor]:
+        return train_expert(role, architecture, run.data, settings, flip, runtime).state_dict()
+
+    who = {"role": role, "architecture": architecture}
+    stored = run.stage(stage, deciding_settings(settings) | who, [], train)
+    return _frozen(run, architecture, stored)
+
+
+def _frozen(run: Run, architecture: str, stored: Stored[dict[str, Tensor]]) -> Stored[nn.Module]:
+    model = run.build(architecture)
+    model.load_state_dict(stored.value)
+    moved = model.to(run.runtime.device).to(memory_format=torch.channels_last)
+    return Stored(moved.eval().requires_grad_(False), stored.key)
 
 
 class ExpertNetwork(nn.Module):
@@ -220,38 +315,28 @@ def train_expert(
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     if averaged is not None:
         parts["averaged"] = averaged
-    restored = runtime.checkpoint.restore()
-    if restored:
-        restore(parts, restored, runtime.device)
-    start, step = restored.get("epoch", 0), restored.get("step", 0)
-    title = f"experts: {role} ({architecture})"
-    with runtime.progress(config.epochs * steps, title, start * steps + step) as progress:
-        for epoch in range(start, config.epochs):
-            generator = runtime.stream("experts", role, "epoch", epoch)
+    course = Resumable(runtime)
+    course.restore(parts)
+    total, done = config.epochs * steps, course.first * steps + course.step
+    with runtime.progress(total, f"experts: {role} ({architecture})", done) as progress:
+        for epoch in course.epochs(config.epochs):
+            generator = runtime.stream("experts", role, "epoch", epoch.number)
             order = torch.randperm(len(data.train_labels), generator=generator)
-            share, first = torch.tensor(debias_progress(epoch, config.epochs)), 0
-            losses, late = list[Tensor](), epoch >= math.floor((1 - SWA_SHARE) * config.epochs)
-            size = training_size(config, epoch, data.image_size)
-            if restored and epoch == start:  # in the middle of an epoch
-                first, losses = step, restored["losses"]
-                generator.set_state(restored["generator"])
-            drawn = order[: steps * batch_size].view(steps, batch_size)
-            for number, indices in enumerate(drawn[first:], first + 1):
-                losses.append(training(objective.draw(indices, generator), share, variant=size))
+            share = torch.tensor(debias_progress(epoch.number, config.epochs))
+            late = epoch.number >= math.floor((1 - SWA_SHARE) * config.epochs)
+            size = training_size(config, epoch.number, data.image_size)
+            shown = order[: steps * batch_size].view(steps, batch_size)
+            for number, indices in epoch.steps(shown, parts, generator):
+                drawn = objective.draw(indices, generator)
+                epoch.losses.append(training(drawn, share, variant=size))
                 if step_every_batch or number == steps:
                     schedule.step()
                 if number == steps and late and isinstance(averaged, AveragedModel):
                     averaged.update_parameters(network)
                 progress.step(images=batch_size)
-                runtime.checkpoint.step(
-                    **parts,
-                    epoch=epoch,
-                    step=number,
-                    losses=losses,
-                    generator=generator.get_state(),
-                )
-            mean_loss = mean_of_losses(losses, f"experts: {role}", epoch * steps + 1)
-            runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean_loss)
+            first_step = epoch.number * steps + 1
+            loss = mean_of_losses(epoch.losses, f"experts: {role}", first_step)
+            runtime.log.write("train", stage="experts", role=role, epoch=epoch.number, loss=loss)
     if averaged is not None:
         ended = cast(ExpertNetwork, averaged.module)
         backbone = _finished(ended, objective, len(data.train_labels), batch_size, role)

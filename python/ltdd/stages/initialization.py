@@ -21,33 +21,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.config import InitializationConfig
+from ltdd.config import InitializationConfig, deciding_settings
 from ltdd.data.augmentation.crops import Crops, crop, normalise, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
 from ltdd.models.inference import check_logits, view_logits
+from ltdd.stages.random_real import draw_random_real
+from ltdd.stages.run import InitialImages, Run
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
+REAL_EXAMPLES = 5  # of a class, kept for the report
 CLUSTERED_CROPS = 10_000  # of a class at most, of images drawn at random
 
 
-@dataclass(frozen=True)
-class InitialImages:
-    """The state before recovery, class by class.
+def initialize_images(run: Run, teacher: Stored[nn.Module]) -> Stored[InitialImages]:
+    """Stage 3: return the images that recovery starts from."""
+    config, ipc = run.config.initialization, run.config.ipc
 
-    Attributes:
-        images: float32 (M, C, H, W) in [0, 1], M = K * ipc, class-major.
-        labels: int64 (M,).
-        source: int64 (M,), index of the training image each one was cut from; -1 for noise.
-    """
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        start = initial_images(teacher.value, run.data, ipc, config, runtime)
+        return {**start._asdict(), "real_examples": real_examples(run.data)}
 
-    images: Tensor
-    labels: Tensor
-    source: Tensor
+    settings = deciding_settings(config) | {"ipc": ipc}
+    stored = run.stage("initialization", settings, [teacher], compute)
+    return stored.map(
+        lambda tensors: InitialImages(*(tensors[name] for name in InitialImages._fields))
+    )
 
 
-def initialize_images(
+def real_examples(data: LongTailedData) -> Tensor:
+    """Return the first real training images of every class, uint8 (K, 5, C, H, W)."""
+    rows = []
+    for label in range(data.num_classes):
+        members = torch.nonzero(data.train_labels == label).flatten()
+        rows.append(data.train_images[members[torch.arange(REAL_EXAMPLES) % len(members)]])
+    return torch.stack(rows)
+
+
+def initial_images(
     teacher: nn.Module,
     data: LongTailedData,
     ipc: int,
@@ -76,7 +89,7 @@ def initialize_images(
                 case "clustered_crops":
                     chosen, source = cropping.clustered(members, label)
                 case "random_real":
-                    source = members[_cycled_draw(len(members), ipc, label, runtime)]
+                    source = draw_random_real(members, ipc, label, runtime)
                     chosen = data.train_images[source] / 255
                 case "noise":
                     chosen = _noise(data, ipc, label, runtime)
@@ -86,14 +99,6 @@ def initialize_images(
             progress.step(images=len(members))
     labels = torch.arange(data.num_classes).repeat_interleave(ipc)
     return InitialImages(torch.cat(images), labels, torch.cat(sources))
-
-
-def _cycled_draw(available: int, wanted: int, label: int, runtime: Runtime) -> Tensor:
-    """Draw without replacement; a class with too few images starts over."""
-    generator = runtime.stream("initialization", "random_real", label)
-    rounds = -(-wanted // available)
-    draws = [torch.randperm(available, generator=generator) for _ in range(rounds)]
-    return torch.cat(draws)[:wanted]
 
 
 def _noise(data: LongTailedData, ipc: int, label: int, runtime: Runtime) -> Tensor:

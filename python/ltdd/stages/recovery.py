@@ -9,23 +9,57 @@ does not grow with ipc. Every image draws its own crop in every iteration.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.config import RecoveryConfig, StatisticsConfig
+from ltdd.config import RecoveryConfig, StatisticsConfig, deciding_settings
 from ltdd.data.augmentation.crops import Crops, crop, random_crops
+from ltdd.data.image_spec import ImageSet, ImageSpec, to_uint8
 from ltdd.engine.chunks import Chunks
-from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate, restore
-from ltdd.engine.progress import Progress
-from ltdd.engine.runtime import Runtime, check_finite
+from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
+from ltdd.engine.files import tensors_sha256
+from ltdd.engine.finite import check_finite
+from ltdd.engine.resumable import Resumable
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
+from ltdd.stages.run import InitialImages, Run
 
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events
+
+
+def recover_images(
+    run: Run,
+    observers: Sequence[Stored[nn.Module]],
+    statistics: Sequence[Stored[list[LayerStatistics]]],
+    start: Stored[InitialImages],
+) -> Stored[ImageSet]:
+    """Stage 4: return the images with the statistics of the long-tailed data.
+
+    Their key is a hash of their pixels and labels: whatever made them, what is trained on equal
+    images is the same.
+    """
+    config = run.config
+    pairs = zip(observers, statistics, strict=True)
+    observed = [Observed(network.value, layers.value) for network, layers in pairs]
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        images = align_images(
+            start.value, observed, run.spec, config.recovery, config.statistics, runtime
+        )
+        return {"images": images}
+
+    settings = deciding_settings(config.recovery) | {
+        f"statistics.{name}": value for name, value in deciding_settings(config.statistics).items()
+    }
+    recovered = run.stage("recovery", settings, [*statistics, start], compute)
+    images = ImageSet(to_uint8(recovered.value["images"]), start.value.labels)
+    return Stored(images, tensors_sha256(images._asdict()))
 
 
 def plan_batches(num_classes: int, ipc: int, max_batch: int) -> list[Tensor]:
@@ -49,13 +83,22 @@ def plan_batches(num_classes: int, ipc: int, max_batch: int) -> list[Tensor]:
     return [part.reshape(-1) for part in positions.tensor_split(slices, dim=1)]
 
 
-def recover_images(
-    images: Tensor,
-    labels: Tensor,
-    observers: Sequence[tuple[nn.Module, list[LayerStatistics]]],
-    mean: Tensor,
-    std: Tensor,
-    flip: bool,
+class Observed(NamedTuple):
+    """A network whose statistics are matched.
+
+    Attributes:
+        network: trained, with BatchNorm2d layers.
+        statistics: of the real images, one per layer.
+    """
+
+    network: nn.Module
+    statistics: list[LayerStatistics]
+
+
+def align_images(
+    start: InitialImages,
+    observers: Sequence[Observed],
+    spec: ImageSpec,
     config: RecoveryConfig,
     targets: StatisticsConfig,
     runtime: Runtime,
@@ -63,12 +106,9 @@ def recover_images(
     """Return the optimised images.
 
     Args:
-        images: float32 (M, C, H, W) in [0, 1], class-major, M = K * ipc.
-        labels: int64 (M,).
-        observers: trained networks with BatchNorm2d layers, each with its statistics of
-            `calibrate_statistics`; they take turns, one an iteration.
-        mean, std: (C,), in units of [0, 1].
-        flip: whether views may be mirrored.
+        start: the images to begin with, class-major.
+        observers: they take turns, one per iteration.
+        spec: form of the images.
         config: weights and schedule.
         targets: names the global and the class-wise target.
         runtime: device, precision, backend, seed.
@@ -79,31 +119,48 @@ def recover_images(
     Raises:
         UserError: the loss became NaN or infinite.
     """
-    result: Tensor = images.clone()
+    images, labels = start.images, start.labels
     if config.iterations == 0:
-        return result
+        return images.clone()
     recorders = [(Observer(network, runtime.ops), own) for network, own in observers]
-    num_classes = len(recorders[0][1][0].count)
-    plan = plan_batches(num_classes, len(labels) // num_classes, config.max_batch)
+    plan = plan_batches(spec.num_classes, len(labels) // spec.num_classes, config.max_batch)
     chunks = Chunks("recovery", max(len(part) for part in plan), runtime)
-    shift, scale = (v.view(-1, 1, 1).to(runtime.device) for v in (mean, std))
-    restored = runtime.checkpoint.restore()
-    result = restored.get("result", result)
-    current: int = restored.get("batch", 0)
-    steps, done = len(plan) * config.iterations, current * config.iterations
-    done += restored.get("iteration", 0)
-    with runtime.progress(steps, "recovery", done) as progress:
-        for number, positions in enumerate(plan):
-            if number < current:
-                continue
-            start = (images[positions].to(runtime.device) - shift) / scale
-            aims = [_Aim(*observed, labels[positions], targets, runtime) for observed in recorders]
-            problem = _Batch(start, labels[positions], aims, config, chunks, runtime)
-            bounds = (-shift / scale, (1 - shift) / scale)
-            state = restored if number == current else {}
-            pixels = problem.optimise(number, bounds, flip, progress, result, state)
-            result[positions] = (pixels * scale + shift).clamp(0, 1).cpu()
+    course = Resumable(runtime)
+    result: Tensor = course.state.get("result", images.clone())
+    total, done = len(plan) * config.iterations, course.first * config.iterations + course.step
+    with runtime.progress(total, "recovery", done) as progress:
+        for epoch in course.epochs(len(plan)):
+            positions = plan[epoch.number]
+            own = labels[positions]
+            aims = [_Aim(*observed, own, targets, runtime) for observed in recorders]
+            batch = _Batch(images[positions], own, aims, spec, config, chunks, runtime)
+            if epoch.number == course.first:
+                course.restore(batch.parts)
+            kept = {**batch.parts, "result": result}
+            for step, _ in epoch.steps(range(config.iterations), kept):
+                iteration = step - 1
+                losses = batch.advance(epoch.number, iteration)
+                loss = check_finite(losses.loss, "recovery", iteration, "loss")
+                if iteration % LOG_EVERY == 0 or step == config.iterations:
+                    runtime.log.write(
+                        "recover",
+                        iteration=iteration,
+                        batch=epoch.number,
+                        loss=loss,
+                        alignment=float(losses.alignment),
+                        cross_entropy=float(losses.cross_entropy),
+                    )
+                progress.step(f"loss {loss:.3f}", len(own))
+            result[positions] = batch.images()
     return result
+
+
+class _Losses(NamedTuple):
+    """The parts of the objective, float64 scalars on the CPU."""
+
+    loss: Tensor
+    alignment: Tensor
+    cross_entropy: Tensor
 
 
 class _Aim:
@@ -126,146 +183,121 @@ class _Aim:
 
 
 class _Batch:
-    """One batch of images with the aims of its observers."""
+    """Images that are optimised together by Adam with a cosine schedule.
+
+    Attributes:
+        parts: what the steps change, by name.
+    """
 
     def __init__(
         self,
-        pixels: Tensor,
+        images: Tensor,
         labels: Tensor,
         aims: Sequence[_Aim],
+        spec: ImageSpec,
         config: RecoveryConfig,
         chunks: Chunks,
         runtime: Runtime,
     ) -> None:
-        self.pixels = pixels.detach().requires_grad_()
-        self.labels = labels.to(runtime.device)
-        self.aims, self.aim = aims, aims[0]
-        self.config, self.chunks, self.runtime = config, chunks, runtime
+        device = runtime.device
+        mean, std = (v.view(-1, 1, 1) for v in spec.normalization.tensors(device))
+        self._mean, self._std, self._bounds = mean, std, (-mean / std, (1 - mean) / std)
+        self._pixels = ((images.to(device) - mean) / std).requires_grad_()
+        self._labels, self._aims, self._flip = labels.to(device), aims, spec.flip
+        self._config, self._chunks, self._runtime = config, chunks, runtime
+        self._optimizer = torch.optim.Adam(
+            [self._pixels],
+            lr=adjustable_rate(config.learning_rate, device),
+            betas=ADAM_BETAS,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self._optimizer, config.iterations
+        )
+        networks = nn.ModuleList(aim.recorder.network for aim in aims)
+        # The plain twins of the operators look at labels while they run.
+        compiled = runtime.backend == "compiled"
+        self._steps = RecordedSteps(self._step, networks, runtime, recordable=compiled)
+        self.parts = {
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+            "pixels": self._pixels,
+        }
 
-    def objective(self, crops: Crops, chunk: int) -> tuple[Tensor, Tensor]:
-        """Set the gradient of the pixels; return (alignment, cross-entropy).
+    def images(self) -> Tensor:
+        """Return the images as they are now, float32 in [0, 1], on the CPU."""
+        return (self._pixels.detach() * self._std + self._mean).clamp(0, 1).cpu()
+
+    def advance(self, number: int, iteration: int) -> _Losses:
+        """Take one step: every image draws a crop, and one observer looks.
+
+        Args:
+            number: of the batch; names the random streams.
+            iteration: chooses the observer.
+        """
+        stream = self._runtime.stream("recovery", number, iteration)
+        crops = random_crops(len(self._labels), self._config.crop_min_scale, self._flip, stream)
+        observer = iteration % len(self._aims)
+        losses = self._chunks.fit(
+            lambda chunk: self._steps(crops, variant=(observer, chunk)), len(self._labels)
+        )
+        self._schedule.step()
+        return _Losses(*losses.cpu())
+
+    def _step(self, crops: Crops, how: tuple[int, int]) -> Tensor:
+        observer, chunk = how
+        losses = self._set_gradient(self._aims[observer], crops, chunk)
+        self._optimizer.step()
+        with torch.no_grad():
+            self._pixels.copy_(torch.clamp(self._pixels, *self._bounds))
+        return losses
+
+    def _set_gradient(self, aim: _Aim, crops: Crops, chunk: int) -> Tensor:
+        """Set the gradient of the pixels; return the parts of `_Losses`.
 
         The objective is one of the whole batch, but it sees the images through a few rows each:
         moments and logits. Its gradient by these rows is all that an image's own backward pass
         needs. Smaller chunks therefore compute the same, with a second forward pass.
 
         Args:
+            aim: the observer and its targets.
             crops: one crop per image.
             chunk: images that go through the network at once.
         """
-        aim, config = self.aim, self.config
-        weights = [config.first_layer_weight] + [1.0] * (len(aim.global_means) - 1)
-        parts = [slice(start, start + chunk) for start in range(0, len(self.labels), chunk)]
+        config, count = self._config, len(self._labels)
+        parts = [slice(start, start + chunk) for start in range(0, count, chunk)]
         with torch.set_grad_enabled(len(parts) == 1):
-            made = [self._rows(crops, part) for part in parts]
-        sizes = made[0][1]
-        columns = zip(*(own for own, _ in made), strict=True)
+            passes = [self._rows(aim, crops, part) for part in parts]
+        sizes = passes[0][1]
+        columns = zip(*(own for own, _ in passes), strict=True)
         rows = [torch.cat(column).detach().requires_grad_() for column in columns]
         logits, means, m2s = rows[0], rows[1::2], rows[2::2]
-        alignment = self.runtime.ops.align_loss(
+        alignment = self._runtime.ops.align_loss(
             means,
             m2s,
             sizes,
-            self.labels,
+            self._labels,
             aim.global_means,
             aim.global_vars,
             aim.class_means,
             aim.class_vars,
-            weights,
+            [config.first_layer_weight] + [1.0] * (len(means) - 1),
             config.class_alignment_weight,
         )
-        cross_entropy = F.cross_entropy(logits, self.labels)
+        cross_entropy = F.cross_entropy(logits, self._labels)
         loss = config.classification_weight * cross_entropy + config.alignment_weight * alignment
         gradients = torch.autograd.grad(loss, rows)
-        self.pixels.grad = None
+        self._pixels.grad = None
         for part in parts:
-            own, _ = made[0] if len(parts) == 1 else self._rows(crops, part)
+            own, _ = passes[0] if len(parts) == 1 else self._rows(aim, crops, part)
             torch.autograd.backward(own, [gradient[part] for gradient in gradients])
-        return alignment.detach(), cross_entropy.detach()
+        return torch.stack([value.detach().double() for value in (loss, alignment, cross_entropy)])
 
-    def _rows(self, crops: Crops, part: slice) -> tuple[list[Tensor], list[int]]:
+    def _rows(self, aim: _Aim, crops: Crops, part: slice) -> tuple[list[Tensor], list[int]]:
         """Return logits, then mean and m2 of every layer, of a part; and the layers' pixels."""
-        views = crop(self.pixels[part], Crops(crops.boxes[part], crops.mirrored[part]))
-        with self.runtime.autocast():
-            logits, moments = self.aim.recorder(views)
+        views = crop(self._pixels[part], Crops(crops.boxes[part], crops.mirrored[part]))
+        with self._runtime.autocast():
+            logits, moments = aim.recorder(views)
         rows = [logits.float(), *(row for layer in moments for row in (layer.mean, layer.m2))]
         return rows, [layer.spatial_size for layer in moments]
-
-    def optimise(
-        self,
-        number: int,
-        bounds: tuple[Tensor, Tensor],
-        flip: bool,
-        progress: Progress,
-        result: Tensor,
-        restored: dict[str, Any],
-    ) -> Tensor:
-        """Run Adam with a cosine schedule; return the last iterate in normalised units.
-
-        Args:
-            number: of the batch; names its random streams.
-            bounds: smallest and largest value of a pixel in normalised units.
-            flip: whether views may be mirrored.
-            progress: counts the iterations.
-            result: the batches before this one, for the checkpoint.
-            restored: state of this batch in the checkpoint; empty to start.
-        """
-        config, runtime = self.config, self.runtime
-        optimizer = torch.optim.Adam(
-            [self.pixels],
-            lr=adjustable_rate(config.learning_rate, runtime.device),
-            betas=ADAM_BETAS,
-            fused=True,
-            capturable=runtime.device.type == "cuda",
-        )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
-        if restored:
-            restore({"optimizer": optimizer, "schedule": schedule}, restored, runtime.device)
-            with torch.no_grad():
-                self.pixels.copy_(restored["pixels"])
-
-        def take(crops: Crops, how: tuple[int, int]) -> Tensor:
-            observer, chunk = how
-            self.aim = self.aims[observer]
-            found = self.objective(crops, chunk)
-            optimizer.step()
-            with torch.no_grad():
-                self.pixels.copy_(torch.clamp(self.pixels, *bounds))
-            return torch.stack([value.double() for value in found])
-
-        networks = nn.ModuleList(aim.recorder.network for aim in self.aims)
-        # The plain twins of the operators look at labels while they run.
-        steps = RecordedSteps(take, networks, runtime, recordable=runtime.backend == "compiled")
-        for iteration in range(restored.get("iteration", 0), config.iterations):
-            observer = iteration % len(self.aims)
-            generator = runtime.stream("recovery", number, iteration)
-            crops = random_crops(len(self.labels), config.crop_min_scale, flip, generator)
-
-            def attempt(chunk: int, crops: Crops = crops, observer: int = observer) -> Tensor:
-                return steps(crops, variant=(observer, chunk))
-
-            alignment, cross_entropy = self.chunks.fit(attempt, len(self.labels)).cpu()
-            loss = (
-                config.classification_weight * cross_entropy + config.alignment_weight * alignment
-            )
-            value = check_finite(loss, "recovery", iteration, "loss")
-            schedule.step()
-            if iteration % LOG_EVERY == 0 or iteration == config.iterations - 1:
-                runtime.log.write(
-                    "recover",
-                    iteration=iteration,
-                    batch=number,
-                    loss=value,
-                    alignment=float(alignment),
-                    cross_entropy=float(cross_entropy),
-                )
-            progress.step(f"loss {value:.3f}", len(self.labels))
-            runtime.checkpoint.step(
-                optimizer=optimizer,
-                schedule=schedule,
-                pixels=self.pixels,
-                result=result,
-                batch=number,
-                iteration=iteration + 1,
-            )
-        return self.pixels.detach()

@@ -7,14 +7,172 @@ from seeds, so only the logits are stored.
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ltdd.config import EvaluationConfig, Labels
 from ltdd.data.augmentation.student_views import View, ViewSchedule, render
+from ltdd.data.image_spec import ImageSet, Normalization
+from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps
+from ltdd.engine.files import fingerprint
 from ltdd.engine.runtime import Runtime
-from ltdd.models.inference import check_logits, view_logits
+from ltdd.engine.stage_runner import Stored
+from ltdd.models.inference import check_logits, predict_logits, view_logits
+from ltdd.stages.label_calibration import calibration_strength, label_shift
+from ltdd.stages.label_sources import (
+    HardLabels,
+    LabelSource,
+    OnlineLabels,
+    StaticLabels,
+    StoredLabels,
+)
+from ltdd.stages.run import Run
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is subtracted from all logits of the teacher.
+
+    Attributes:
+        tau: strength, 0 without.
+        shift: float32 (K,).
+    """
+
+    tau: float
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """The teacher's labels of a set, and what gives labels to other images alike.
+
+    Stages store the teacher's own logits. Calibration is applied when they are read, so that it
+    needs no second table, and packing too, so that students learn from what is published.
+
+    Attributes:
+        run: the run.
+        teacher: network that gives them.
+        images: the images that they are of.
+        calibration: of all soft labels.
+        static: of the un-augmented images, (M, K).
+        views: of every view, (epochs, M, K); None unless asked for.
+    """
+
+    run: Run
+    teacher: Stored[nn.Module]
+    images: Stored[ImageSet]
+    calibration: Calibration
+    static: Stored[PackedLogits]
+    views: Stored[PackedLogits] | None
+
+    def source(
+        self, kind: Labels, images: Stored[ImageSet], schedule: ViewSchedule
+    ) -> Stored[LabelSource]:
+        """Return labels of a kind for images and their views."""
+        run, calibration = self.run, self.calibration
+        own, device = images.key == self.images.key, run.runtime.device
+        match kind:
+            case "hard":
+                return Stored(HardLabels(), fingerprint([kind]))
+            case "online":
+                asked = OnlineLabels(self.teacher.value, run.runtime, calibration.shift.to(device))
+                return Stored(asked, fingerprint([kind, self.teacher.key, calibration.tau]))
+            case "static":
+                static = (
+                    self.static if own else label_images(run, self.teacher, images, calibration)
+                )
+                return static.map(lambda packed: StaticLabels(packed[:], device))
+            case "fkd":
+                views = self.views
+                if views is None or not own or schedule != run.schedule:
+                    views = label_schedule(run, self.teacher, images, schedule, calibration)
+                return views.map(StoredLabels)
+
+
+def relabel_images(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> SoftLabels:
+    """Stage 5: return the teacher's labels of the images."""
+    calibration = calibrate_labels(run, teacher, images)
+    static, views = label_images(run, teacher, images, calibration), None
+    if run.config.relabeling.labels == "fkd":
+        views = label_schedule(run, teacher, images, run.schedule, calibration)
+    return SoftLabels(run, teacher, images, calibration, static, views)
+
+
+def calibrate_labels(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> Calibration:
+    """Return the calibration that the configuration asks for."""
+    method, counts, tau = run.config.relabeling.calibration, run.data.counts, 0.0
+    if method != "none":
+        logits = static_logits(run, teacher, images)
+
+        def compute(runtime: Runtime) -> dict[str, Tensor]:
+            strength = calibration_strength(logits.value, images.value.labels, counts)
+            return {"tau": torch.tensor(strength, dtype=torch.float64)}
+
+        stored = run.stage("relabeling", {"calibration": method}, [logits, images], compute)
+        tau = float(stored.value["tau"])
+    return Calibration(tau, label_shift(tau, counts))
+
+
+def label_images(
+    run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet], calibration: Calibration
+) -> Stored[PackedLogits]:
+    """Return the logits (M, K) of the images themselves, calibrated and packed."""
+    logits = static_logits(run, teacher, images)
+    packed = pack(logits.value - calibration.shift, run.config.relabeling)
+    return Stored(packed, _packed_key(run, logits, calibration))
+
+
+def label_schedule(
+    run: Run,
+    teacher: Stored[nn.Module],
+    images: Stored[ImageSet],
+    schedule: ViewSchedule,
+    calibration: Calibration,
+) -> Stored[PackedLogits]:
+    """Return the logits (epochs, M, K) of every view of a schedule, calibrated and packed."""
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        shown, normalization = images.value.images, run.data.normalization
+        return {"logits": label_views(shown, teacher.value, schedule, normalization, runtime)}
+
+    settings = view_settings(schedule.config)
+    stored = run.stage("relabeling", settings, [images, teacher], compute)
+    packed = pack(stored.value["logits"], run.config.relabeling)
+    if calibration.tau:
+        packed = dataclasses.replace(packed, shift=calibration.shift)
+    return Stored(packed, _packed_key(run, stored, calibration))
+
+
+def _packed_key(run: Run, logits: Stored[Any], calibration: Calibration) -> str:
+    return fingerprint([logits.key, calibration.tau, packing_settings(run.config.relabeling)])
+
+
+def view_settings(config: EvaluationConfig) -> dict[str, Any]:
+    """Return the settings that decide the views, and with them their labels."""
+    names = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
+    return {name: getattr(config, name) for name in names}
+
+
+def static_logits(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> Stored[Tensor]:
+    """Return the teacher's logits (M, K) of the images themselves.
+
+    They travel with the set, so in full precision, and are stored like every result: another number
+    of threads would round them differently.
+    """
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        exact = dataclasses.replace(runtime, precision="fp32")
+        shown, normalization = images.value.images, run.data.normalization
+        return {"logits": predict_logits(teacher.value, shown, normalization, exact)}
+
+    stored = run.stage("relabeling", {"labels": "static"}, [images, teacher], compute)
+    return stored.map(lambda tensors: tensors["logits"])
 
 
 @torch.no_grad()
@@ -22,8 +180,7 @@ def label_views(
     images: Tensor,
     teacher: nn.Module,
     schedule: ViewSchedule,
-    mean: Tensor,
-    std: Tensor,
+    normalization: Normalization,
     runtime: Runtime,
 ) -> Tensor:
     """Return the teacher's logits of every view of a schedule.
@@ -32,7 +189,7 @@ def label_views(
         images: uint8 (M, C, H, W), as they are stored, so that labels match the stored pixels.
         teacher: network in evaluation mode.
         schedule: the views.
-        mean, std: (C,), in units of [0, 1].
+        normalization: of the images that the teacher was trained on.
         runtime: device and precision.
 
     Returns:
@@ -44,7 +201,7 @@ def label_views(
     teacher.eval()
     epochs = schedule.config.epochs
     images = images.to(runtime.device)
-    mean, std = mean.to(runtime.device), std.to(runtime.device)
+    mean, std = normalization.tensors(runtime.device)
     chunks = Chunks("relabeling", schedule.config.batch_size, runtime)
     table: Tensor | None = None
 

@@ -7,28 +7,99 @@ not matter, because the dynamic momentum of Eq. 8 is applied as an exact merge o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltdd.config import StatisticsConfig
 from ltdd.data.augmentation.crops import crop, normalise, random_crops
+from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
+from ltdd.engine.finite import check_finite
 from ltdd.engine.progress import Progress
-from ltdd.engine.runtime import Runtime, check_finite
-from ltdd.models.observer import Observer, running_statistics
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
+from ltdd.models.observer import Observer, batch_norm_layers, batch_norm_names, running_statistics
 from ltdd.stages.alignment_targets import LayerStatistics
+from ltdd.stages.run import InitialImages, Run
+from ltdd.stages.statistics_drift import layer_drift
 from ltdd_ext.nn import LayerMoments
 
 VIEWS = 4  # crops an image that are measured of synthetic images
+Layers = list[LayerStatistics]
+
+
+def calibrate_statistics(run: Run, observers: Sequence[Stored[nn.Module]]) -> list[Stored[Layers]]:
+    """Stage 2: return the per-class statistics of every observer."""
+    return [_observer_statistics(run, observer) for observer in observers]
+
+
+def _observer_statistics(run: Run, observer: Stored[nn.Module]) -> Stored[Layers]:
+    settings = {} if run.runtime.backend == "compiled" else {"backend": run.runtime.backend}
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        layers = class_statistics(observer.value, run.data, run.config.statistics, runtime)
+        return _tensors_of(layers, "")
+
+    stored = run.stage("statistics", settings, [observer], compute)
+    count = len(batch_norm_layers(observer.value))
+    return stored.map(lambda tensors: _layers_of(tensors, "", count))
+
+
+def measure_drift(
+    run: Run,
+    observer: Stored[nn.Module],
+    fair: Stored[Layers],
+    start: Stored[InitialImages],
+    images: Stored[ImageSet],
+) -> list[dict[str, Any]]:
+    """Measure how far other statistics of every layer are from the fair ones, for the report.
+
+    The synthetic images are measured in crops as recovery sees them, before and after it, and
+    whole as they are published.
+    """
+    labels, config = images.value.labels, run.config.statistics
+    crops = (run.config.recovery.crop_min_scale, run.config.horizontal_flip)
+    sets: dict[str, tuple[Tensor, tuple[float, bool] | None]] = {
+        "start": (start.value.images, crops),
+        "distilled": (images.value.images, crops),
+        "published": (images.value.images, None),
+    }
+
+    def compute(runtime: Runtime) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, (shown, crops) in sets.items():
+            layers = synthetic_statistics(
+                observer.value, ImageSet(shown, labels), run.spec, crops, config, runtime
+            )
+            tensors |= _tensors_of(layers, f"{name}.")
+        return tensors
+
+    settings = {"of": list(sets), "crops": crops}
+    tensors = run.stage("drift", settings, [observer, start, images], compute).value
+    synthetic = {name: _layers_of(tensors, f"{name}.", len(fair.value)) for name in sets}
+    return layer_drift(batch_norm_names(observer.value), fair.value, synthetic)
+
+
+def _tensors_of(layers: Layers, prefix: str) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for number, layer in enumerate(layers)
+        for name, tensor in layer.tensors(f"{prefix}{number}").items()
+    }
+
+
+def _layers_of(tensors: Mapping[str, Tensor], prefix: str, count: int) -> Layers:
+    return [LayerStatistics.from_tensors(f"{prefix}{number}", tensors) for number in range(count)]
 
 
 @torch.no_grad()
-def calibrate_statistics(
+def class_statistics(
     observer: nn.Module, data: LongTailedData, config: StatisticsConfig, runtime: Runtime
-) -> list[LayerStatistics]:
+) -> Layers:
     """Return the per-class statistics of every batch-norm layer of the observer.
 
     Args:
@@ -43,38 +114,34 @@ def calibrate_statistics(
     Raises:
         UserError: a moment is NaN or infinite.
     """
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     parts = torch.arange(len(data.train_labels)).split(config.batch_size)
     batches = ((data.train_images[part], data.train_labels[part]) for part in parts)
     with runtime.progress(len(parts), "statistics") as progress:
-        return _class_statistics(
-            observer, batches, data.num_classes, mean, std, config, progress, runtime
-        )
+        return _fold(observer, batches, data.spec(flip=False), config, progress, runtime)
 
 
 @torch.no_grad()
 def synthetic_statistics(
     observer: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    mean: Tensor,
-    std: Tensor,
+    shown: ImageSet,
+    spec: ImageSpec,
     crops: tuple[float, bool] | None,
     config: StatisticsConfig,
     runtime: Runtime,
-) -> list[LayerStatistics]:
+) -> Layers:
     """Return the same statistics of synthetic images, as they are or as recovery sees them.
 
     Args:
         observer: trained network with BatchNorm2d layers.
-        images: (M, C, H, W), uint8 or float in [0, 1].
-        labels: int64 (M,), 0..K-1; every class occurs.
-        mean, std: (C,), in units of [0, 1].
+        shown: images (M, C, H, W), uint8 or float in [0, 1], and their labels; every class
+            occurs.
+        spec: form of the images.
         crops: smallest area and mirroring of recovery's crops, of which every image draws
             `VIEWS`; None looks at the whole images once.
         config: batch size of the pass.
         runtime: device, precision, backend, seed.
     """
+    images, labels = shown
     draws = 1 if crops is None else VIEWS
     parts = torch.arange(len(labels)).split(config.batch_size)
 
@@ -88,26 +155,23 @@ def synthetic_statistics(
                     batch = crop(batch / 255 if batch.dtype == torch.uint8 else batch, drawn)
                 yield batch, labels[part]
 
-    num_classes = int(labels.max()) + 1
     with runtime.progress(draws * len(parts), "statistics of the synthetic images") as progress:
-        return _class_statistics(
-            observer, batches(), num_classes, mean, std, config, progress, runtime
-        )
+        return _fold(observer, batches(), spec, config, progress, runtime)
 
 
-def _class_statistics(
+def _fold(
     observer: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    num_classes: int,
-    mean: Tensor,
-    std: Tensor,
+    spec: ImageSpec,
     config: StatisticsConfig,
     progress: Progress,
     runtime: Runtime,
-) -> list[LayerStatistics]:
+) -> Layers:
     recorder = Observer(observer, runtime.ops)
-    mean, std = mean.to(runtime.device), std.to(runtime.device)
-    states = [_empty_state(num_classes, layer.num_features, runtime) for layer in recorder.layers]
+    mean, std = spec.normalization.tensors(runtime.device)
+    states = [
+        _empty_state(spec.num_classes, layer.num_features, runtime) for layer in recorder.layers
+    ]
     chunks = Chunks("statistics", config.batch_size, runtime)
     for step, (images, labels) in enumerate(batches):
 

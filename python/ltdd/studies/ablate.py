@@ -1,19 +1,20 @@
 """Run a configuration with parts of the method exchanged, and put the accuracies side by side.
 
 Every variant is a run of its own, in its own folder, which resumes, verifies and reports like any
-other. All of them share one pool of stage results, so nothing is computed twice.
+other. All of them share one store of stage results, so nothing is computed twice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.cli.options import Request
 from ltdd.engine.files import write_json, write_text
+from ltdd.engine.run_options import RunOptions
 from ltdd.errors import UserError
 from ltdd.pipeline import distill
 from ltdd.results.tables import markdown_table, percent
@@ -46,29 +47,29 @@ class Outcome:
     reused: tuple[str, ...]
 
 
-def ablate(variants: Sequence[Variant], request: Request, pool: Path) -> list[Outcome]:
+def ablate(variants: Sequence[Variant], out: Path, options: RunOptions) -> list[Outcome]:
     """Run variants, the base first, and write ``ablation.md`` and ``ablation.json``.
 
     The files are written after every variant. The same command goes on where a stopped one was.
 
     Args:
         variants: of `plan`.
-        request: the base's request; its folder gets one folder for every variant.
-        pool: folder of stage results that the variants share.
+        out: gets one folder for every variant.
+        options: of every run; without a store the variants share ``out/stages``.
 
     Raises:
         UserError: the folder holds a run or an ablation of another base, or as `distill`.
     """
-    out = request.out
+    options = dataclasses.replace(options, store=options.store or out / "stages")
     if (out / "run.json").exists():
         raise UserError(f"out: expected the folder of an ablation, got that of a run, {out}")
     outcomes: list[Outcome] = []
     known: set[str] = set()
     for number, variant in enumerate(variants, 1):
-        if not request.quiet:
+        if not options.quiet:
             print(f"\n[{number}/{len(variants)}] {variant.name}", flush=True)
         folder = out / variant.folder
-        results = distill(variant.config, folder, **request.run_options(folder), pool=pool)
+        results = distill(variant.config, folder, options=options)
         files: Mapping[str, float] = results["files"]
         new = {name: seconds for name, seconds in files.items() if name not in known}
         stages = dict.fromkeys(_stage(name) for name in files)

@@ -13,13 +13,15 @@ from ltdd.config import DistillConfig, OnBadImage
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.files import read_json
 from ltdd.engine.run_folder import open_run
+from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
 from ltdd.models.weights import load_weights, read_weights
+from ltdd.stages.experts import train_experts
 from ltdd.stages.metrics import GROUPS, accuracy_report, usual_floor
-from ltdd.stages.run import Context
+from ltdd.stages.run import Run
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,12 @@ def check_run(
                 f"channels, or another order, in {source}"
             )
     with open_run(out, config.to_dict(), data.split_sha256):
-        context = Context.create(config, data, out, quiet=True, stored=frozenset({"experts"}))
-        teacher, _ = context.teacher(context.observers())
+        options = RunOptions(quiet=True)
+        run = Run.create(config, data, out, options, finished=frozenset({"experts"}))
+        teacher = train_experts(run).teacher.value
         # Normalised as in the run, whatever the data that are shown.
         seen = dataclasses.replace(
-            context, data=dataclasses.replace(shown, mean=data.mean, std=data.std)
+            run, data=dataclasses.replace(shown, mean=data.mean, std=data.std)
         )
         predictions = seen.predict(teacher)
     report = accuracy_report(predictions, shown.test_labels, shown.counts)
@@ -142,7 +145,7 @@ def check_weights(
     load_weights(model, weights, data.class_names)
     runtime = Runtime.from_config(config, NullLog(), quiet=True)
     model = model.to(runtime.device).to(memory_format=torch.channels_last)
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
+    logits = predict_logits(model, data.test_images, data.normalization, runtime)
+    predictions = logits.argmax(1)
     report = accuracy_report(predictions, data.test_labels, data.counts)
     return TeacherCheck(architecture, data, report)

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from ltdd.config import DistillConfig, Labels, OnBadImage
+from ltdd.config import DistillConfig, Labels
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine import provenance
-from ltdd.engine.events import Sink
-from ltdd.engine.files import write_json
+from ltdd.engine.files import tensors_sha256, write_json
 from ltdd.engine.run_folder import open_run
+from ltdd.engine.run_options import RunOptions
+from ltdd.engine.stage_runner import Stored
 from ltdd.errors import UserError
-from ltdd.pipeline import build, load_source
+from ltdd.pipeline import load_source
 from ltdd.preflight import check_networks
-from ltdd.results.distilled_set import load
-from ltdd.stages.baselines import score
-from ltdd.stages.run import Context
-
-BUILDING_STAGES = frozenset({"experts", "statistics", "initialization", "recovery"})
+from ltdd.results.distilled_set import DistilledSet
+from ltdd.results.scores import score
+from ltdd.stages.baselines import evaluate_references, training_sets
+from ltdd.stages.evaluation import evaluate_students
+from ltdd.stages.experts import train_experts
+from ltdd.stages.relabeling import relabel_images
+from ltdd.stages.run import Run
 
 
 def evaluate(
-    out: Path,
+    distilled: DistilledSet,
     students: Sequence[str],
     seeds: int,
     labels: Labels,
-    quiet: bool = False,
-    on_bad_image: OnBadImage = "fail",
-    data: LongTailedData | None = None,
     baselines: Sequence[str] = (),
-    sinks: Callable[[Path], Sequence[Sink]] = lambda folder: (),
+    options: RunOptions | None = None,
+    data: LongTailedData | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train other students on a finished run and write ``evaluations/<student>-<labels>.json``.
 
@@ -40,61 +41,60 @@ def evaluate(
     the run's own stay those of its own students.
 
     Args:
-        out: folder of a finished run.
+        distilled: the set of a finished run.
         students: architectures.
         seeds: number of students of each.
         labels: ``static``, ``fkd``, ``online`` or ``hard``.
-        quiet: no progress output.
-        on_bad_image: as the run was made with.
-        data: those the run was made from, where they were given to `distill`.
         baselines: what each architecture is compared with, as in ``evaluation.baselines``.
-        sinks: what receives every event beside the files, given their folder.
+        options: as the run was made with; None for the defaults.
+        data: those the run was made from, where they were given to `distill`.
 
     Returns:
         For each architecture the same structure as ``results.json``.
 
     Raises:
-        UserError: the folder holds no finished run, or its data are no longer the same.
+        UserError: the run's experts are not there, or its data are no longer the same.
     """
-    stored = load(out).manifest
+    options, stored, out = options or RunOptions(), distilled.manifest, distilled.root
     config = DistillConfig.from_dict(stored.get("config"))
-    settings = [
+    relabeling = dataclasses.replace(config.relabeling, labels=labels)
+    configs = [
         dataclasses.replace(
-            config.evaluation, student=student, seeds=seeds, baselines=tuple(baselines)
+            config,
+            relabeling=relabeling,
+            evaluation=dataclasses.replace(
+                config.evaluation, student=student, seeds=seeds, baselines=tuple(baselines)
+            ),
         )
         for student in students
     ]
-    asked = [dataclasses.replace(config, evaluation=evaluation) for evaluation in settings]
     if data is None:
-        data = load_source(config, on_bad_image, quiet)
+        data = load_source(config, options)
     expected = str(stored.get("split_sha256"))
     if data.split_sha256 != expected:
         raise UserError(
             f"evaluate: expected the data of split {expected[:12]}, "
             f"got split {data.split_sha256[:12]} from {config.data}"
         )
-    for wanted in asked:
+    for wanted in configs:
         check_networks(wanted, data)
-    found = {}
+    shown = ImageSet(distilled.images, distilled.labels)
+    images = Stored(shown, tensors_sha256(shown._asdict()))
+    all_results = {}
     with open_run(out, stored["config"], data.split_sha256):
-        origin = provenance.collect(None)
-        for wanted in asked:
+        origin = provenance.collect(options)
+        for wanted in configs:
             student = wanted.evaluation.student
             logs = out / "evaluations" / f"{file_stem(student)}-{labels}"
-            context = Context.create(
-                wanted,
-                data,
-                out,
-                quiet=quiet,
-                stored=BUILDING_STAGES,
-                logs=logs,
-                sinks=sinks(logs),
-            )
-            results = score(context, build(context), student, labels)
-            results["provenance"] = origin
+            run = Run.create(wanted, data, out, options, finished=frozenset({"experts"}), logs=logs)
+            experts = train_experts(run)
+            soft = relabel_images(run, experts.teacher, images)
+            predictions = evaluate_students(run, training_sets(run, images, soft))
+            predictions |= evaluate_references(run, experts)
+            results = score(run, shown, soft, predictions) | {"provenance": origin}
             write_json(logs.with_name(f"{logs.name}.json"), results)
-            found[student] = results
-    return found
+            all_results[student] = results
+    return all_results
 
 
 def file_stem(student: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.cli.options import Request
+from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.files import write_text
+from ltdd.engine.run_options import RunOptions
 from ltdd.errors import UserError
 from ltdd.pipeline import distill, load_source
 from ltdd.results.tables import percent
@@ -53,21 +54,21 @@ class Outcome:
         )
 
 
-def reproduce(row: Row, request: Request, pool: Path) -> Outcome:
+def reproduce(row: Row, config: DistillConfig, out: Path, options: RunOptions) -> Outcome:
     """Run a row.
 
     Args:
         row: the row.
-        request: its configuration, and where the run goes.
-        pool: folder of stage results that rows share: those of one data set have the same experts.
+        config: the configuration that answers it.
+        out: folder of the run.
+        options: rows of one data set share their experts through the store.
 
     Raises:
         UserError: the data are not those of the row, or as `distill`.
     """
-    config = request.config
-    data = load_source(config, request.on_bad_image, request.quiet)
+    data = load_source(config, options)
     check_split(row, data)
-    results = distill(config, request.out, **request.run_options(request.out), pool=pool)
+    results = distill(config, out, options=options)
     return Outcome(row, results)
 
 

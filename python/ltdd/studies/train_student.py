@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from ltdd.config import DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.errors import UserError
 from ltdd.models.inference import predict_logits
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.stages import evaluation
-from ltdd.stages.evaluation import LabelSource, fkd_labels, hard_labels, static_labels
+from ltdd.stages.evaluation import StudentName
+from ltdd.stages.label_sources import HardLabels, LabelSource, StaticLabels, StoredLabels
 from ltdd.stages.metrics import Report, accuracy_report
 
 StudentLabels = Literal["static", "fkd", "hard"]
@@ -80,16 +82,16 @@ def train_student(
         dataclasses.replace(config, device=device, precision=precision), NullLog(), quiet
     )
     source = _label_source(distilled, stored, config, labels, runtime.device)
-    mean, std = (torch.tensor(values) for values in distilled.normalization)
+    size, channels = distilled.images.shape[2], distilled.images.shape[1]
+    classes = len(distilled.class_names)
+    spec = ImageSpec(size, channels, classes, distilled.normalization, config.horizontal_flip)
     if test is not None:
         _check_test(test, distilled)
-    _check_model(model, distilled, mean, std, runtime)
+    _check_model(model, distilled, runtime)
     trained = evaluation.train_student(
         model,
-        distilled.images,
-        distilled.labels,
+        ImageSet(distilled.images, distilled.labels),
         source,
-        len(distilled.class_names),
         ViewSchedule(
             config.seed,
             len(distilled),
@@ -98,16 +100,14 @@ def train_student(
             config.horizontal_flip,
             config.evaluation,
         ),
-        mean,
-        std,
-        "student",
-        0,
+        spec,
+        StudentName("student", 0),
         runtime,
     )
     model.load_state_dict(trained.state_dict())
     report = None
     if test is not None:
-        predictions = predict_logits(model, test[0], mean, std, runtime).argmax(1)
+        predictions = predict_logits(model, test[0], spec.normalization, runtime).argmax(1)
         report = accuracy_report(predictions, test[1].cpu(), distilled.manifest["counts"])
     return TrainedStudent(model.eval(), report)
 
@@ -120,19 +120,19 @@ def _label_source(
     device: torch.device,
 ) -> LabelSource:
     if labels == "hard":
-        return hard_labels()
+        return HardLabels()
     if labels not in (None, "static", "fkd"):
         raise UserError(f"train_student: expected labels static, fkd or hard, got {labels!r}")
     table = None if labels == "static" else distilled.fkd_logits()
     if table is not None:
         _check_views(table, stored, config)
-        return fkd_labels(table)
+        return StoredLabels(table)
     if labels == "fkd":
         raise UserError(
             f"train_student: expected stored labels of every view in {distilled.root}, got only "
             "static ones; use labels='static'"
         )
-    return static_labels(distilled.logits, device)
+    return StaticLabels(distilled.logits, device)
 
 
 def _check_views(table: PackedLogits, stored: DistillConfig, config: DistillConfig) -> None:
@@ -167,11 +167,10 @@ def _check_test(test: tuple[Tensor, Tensor], distilled: DistilledSet) -> None:
 
 
 @torch.no_grad()
-def _check_model(
-    model: nn.Module, distilled: DistilledSet, mean: Tensor, std: Tensor, runtime: Runtime
-) -> None:
+def _check_model(model: nn.Module, distilled: DistilledSet, runtime: Runtime) -> None:
     """Try the network on two images before any work."""
-    batch, classes = normalise(distilled.images[:2], mean, std), len(distilled.class_names)
+    classes = len(distilled.class_names)
+    batch = normalise(distilled.images[:2], *distilled.normalization.tensors())
     was_training = model.training
     try:
         logits = model.eval().to(runtime.device)(batch.to(runtime.device))

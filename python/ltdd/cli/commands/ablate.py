@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from ltdd.cli.options import OwnOptions, parse_distill
 from ltdd.errors import UserError
@@ -31,9 +30,6 @@ def run(argv: Sequence[str]) -> None:
     own.add_argument(
         "--grid", action="store_true", help="Every combination of the switches that are named."
     )
-    own.add_argument(
-        "--pool", help="Folder of stage results shared with other runs; else DIR/stages."
-    )
     options, rest = own.parse_known_args(argv)
     if options.list:
         for name, switch in SWITCHES.items():
@@ -48,7 +44,6 @@ def run(argv: Sequence[str]) -> None:
     variants = plan(base, chosen, options.grid)
     from ltdd.studies.ablate import ablate, table
 
-    pool = Path(options.pool) if options.pool else request.out / "stages"
-    outcomes = ablate(variants, request, pool)
+    outcomes = ablate(variants, request.out, request.options)
     page = request.out / "ablation.md"
-    print(page if request.quiet else f"\n{table(outcomes)}\n\nablation: {page}")
+    print(page if request.options.quiet else f"\n{table(outcomes)}\n\nablation: {page}")

@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.results.card import CARD, write_card
     from ltdd.results.distilled_set import load
 
-    if request.preset == "paper" and not request.quiet:
+    if request.options.preset == "paper" and not request.options.quiet:
         from ltdd.recipes.rldd import recipe_for
 
         # The recipe may have set the image size itself; it then is the one of its own choice.
@@ -25,8 +25,8 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.results.pages.report import write_report
     from ltdd.results.terminal import run_summary
 
-    results = distill(request.config, request.out, **request.run_options(request.out))
+    results = distill(request.config, request.out, options=request.options)
     report = write_report(request.out)
     if not (request.out / CARD).exists():  # its owner may have edited it
         write_card(load(request.out), request.out)
-    print(report if request.quiet else f"\n{run_summary(results, request.out)}")
+    print(report if request.options.quiet else f"\n{run_summary(results, request.out)}")

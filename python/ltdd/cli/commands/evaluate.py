@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast, get_args
 
-from ltdd.cli.options import Parser, add_on_bad_image, add_watching, check_watching, event_sinks
+from ltdd.cli.options import (
+    Parser,
+    add_on_bad_image,
+    add_store,
+    add_watching,
+    check_watching,
+    chosen_store,
+    event_sinks,
+)
 from ltdd.config import Labels
 from ltdd.errors import UserError
 
@@ -47,6 +54,7 @@ def run(argv: Sequence[str]) -> None:
     )
     add_watching(parser)
     add_on_bad_image(parser)
+    add_store(parser)
     options = parser.parse_args(argv)
     if options.labels not in (None, *_LABELS):
         raise UserError(f"expected --labels {', '.join(_LABELS)}; got {options.labels!r}")
@@ -54,28 +62,32 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"expected --seeds 1 or more, got {options.seeds}")
     check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
+    from ltdd.engine.run_options import RunOptions
     from ltdd.results.distilled_set import load
     from ltdd.results.pages.report import write_report
+    from ltdd.results.scores import ARS_BASELINES, LRS_BASELINES
     from ltdd.results.tables import architecture_tables
     from ltdd.results.terminal import accuracy_table
-    from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
     from ltdd.studies.evaluate import evaluate
 
-    folder = Path(options.folder)
-    config = DistillConfig.from_dict(load(folder).manifest.get("config"))
+    distilled = load(options.folder)
+    config = DistillConfig.from_dict(distilled.manifest.get("config"))
     architectures = list(dict.fromkeys((options.arch or config.evaluation.student).split(",")))
     wanted = (LRS_BASELINES if options.lrs else ()) + (ARS_BASELINES if options.ars else ())
     results = evaluate(
-        folder,
+        distilled,
         architectures,
         options.seeds or config.evaluation.seeds,
         cast(Labels, options.labels or config.relabeling.labels),
-        options.quiet,
-        options.on_bad_image,
-        baselines=list(dict.fromkeys(wanted)),
-        sinks=functools.partial(event_sinks, options.verbose, options.tensorboard),
+        list(dict.fromkeys(wanted)),
+        RunOptions(
+            quiet=options.quiet,
+            on_bad_image=options.on_bad_image,
+            store=chosen_store(options.store),
+            sinks=functools.partial(event_sinks, options.verbose, options.tensorboard),
+        ),
     )
-    report = write_report(folder)
+    report = write_report(distilled.root)
     if options.quiet:
         print(report)
         return

@@ -27,9 +27,7 @@ def run(argv: Sequence[str]) -> int:
     own.add_argument("--filter", default="", help="Show rows with this text in them.")
     own.add_argument("--data", help="Where the images are, as in ltdd distill; else downloaded.")
     own.add_argument("--preset", default="paper", help="Settings: paper (default), cpu, ...")
-    own.add_argument(
-        "--out", help="Folder for the rows; each gets a folder there, and they share experts."
-    )
+    own.add_argument("--out", help="Folder for the rows; each gets a folder there.")
     own.add_argument("--record", help="Markdown file whose table gets the finished row.")
     name = argv[0] if argv and not argv[0].startswith("-") else None
     options, rest = own.parse_known_args(argv if name is None else argv[1:])
@@ -49,9 +47,9 @@ def run(argv: Sequence[str]) -> int:
 
     if options.record:
         page_text(Path(options.record))  # a wrong file must not be found out after hours
-    outcome = reproduce(row, request, out / "stages")
+    outcome = reproduce(row, request.config, request.out, request.options)
     report = write_report(request.out)
-    if not request.quiet:
+    if not request.options.quiet:
         print(f"\n{accuracy_table(outcome.results)}\n\nreport: {report}")
     print(outcome)
     if options.record:

@@ -53,6 +53,13 @@ def export(folder: str | Path, format: str, to: str | Path, license: str | None 
 
 def _info(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return what every format needs beside images and labels."""
-    names = ("class_names", "counts", "normalization", "student_recipe", "split_sha256", "versions")
+    names = (
+        "class_names",
+        "counts",
+        "normalization",
+        "student_training",
+        "split_sha256",
+        "versions",
+    )
     sources = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     return {name: manifest[name] for name in names} | {"source_sha256": sources}

@@ -58,7 +58,7 @@ def write(distilled: DistilledSet, folder: Path) -> None:
     dataset = _dataset(distilled)
     mean, std = distilled.normalization if dataset is None else (_CIFAR_MEAN, _CIFAR_STD)
     images = normalise(distilled.images[order], torch.tensor(mean), torch.tensor(std))
-    recipe = distilled.manifest["student_recipe"]
+    recipe = distilled.manifest["student_training"]
     _save(folder / "images.pt", images.contiguous())
     _save(folder / "labels.pt", distilled.logits[order])
     _save(folder / "lr.pt", torch.tensor(float(recipe["learning_rate"])))

@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ltdd.engine.files import read_tensors
+from ltdd.data.image_spec import to_uint8
+from ltdd.engine.stage_store import read_stage
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.pages import charts
 from ltdd.results.pages.charts import Chart
@@ -143,12 +144,11 @@ def run_images(out: Path, distilled: DistilledSet) -> dict[str, ImagesOfClass]:
 
 def _initial_images(out: Path, distilled: DistilledSet) -> tuple[Tensor | None, Tensor | None]:
     """Return the images before recovery and real examples as uint8, if their file is there."""
-    files = sorted((out / "stages").glob("initialization-*.safetensors"))
-    for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True):
-        tensors, _ = read_tensors(file)
-        if tensors["images"].shape == distilled.images.shape:
-            initial = (tensors["images"].clamp(0, 1) * 255).round().to(torch.uint8)
-            return initial, tensors.get("real_examples")
+    files = (distilled.results or {}).get("files", {})
+    for name in files:
+        if name.startswith("initialization-") and (out / "stages" / name).exists():
+            tensors = read_stage(out / "stages" / name).tensors
+            return to_uint8(tensors["images"]), tensors["real_examples"]
     return None, None
 
 
