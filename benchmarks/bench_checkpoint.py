@@ -2,8 +2,7 @@
 
 Steps with and without a save alternate, so that other work on the machine costs both the same; all
 times are those of the clock, waiting for the disk included. A run saves once per
-`CHECKPOINT_SECONDS`,
-so the share of a stage's time is that of one save in that many seconds of steps.
+`CHECKPOINT_SECONDS`: the share of a stage's time is that of one save in so many seconds of steps.
 
 ``python -m benchmarks -s -k saving`` prints the figures.
 """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.stripes import Recorder, make_data
-from helpers.tiny_run import FINISHED
+from helpers.tiny_run import FINISHED, QUIET
 from PIL import Image
 from torch import nn
 
@@ -30,6 +30,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep decoded images of tests, and of programs that they start, out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LTDD_DATA", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LTDD_STORE", "none")  # a test computes what it looks at
         yield
 
 
@@ -110,7 +111,7 @@ def observer() -> nn.Module:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, as it is left behind."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    pipeline.distill(FINISHED, out, quiet=True)
+    pipeline.distill(FINISHED, out, options=QUIET)
     return out
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers.tiny_run import QUIET
 
 from ltdd import pipeline
 from ltdd.cli.main import main
@@ -38,7 +39,7 @@ def folder_with_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recovery=RecoveryConfig(iterations=1),
         evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=()),
     )
-    pipeline.distill(config, folder / "runs" / "demo", quiet=True)
+    pipeline.distill(config, folder / "runs" / "demo", options=QUIET)
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_run import QUIET, shared
 
 import ltdd
 from ltdd import pipeline
@@ -37,7 +38,7 @@ TINY = DistillConfig(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    pipeline.distill(TINY, out, quiet=True)
+    pipeline.distill(TINY, out, options=QUIET)
     return out
 
 
@@ -99,7 +100,7 @@ def test_the_same_command_reuses_every_stage(run: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in (run / "stages").iterdir()}
     old = read_json(run / "results.json")
     seen = len(read_events(run / "events.jsonl"))
-    again = pipeline.distill(TINY, run, quiet=True)
+    again = pipeline.distill(TINY, run, options=QUIET)
     assert {p.name: p.stat().st_mtime_ns for p in (run / "stages").iterdir()} == before
     ends = [e for e in read_events(run / "events.jsonl")[seen:] if e["event"] == "stage_end"]
     assert ends
@@ -112,7 +113,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(run: Path) -> None
     files = sorted(run.rglob("*.safetensors"))
     other = dataclasses.replace(TINY, ipc=2)
     with pytest.raises(UserError, match="ipc"):
-        pipeline.distill(other, run, quiet=True)
+        pipeline.distill(other, run, options=QUIET)
     assert sorted(run.rglob("*.safetensors")) == files
 
 
@@ -144,7 +145,7 @@ def test_both_backends_recover_the_same_images(run: Path, tmp_path: Path) -> Non
     reference = dataclasses.replace(
         TINY, backend="reference", evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=())
     )
-    pipeline.distill(reference, tmp_path / "reference", quiet=True)
+    pipeline.distill(reference, tmp_path / "reference", options=QUIET)
     difference = (
         (_stored_images(run, "recovery") - _stored_images(tmp_path / "reference", "recovery"))
         .abs()
@@ -160,7 +161,7 @@ def test_a_class_with_fewer_images_than_ipc_works(tmp_path: Path) -> None:
         recovery=RecoveryConfig(iterations=1),
         evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=("random_real",)),
     )
-    results = pipeline.distill(few, tmp_path / "few", quiet=True)
+    results = pipeline.distill(few, tmp_path / "few", options=QUIET)
     assert min(results["counts"]) < 3
     assert torch.bincount(ltdd.load(tmp_path / "few").labels).tolist() == [15] * 10
 
@@ -174,7 +175,7 @@ def test_other_initializations_and_an_own_teacher(tmp_path: Path, method: str) -
         recovery=RecoveryConfig(iterations=2),
         evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=()),
     )
-    results = pipeline.distill(config, tmp_path / method, quiet=True)
+    results = pipeline.distill(config, tmp_path / method, options=QUIET)
     assert results["teacher"]["arch"] == "convnet3"
     assert results["observer"]["arch"] == "convnet3_bn"
 
@@ -188,7 +189,7 @@ def test_runs_share_results_through_a_pool_and_stay_complete(run: Path, tmp_path
         relabeling=dataclasses.replace(TINY.relabeling, calibration="adsa"),
         evaluation=dataclasses.replace(TINY.evaluation, baselines=("random_real",)),
     )
-    results = pipeline.distill(settings, tmp_path / "out", quiet=True, pool=pool)
+    results = pipeline.distill(settings, tmp_path / "out", options=shared(pool))
     events = read_events(tmp_path / "out/events.jsonl")
     computed = [e["stage"] for e in events if e["event"] == "stage_end" and not e["reused"]]
     assert computed == ["relabeling", "evaluation", "evaluation"]  # tau, and students of its labels
@@ -212,7 +213,7 @@ def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path:
         relabeling=dataclasses.replace(TINY.relabeling, calibration="adsa"),
         evaluation=dataclasses.replace(TINY.evaluation, seeds=1, baselines=()),
     )
-    results = pipeline.distill(settings, out, quiet=True, pool=run / "stages")
+    results = pipeline.distill(settings, out, options=shared(run / "stages"))
     tau = results["calibration"]["tau"]
     assert 0 < tau <= 2  # two epochs do not unlearn an imbalance of 50
     calibrated = ltdd.load(out)
@@ -287,7 +288,7 @@ def test_an_observer_without_batch_norm_fails_before_any_work(tmp_path: Path) ->
         TINY, experts=dataclasses.replace(TINY.experts, observer="convnet3")
     )
     with pytest.raises(UserError, match="BatchNorm2d"):
-        pipeline.distill(config, tmp_path / "out", quiet=True)
+        pipeline.distill(config, tmp_path / "out", options=QUIET)
     assert not (tmp_path / "out").exists()
 
 

@@ -42,9 +42,9 @@ from ltdd.data.augmentation.student_views import ViewSchedule, render
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
 from ltdd.models import ARCHITECTURES, build_model
-from ltdd.stages.evaluation import online_labels
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images
+from ltdd.stages.label_sources import OnlineLabels
 
 LTDD = Path(__file__).resolve().parents[1] / "python/ltdd"
 FAST = ExpertsConfig(epochs=2, batch_size=64, learning_rate=0.05, loss="ce")
@@ -67,7 +67,7 @@ def test_a_teacher_asked_online_gets_no_gradient(data: LongTailedData, runtime: 
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     view = next(schedule.epoch(0))
     batch = render(view, data.train_images[view.indices], mean, std)
-    logits = online_labels(teacher, runtime).logits(view, batch.requires_grad_(), torch.empty(0))
+    logits = OnlineLabels(teacher, runtime).logits(view, batch.requires_grad_(), torch.empty(0))
     assert not logits.requires_grad
 
 

@@ -73,7 +73,7 @@ config = DistillConfig(
     evaluation=EvaluationConfig(student="tiny", seeds=1, epochs=2, baselines=()),
 )
 start = time.monotonic()
-results = pipeline.distill(config, out, quiet=True)
+results = pipeline.distill(config, out, options=RunOptions(quiet=True, store=None))
 print(json.dumps(memory() | {
     "first": times[0], "second": times[1], "run": time.monotonic() - start,
     "train_bytes": bytes_mapped, "accuracy": results["teacher"]["accuracy"]["mean"],

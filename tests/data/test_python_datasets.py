@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_run import TINY
+from helpers.tiny_run import QUIET, TINY
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -180,12 +180,12 @@ def test_a_run_on_given_data_can_be_resumed_and_evaluated(tmp_path: Path) -> Non
         experts=dataclasses.replace(TINY.experts, epochs=1),
         evaluation=dataclasses.replace(TINY.evaluation, baselines=(), seeds=1, epochs=1),
     )
-    results = ltdd.distill(config, tmp_path / "run", data=data, quiet=True)
+    results = ltdd.distill(config, tmp_path / "run", data=data, options=QUIET)
     assert results["counts"] == list(digits.counts)
     stored = read_json(tmp_path / "run" / "run.json")
     assert stored["config"]["data"] == "tensors"
     before = (tmp_path / "run" / "data.safetensors").read_bytes()
-    ltdd.distill(config, tmp_path / "run", data=data, quiet=True)
+    ltdd.distill(config, tmp_path / "run", data=data, options=QUIET)
     assert (tmp_path / "run" / "data.safetensors").read_bytes() == before
     events = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "data"]
     assert [e["smallest_class"] for e in events] == [1, 1]

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine import interruption
 from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.stages.evaluation import static_labels, train_student
+from ltdd.stages.evaluation import StudentName, train_student
 from ltdd.stages.experts import train_expert
-from ltdd.stages.recovery import recover_images
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.label_sources import StaticLabels
+from ltdd.stages.recovery import Observed, align_images
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 
 KEY = "ab" * 32
 Stage = Callable[[Runtime], list[Tensor]]
@@ -51,7 +54,7 @@ def stage(
     request: pytest.FixtureRequest, data: LongTailedData, observer: nn.Module, runtime: Runtime
 ) -> Stage:
     """The stage that the test's parameter names, as a function of its surroundings."""
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    spec = data.spec(flip=True)
 
     def expert(runtime: Runtime, **settings: Any) -> list[Tensor]:
         config = ExpertsConfig(epochs=3, batch_size=12, **settings)
@@ -59,25 +62,26 @@ def stage(
         return list(model.state_dict().values())
 
     def recovery(runtime: Runtime) -> list[Tensor]:
-        statistics = calibrate_statistics(observer, data, StatisticsConfig(), runtime)
+        targets = StatisticsConfig()
+        observed = Observed(observer, class_statistics(observer, data, targets, runtime))
         labels = torch.arange(3).repeat_interleave(4)
         images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         config = RecoveryConfig(iterations=3, max_batch=6)
-        targets = StatisticsConfig()
-        parts = (images, labels, [(observer, statistics)], mean, std, True, config, targets)
-        return [recover_images(*parts, runtime)]
+        start = InitialImages(images, labels, torch.full_like(labels, -1))
+        return [align_images(start, [observed], spec, config, targets, runtime)]
 
     def student(runtime: Runtime) -> list[Tensor]:
         config = EvaluationConfig(student="convnet3", epochs=3, batch_size=4, seeds=1)
         labels = torch.arange(3).repeat_interleave(3)
         images = data.train_images[: len(labels)]
-        source = static_labels(torch.nn.functional.one_hot(labels, 3).float(), runtime.device)
+        source = StaticLabels(torch.nn.functional.one_hot(labels, 3).float(), runtime.device)
         schedule = ViewSchedule(3, len(labels), 8, 8, True, config)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = build_model(config.student, 3, 8, 3)
-        parts = (model, images, labels, source, 3, schedule, mean, std, "student", 0)
-        return list(train_student(*parts, runtime).state_dict().values())
+        shown, name = ImageSet(images, labels), StudentName("student", 0)
+        trained = train_student(model, shown, source, schedule, spec, name, runtime)
+        return list(trained.state_dict().values())
 
     stages: dict[str, Stage] = {
         "experts, cosine": lambda r: expert(r, schedule="cosine"),

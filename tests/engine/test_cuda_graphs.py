@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine import cuda_graphs
@@ -22,12 +23,13 @@ from ltdd.engine.cuda_graphs import (
     MovingAverage,
     RecordedSteps,
     adjustable_rate,
-    restore,
 )
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.stages import evaluation, experts, recovery, relabeling
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.label_sources import HardLabels, OnlineLabels, StaticLabels, StoredLabels
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 
 Train = Callable[[Runtime], dict[str, Tensor]]
 
@@ -60,8 +62,7 @@ def networks(count: int, architecture: str, device: torch.device) -> list[nn.Mod
 def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
     """20 images, in batches of 7, 7 and 6."""
     config = dataclasses.replace(STUDENT, **settings)
-    images, own = data.train_images[:20], data.train_labels[:20]
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    shown = ImageSet(data.train_images[:20], data.train_labels[:20])
     views = ViewSchedule(0, 20, 8, 8, False, config)
 
     def train(runtime: Runtime) -> dict[str, Tensor]:
@@ -69,13 +70,14 @@ def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
         logits = torch.randn(config.epochs, 20, 10, generator=generator)
         model, teacher = networks(2, "convnet3", runtime.device)
         source = {
-            "static": evaluation.static_labels(logits[0], runtime.device),
-            "fkd": evaluation.fkd_labels(PackedLogits(logits, 10)),
-            "online": evaluation.online_labels(teacher, runtime),
-            "hard": evaluation.hard_labels(),
+            "static": StaticLabels(logits[0], runtime.device),
+            "fkd": StoredLabels(PackedLogits(logits, 10)),
+            "online": OnlineLabels(teacher, runtime),
+            "hard": HardLabels(),
         }[labels]
+        name = evaluation.StudentName("student", 0)
         trained = evaluation.train_student(
-            model, images, own, source, 10, views, mean, std, "student", 0, runtime
+            model, shown, source, views, data.spec(flip=False), name, runtime
         )
         return trained.state_dict()
 
@@ -84,13 +86,12 @@ def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
 
 def labels(data: LongTailedData) -> Train:
     """Labels of 20 images, in batches of 7, 7 and 6."""
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     views = ViewSchedule(0, 20, 8, 8, False, STUDENT)
 
     def label(runtime: Runtime) -> dict[str, Tensor]:
         (teacher,) = networks(1, "convnet3", runtime.device)
         images = data.train_images[:20]
-        table = relabeling.label_views(images, teacher, views, mean, std, runtime)
+        table = relabeling.label_views(images, teacher, views, data.normalization, runtime)
         return {"logits": table}
 
     return label
@@ -99,19 +100,18 @@ def labels(data: LongTailedData) -> Train:
 def images(data: LongTailedData, observers: int, **settings: Any) -> Train:
     """Two batches of 20 images."""
     config = RecoveryConfig(iterations=12, max_batch=20, alignment_weight=1.0, **settings)
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
 
     def recover(runtime: Runtime) -> dict[str, Tensor]:
+        targets = StatisticsConfig()
         observed = [
-            (network, calibrate_statistics(network, data, StatisticsConfig(), runtime))
+            recovery.Observed(network, class_statistics(network, data, targets, runtime))
             for network in networks(observers, "convnet3_bn", runtime.device)
         ]
-        start = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         own = torch.arange(10).repeat_interleave(4)
-        made = recovery.recover_images(
-            start, own, observed, mean, std, False, config, StatisticsConfig(), runtime
-        )
-        return {"images": made}
+        start = InitialImages(noise, own, torch.full_like(own, -1))
+        spec = data.spec(flip=False)
+        return {"images": recovery.align_images(start, observed, spec, config, targets, runtime)}
 
     return recover
 
@@ -276,7 +276,7 @@ def test_the_moving_average_goes_on_where_a_checkpoint_stopped() -> None:
     move(4)
     average.update()  # the first iterate, not the network's initial parameters
     again = MovingAverage(network, 0.5)
-    restore({"average": again}, {"average": average.state_dict()}, torch.device("cpu"))
+    again.load_state_dict(average.state_dict())
     move(8)
     for one in (average, again):
         one.update()

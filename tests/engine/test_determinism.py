@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_run import TINY
+from helpers.tiny_run import QUIET, TINY
 from torch import Tensor
 
 from ltdd import pipeline
@@ -23,7 +23,7 @@ from ltdd.engine.stage_runner import StageRunner
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages import initialization
-from ltdd.stages.run import Context
+from ltdd.stages.run import Run
 from ltdd.stages.statistics import calibrate_statistics
 
 
@@ -103,8 +103,8 @@ def test_on_a_cpu_the_setting_changes_nothing(tmp_path: Path) -> None:
     keys = []
     for deterministic in (False, True):
         config = dataclasses.replace(TINY, deterministic=deterministic)
-        context = Context.create(config, data, tmp_path, quiet=True)
-        keys.append(context.stages.key("recovery", {}, []))
+        run = Run.create(config, data, tmp_path, QUIET)
+        keys.append(run.stages.key("recovery", {}, []))
     assert keys[0] == keys[1]
     assert not choose_kernels(torch.device("cpu"), True)
     assert not torch.are_deterministic_algorithms_enabled()
@@ -133,7 +133,7 @@ def test_two_runs_on_a_gpu_give_the_same_bytes(tmp_path: Path) -> None:
     hashes = []
     try:
         for name in ("first", "second"):
-            pipeline.distill(config, tmp_path / name, quiet=True)
+            pipeline.distill(config, tmp_path / name, options=QUIET)
             content = (tmp_path / name / "data.safetensors").read_bytes()
             hashes.append(hashlib.sha256(content).hexdigest())
     finally:

@@ -14,8 +14,9 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models import build_model
 from ltdd.engine.memory import Meter, keep_freed_memory
 from ltdd.engine.runtime import Runtime
-from ltdd.stages.recovery import recover_images
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.recovery import Observed, align_images
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 
 keep_freed_memory()  # as a run does
 ipc, max_batch = map(int, sys.argv[1:])
@@ -25,13 +26,13 @@ images, labels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torc
 names, mean = tuple("abcdefghij"), (0.5,) * 3
 data = LongTailedData(images, labels, images, labels, names, mean, mean, "0" * 64, "noise")
 observer = build_model("convnet3_bn", 10, 16, 3)
-statistics = calibrate_statistics(observer, data, StatisticsConfig(batch_size=20), runtime)
-start = torch.rand(10 * ipc, 3, 16, 16)
-given = (torch.arange(10).repeat_interleave(ipc), [(observer, statistics)])
+targets = StatisticsConfig(batch_size=20)
+observed = Observed(observer, class_statistics(observer, data, targets, runtime))
+own = torch.arange(10).repeat_interleave(ipc)
+start = InitialImages(torch.rand(10 * ipc, 3, 16, 16), own, own)
 config = RecoveryConfig(iterations=2, max_batch=max_batch)
-scale = torch.tensor(mean)
 with Meter(runtime.device) as meter:
-    recover_images(start, *given, scale, scale, True, config, StatisticsConfig(), runtime)
+    align_images(start, [observed], data.spec(flip=True), config, StatisticsConfig(), runtime)
 print(json.dumps(meter.peak_bytes))
 """
 

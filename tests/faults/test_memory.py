@@ -17,6 +17,7 @@ from helpers.tiny_run import TINY
 from torch import Tensor, nn
 
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
 from ltdd.engine.events import EventLog, read_events
@@ -25,12 +26,14 @@ from ltdd.errors import UserError
 from ltdd.models import build_model, normalization
 from ltdd.models.inference import predict_logits
 from ltdd.stages.alignment_targets import LayerStatistics
-from ltdd.stages.evaluation import hard_labels, train_student
+from ltdd.stages.evaluation import StudentName, train_student
 from ltdd.stages.experts import train_expert
-from ltdd.stages.initialization import initialize_images
-from ltdd.stages.recovery import recover_images
+from ltdd.stages.initialization import initial_images
+from ltdd.stages.label_sources import HardLabels
+from ltdd.stages.recovery import Observed, align_images
 from ltdd.stages.relabeling import label_views
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 from ltdd_ext import _convolution
 
 CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory: you"
@@ -155,40 +158,39 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
 
 
 def statistics(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
-    layers = calibrate_statistics(network, data, TINY.statistics, runtime)
+    layers = class_statistics(network, data, TINY.statistics, runtime)
     return {k: v for n, layer in enumerate(layers) for k, v in layer.tensors(str(n)).items()}
 
 
 def initialization(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
-    start = initialize_images(network, data, 2, TINY.initialization, runtime)
+    start = initial_images(network, data, 2, TINY.initialization, runtime)
     return {"images": start.images, "source": start.source}
 
 
 def inference(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    return {"logits": predict_logits(network, data.test_images, mean, std, runtime)}
+    return {"logits": predict_logits(network, data.test_images, data.normalization, runtime)}
 
 
 def relabeling(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
     views = ViewSchedule(0, 40, data.image_size, data.image_size, False, TINY.evaluation)
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    return {"logits": label_views(data.test_images[:40], network, views, mean, std, runtime)}
+    return {
+        "logits": label_views(data.test_images[:40], network, views, data.normalization, runtime)
+    }
 
 
 @functools.cache
 def calibrated(network: nn.Module) -> list[LayerStatistics]:
     data = load_data(TINY.data, TINY.imbalance_factor)
-    return calibrate_statistics(network, data, TINY.statistics, Runtime(torch.device("cpu")))
+    return class_statistics(network, data, TINY.statistics, Runtime(torch.device("cpu")))
 
 
 def recovery(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
-    images = recover_images(
-        torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
-        torch.arange(10).repeat_interleave(3),
-        [(network, calibrated(network))],
-        torch.tensor(data.mean),
-        torch.tensor(data.std),
-        False,
+    noise = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10).repeat_interleave(3)
+    images = align_images(
+        InitialImages(noise, labels, torch.full_like(labels, -1)),
+        [Observed(network, calibrated(network))],
+        data.spec(flip=False),
         dataclasses.replace(TINY.recovery, max_batch=30, alignment_weight=1.0, iterations=4),
         TINY.statistics,
         runtime,
@@ -232,23 +234,11 @@ def test_training_names_the_setting_to_lower(
     with pytest.raises(UserError, match=r"^experts: .*not enough memory.*experts\.batch_size$"):
         train_expert("observer", "convnet3_bn", data, TINY.experts, False, runtime)
     views = ViewSchedule(0, 20, data.image_size, data.image_size, False, TINY.evaluation)
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    images, labels = data.test_images[:20], data.test_labels[:20]
+    shown = ImageSet(data.test_images[:20], data.test_labels[:20])
     model = build_model("convnet3", data.num_classes, data.image_size, data.channels)
+    spec, name = data.spec(flip=False), StudentName("student", 0)
     with pytest.raises(UserError, match=r"^evaluation: .*lower --evaluation\.batch_size$"):
-        train_student(
-            model,
-            images,
-            labels,
-            hard_labels(),
-            data.num_classes,
-            views,
-            mean,
-            std,
-            "student",
-            0,
-            runtime,
-        )
+        train_student(model, shown, HardLabels(), views, spec, name, runtime)
 
 
 # A process of its own: this one may hold freed memory, which no limit takes away.
@@ -257,6 +247,7 @@ import resource
 from pathlib import Path
 import torch
 from torch import nn
+from ltdd.data.image_spec import Normalization
 from ltdd.engine.events import EventLog
 from ltdd.models.inference import predict_logits
 from ltdd.engine.runtime import Runtime
@@ -266,13 +257,13 @@ runtime = Runtime(torch.device("cpu"), log=EventLog(Path("events.jsonl")))
 layers = [nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 model = nn.Sequential(*layers, nn.Linear(64, 10))
 images = torch.randint(0, 256, (160, 3, 64, 64), dtype=torch.uint8)
-mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-expected = predict_logits(model, images, mean, std, runtime, 25)
+normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+expected = predict_logits(model, images, normalization, runtime, 25)
 # 64 maps of 64x64 in float32 are 1 MiB an image, twice in all: 160 images need 320 MiB.
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (160 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-found = predict_logits(model, images, mean, std, runtime, 160)
+found = predict_logits(model, images, normalization, runtime, 160)
 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 """
 

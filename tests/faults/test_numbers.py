@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_run import TINY, distill
+from helpers.tiny_run import QUIET, TINY, distill
 from PIL import Image
 from torch import nn
 
@@ -21,10 +21,11 @@ from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
 from ltdd.results.distilled_set import load
 from ltdd.results.verify import verify
-from ltdd.stages.initialization import initialize_images
-from ltdd.stages.recovery import recover_images
+from ltdd.stages.initialization import initial_images
+from ltdd.stages.recovery import Observed, align_images
 from ltdd.stages.relabeling import label_views
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_diverging_stages_stop_and_keep_what_is_good(
 ) -> None:
     settings = dataclasses.replace(getattr(TINY, stage), **change)
     with pytest.raises(UserError, match=said) as failure:
-        pipeline.distill(dataclasses.replace(TINY, **{stage: settings}), tmp_path, quiet=True)
+        pipeline.distill(dataclasses.replace(TINY, **{stage: settings}), tmp_path, options=QUIET)
     assert "\n" not in str(failure.value)
     assert [found for found in verify(tmp_path) if found.problem] == []
 
@@ -67,32 +68,29 @@ def test_frozen_networks_that_give_no_numbers_stop_every_stage(
 ) -> None:
     good, bad = network(data, 0.5), network(data, damage)
     runtime = Runtime(torch.device("cpu"), quiet=True)
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     images, labels = data.test_images[:20], torch.arange(10).repeat_interleave(2)
     views = ViewSchedule(0, 20, 8, 8, False, TINY.evaluation)
     # The damage is behind the first batch norm, in front of the second.
     with pytest.raises(UserError, match=r"^statistics: expected a finite moment of layer 1 at"):
-        calibrate_statistics(bad, data, TINY.statistics, runtime)
+        class_statistics(bad, data, TINY.statistics, runtime)
     with pytest.raises(UserError, match=r"^initialization: class 0: expected finite logits, got"):
-        initialize_images(bad, data, 2, TINY.initialization, runtime)
-    statistics = calibrate_statistics(good, data, TINY.statistics, runtime)
+        initial_images(bad, data, 2, TINY.initialization, runtime)
+    statistics = class_statistics(good, data, TINY.statistics, runtime)
+    start = InitialImages(images / 255, labels, torch.full_like(labels, -1))
+    observed, spec = [Observed(bad, statistics)], data.spec(flip=False)
     with pytest.raises(UserError, match=r"^recovery: expected a finite loss at step 0, got"):
-        recover_images(
-            images / 255, labels, [(bad, statistics)], mean, std, False,
-            TINY.recovery, TINY.statistics, runtime,
-        )  # fmt: skip
+        align_images(start, observed, spec, TINY.recovery, TINY.statistics, runtime)
     with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits, got"):
-        label_views(images, bad, views, mean, std, runtime)
+        label_views(images, bad, views, data.normalization, runtime)
     with pytest.raises(UserError, match=r"^inference: expected finite logits, .* for image 0"):
-        predict_logits(bad, images, mean, std, runtime)
+        predict_logits(bad, images, data.normalization, runtime)
 
 
 def test_logits_that_float16_cannot_hold_stop_relabeling(data: LongTailedData) -> None:
     views = ViewSchedule(0, 20, 8, 8, False, TINY.evaluation)
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     runtime = Runtime(torch.device("cpu"), quiet=True)
     with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits"):
-        label_views(data.test_images[:20], network(data, 1e6), views, mean, std, runtime)
+        label_views(data.test_images[:20], network(data, 1e6), views, data.normalization, runtime)
 
 
 def test_constant_images_and_one_image_a_class(tmp_path: Path) -> None:
@@ -101,7 +99,7 @@ def test_constant_images_and_one_image_a_class(tmp_path: Path) -> None:
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("L", (8, 8), 127 * number).save(tmp_path / part / name / "only.png")
     config = dataclasses.replace(TINY, data=f"imagefolder:{tmp_path}", imbalance_factor=None)
-    results = pipeline.distill(config, tmp_path / "run", quiet=True)
+    results = pipeline.distill(config, tmp_path / "run", options=QUIET)
     assert 0 <= results["student"]["accuracy"]["mean"] <= 1
     assert bool(torch.isfinite(load(tmp_path / "run").logits).all())
 
@@ -112,7 +110,7 @@ def test_all_images_alike(tmp_path: Path) -> None:
         for number in range(3):
             Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / name / f"{number}.png")
     config = dataclasses.replace(TINY, data=f"imagefolder:{tmp_path}", imbalance_factor=None)
-    pipeline.distill(config, tmp_path / "run", quiet=True)
+    pipeline.distill(config, tmp_path / "run", options=QUIET)
     assert load(tmp_path / "run").images.shape == (4, 3, 8, 8)
 
 

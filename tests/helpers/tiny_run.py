@@ -24,6 +24,15 @@ from ltdd.config import (
     RelabelingConfig,
 )
 from ltdd.engine.files import read_json
+from ltdd.engine.run_options import RunOptions
+
+QUIET = RunOptions(quiet=True, store=None)
+
+
+def shared(store: Path) -> RunOptions:
+    """Return the options of a quiet run that shares results of stages."""
+    return dataclasses.replace(QUIET, store=store)
+
 
 TINY = DistillConfig(
     data="digits",
@@ -90,7 +99,8 @@ class Outcome:
 
 
 def distill(out: Path, checkpoint_seconds: float = 60.0, config: DistillConfig = TINY) -> None:
-    pipeline.distill(config, out, quiet=True, checkpoint_seconds=checkpoint_seconds)
+    options = dataclasses.replace(QUIET, checkpoint_seconds=checkpoint_seconds)
+    pipeline.distill(config, out, options=options)
 
 
 def smaller(folder: Path) -> DistillConfig:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.muon import Muon
 from ltdd.engine.runtime import Runtime
@@ -19,12 +20,12 @@ from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
-    hard_labels,
+    StudentName,
     learning_rate_factor,
-    static_labels,
     student_loss,
     train_student,
 )
+from ltdd.stages.label_sources import HardLabels, StaticLabels
 from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 
 
@@ -91,15 +92,11 @@ def problem(balanced: LongTailedData, runtime: Runtime) -> dict[str, Any]:
         seeds=1,
     )
     return {
-        "images": balanced.train_images,
-        "labels": labels,
-        "source": static_labels(5 * torch.eye(3)[labels], torch.device("cpu")),
-        "num_classes": 3,
+        "shown": ImageSet(balanced.train_images, labels),
+        "source": StaticLabels(5 * torch.eye(3)[labels], torch.device("cpu")),
         "schedule": ViewSchedule(0, 18, 8, 8, False, config),
-        "mean": torch.tensor(balanced.mean),
-        "std": torch.tensor(balanced.std),
-        "who": "student",
-        "number": 0,
+        "spec": balanced.spec(flip=False),
+        "name": StudentName("student", 0),
         "runtime": runtime,
     }
 
@@ -123,8 +120,7 @@ def trained(problem: dict[str, Any], **other: Any) -> nn.Module:
 
 
 def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> float:
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
+    predictions = predict_logits(model, data.test_images, data.normalization, runtime).argmax(1)
     return float((predictions == data.test_labels).float().mean())
 
 
@@ -139,7 +135,7 @@ def test_a_student_learns(
     kind: str,
     optimizer: str,
 ) -> None:
-    source = {"source": hard_labels()} if kind == "hard" else {}
+    source = {"source": HardLabels()} if kind == "hard" else {}
     model = trained(changed(problem, optimizer=optimizer), **source)
     assert not model.training
     assert accuracy(model, balanced, runtime) > 0.9
@@ -157,7 +153,7 @@ def test_initial_parameters_decide_the_student(problem: dict[str, Any]) -> None:
 
     first = weights(0)
     assert torch.equal(weights(0), first)
-    assert torch.equal(weights(0, number=1, who="random_real"), first)  # names only
+    assert torch.equal(weights(0, name=StudentName("random_real", 1)), first)  # names only
     assert not torch.equal(weights(1), first)
 
 
@@ -205,13 +201,13 @@ def test_the_average_follows_its_formula(
 def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
     """Return the list to which every student's optimizer is added."""
     optimizers: list[torch.optim.Optimizer] = []
-    original = evaluation._optimizer
+    original = evaluation.build_optimizer
 
     def watch(*given: Any) -> torch.optim.Optimizer:
         optimizers.append(original(*given))
         return optimizers[-1]
 
-    monkeypatch.setattr(evaluation, "_optimizer", watch)
+    monkeypatch.setattr(evaluation, "build_optimizer", watch)
     return optimizers
 
 
@@ -255,6 +251,6 @@ def test_a_set_smaller_than_a_batch(problem: dict[str, Any]) -> None:
 
 
 def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> None:
-    bad = static_labels(torch.full((18, 3), float("inf")), torch.device("cpu"))
+    bad = StaticLabels(torch.full((18, 3), float("inf")), torch.device("cpu"))
     with pytest.raises(UserError, match="evaluation: student: expected a finite loss at step 0"):
         trained(problem, source=bad)

@@ -131,8 +131,7 @@ def test_swa_is_the_mean_of_the_last_quarter(
 
 
 def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> Tensor:
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    predictions = predict_logits(model, data.test_images, mean, std, runtime).argmax(1)
+    predictions = predict_logits(model, data.test_images, data.normalization, runtime).argmax(1)
     return (predictions == data.test_labels).float().view(data.num_classes, -1).mean(1)
 
 

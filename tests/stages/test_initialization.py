@@ -16,7 +16,7 @@ from ltdd.models import build_model
 from ltdd.models.ensemble import MeanLogits
 from ltdd.stages.initialization import (
     InitialImages,
-    initialize_images,
+    initial_images,
     nearest_to_centres,
     select_in_rounds,
 )
@@ -44,7 +44,7 @@ class Brightness(nn.Module):
 def start(data: LongTailedData, runtime: Runtime) -> Start:
     def run(ipc: int, teacher: nn.Module | None = None, **settings: object) -> InitialImages:
         config = InitializationConfig(**settings)
-        return initialize_images(teacher or Brightness(), data, ipc, config, runtime)
+        return initial_images(teacher or Brightness(), data, ipc, config, runtime)
 
     return run
 
@@ -225,7 +225,7 @@ def test_the_seed_decides(data: LongTailedData, runtime: Runtime, method: str) -
 
     def run(seed: int) -> Tensor:
         own = dataclasses.replace(runtime, seed=seed)
-        return initialize_images(Brightness(), data, 3, config, own).images
+        return initial_images(Brightness(), data, 3, config, own).images
 
     assert torch.equal(run(0), run(0))
     assert not torch.equal(run(0), run(1))

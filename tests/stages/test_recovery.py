@@ -18,8 +18,9 @@ from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
-from ltdd.stages.recovery import plan_batches, recover_images
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.recovery import Observed, align_images, plan_batches
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 60))
@@ -48,7 +49,7 @@ def test_batches_do_not_grow_with_images_per_class() -> None:
 def calibrated(
     observer: nn.Module, data: LongTailedData, runtime: Runtime
 ) -> list[LayerStatistics]:
-    return calibrate_statistics(observer, data, StatisticsConfig(), runtime)
+    return class_statistics(observer, data, StatisticsConfig(), runtime)
 
 
 def alignment(
@@ -113,18 +114,19 @@ def test_observer_returns_differentiable_moments(observer: nn.Module, data: Long
     assert not any(m._forward_pre_hooks for m in observer.modules())
 
 
+def started(images: Tensor, labels: Tensor) -> InitialImages:
+    return InitialImages(images, labels, torch.full_like(labels, -1))
+
+
 @pytest.fixture
 def problem(data: LongTailedData, observer: nn.Module, runtime: Runtime) -> dict[str, Any]:
-    """Arguments of `recover_images` for 4 noise images of every class."""
+    """Arguments of `align_images` for 4 noise images of every class."""
     labels = torch.arange(3).repeat_interleave(4)
     generator = torch.Generator().manual_seed(0)
     return {
-        "images": torch.rand(12, 3, 8, 8, generator=generator),
-        "labels": labels,
-        "observers": [(observer, calibrated(observer, data, runtime))],
-        "mean": torch.tensor(data.mean),
-        "std": torch.tensor(data.std),
-        "flip": True,
+        "start": started(torch.rand(12, 3, 8, 8, generator=generator), labels),
+        "observers": [Observed(observer, calibrated(observer, data, runtime))],
+        "spec": data.spec(flip=True),
         "config": RecoveryConfig(iterations=40, alignment_weight=1.0, crop_min_scale=0.5),
         "targets": StatisticsConfig(),
         "runtime": runtime,
@@ -138,25 +140,25 @@ def changed(problem: dict[str, Any], **settings: Any) -> dict[str, Any]:
 def test_recovery_lowers_the_loss_and_keeps_pixels_in_range(
     problem: dict[str, Any], data: LongTailedData, runtime: Runtime, log: Any
 ) -> None:
-    before = problem["images"].clone()
-    result = recover_images(**problem)
+    before = problem["start"].images.clone()
+    result = align_images(**problem)
     assert result.shape == before.shape
     assert result.dtype == torch.float32
     assert float(result.min()) >= 0
     assert float(result.max()) <= 1
-    assert torch.equal(problem["images"], before)
+    assert torch.equal(problem["start"].images, before)
     events = log.of("recover")
     assert [event["iteration"] for event in events] == [0, 10, 20, 30, 39]
     assert events[-1]["loss"] < 0.8 * events[0]["loss"]
     assert events[-1]["alignment"] < 0.8 * events[0]["alignment"]
-    shared = (problem["labels"], problem["observers"][0][0], data, runtime)
+    shared = (problem["start"].labels, problem["observers"][0][0], data, runtime)
     assert alignment(result, *shared) < 0.8 * alignment(before, *shared)
 
 
 def test_pixels_stay_in_range_at_every_step(
     problem: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mean, std = (problem[name][:, None, None] for name in ("mean", "std"))
+    mean, std = (v[:, None, None] for v in problem["spec"].normalization.tensors())
     seen: list[tuple[Tensor, Tensor]] = []
     observe = Observer.__call__
 
@@ -166,21 +168,21 @@ def test_pixels_stay_in_range_at_every_step(
 
     monkeypatch.setattr(Observer, "__call__", look)
     # Steps long enough to leave the range many times.
-    recover_images(**changed(problem, iterations=5, learning_rate=1.0))
+    align_images(**changed(problem, iterations=5, learning_rate=1.0))
     assert len(seen) == 5
     assert min(float(low) for low, _ in seen) > -1e-4
     assert max(float(high) for _, high in seen) < 1 + 1e-4
 
 
 def test_without_alignment_the_cross_entropy_falls(problem: dict[str, Any], log: Any) -> None:
-    recover_images(**changed(problem, alignment_weight=0.0))
+    align_images(**changed(problem, alignment_weight=0.0))
     events = log.of("recover")
     assert events[-1]["cross_entropy"] < events[0]["cross_entropy"]
     assert events[0]["loss"] == pytest.approx(events[0]["cross_entropy"])
 
 
 def test_the_loss_is_the_weighted_sum(problem: dict[str, Any], log: Any) -> None:
-    recover_images(**changed(problem, iterations=1, alignment_weight=0.3, classification_weight=2))
+    align_images(**changed(problem, iterations=1, alignment_weight=0.3, classification_weight=2))
     (event,) = log.of("recover")
     expected = 2 * event["cross_entropy"] + 0.3 * event["alignment"]
     assert event["loss"] == pytest.approx(expected, rel=1e-5)
@@ -192,7 +194,7 @@ def test_the_first_layer_and_the_class_part_have_their_weights(
     values = []
     for first, per_class in ((1.0, 0.0), (11.0, 0.0), (21.0, 0.0), (1.0, 1.0), (1.0, 2.0)):
         settings = {"first_layer_weight": first, "class_alignment_weight": per_class}
-        recover_images(**changed(problem, iterations=1, **settings))
+        align_images(**changed(problem, iterations=1, **settings))
         values.append(log.events[-1]["alignment"])
     assert values[1] - values[0] == pytest.approx(values[2] - values[1], rel=1e-4)
     assert values[4] - values[3] == pytest.approx(values[3] - values[0], rel=1e-4)
@@ -201,13 +203,13 @@ def test_the_first_layer_and_the_class_part_have_their_weights(
 
 
 def test_no_iterations_return_the_start(problem: dict[str, Any]) -> None:
-    assert torch.equal(recover_images(**changed(problem, iterations=0)), problem["images"])
+    assert torch.equal(align_images(**changed(problem, iterations=0)), problem["start"].images)
 
 
 def test_the_observer_is_left_alone(problem: dict[str, Any]) -> None:
     ((observer, _),) = problem["observers"]
     before = {k: v.clone() for k, v in observer.state_dict().items()}
-    recover_images(**changed(problem, iterations=3))
+    align_images(**changed(problem, iterations=3))
     for name, tensor in observer.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(p.grad is None for p in observer.parameters())
@@ -215,29 +217,31 @@ def test_the_observer_is_left_alone(problem: dict[str, Any]) -> None:
 
 def test_the_seed_decides(problem: dict[str, Any], runtime: Runtime) -> None:
     short = changed(problem, iterations=3)
-    first = recover_images(**short)
-    assert torch.equal(recover_images(**short), first)
-    other = recover_images(**(short | {"runtime": dataclasses.replace(runtime, seed=4)}))
+    first = align_images(**short)
+    assert torch.equal(align_images(**short), first)
+    other = align_images(**(short | {"runtime": dataclasses.replace(runtime, seed=4)}))
     assert not torch.equal(other, first)
 
 
 def test_batches_are_recovered_independently(problem: dict[str, Any], log: Any) -> None:
     small = changed(problem, iterations=3, max_batch=6)
-    result = recover_images(**small)
+    result = align_images(**small)
     assert {event["batch"] for event in log.of("recover")} == {0, 1}
     # Images of the second slice do not change what becomes of the first.
-    images = problem["images"].clone().view(3, 4, 3, 8, 8)
+    images = problem["start"].images.clone().view(3, 4, 3, 8, 8)
     images[:, 2:] = 0.5
-    other = recover_images(**(small | {"images": images.view_as(problem["images"])}))
+    other = align_images(
+        **(small | {"start": problem["start"]._replace(images=images.view(12, 3, 8, 8))})
+    )
     slices, others = result.view(3, 4, -1), other.view(3, 4, -1)
     assert torch.equal(slices[:, :2], others[:, :2])
     assert not torch.equal(slices[:, 2:], others[:, 2:])
 
 
 def test_more_classes_than_fit_a_batch(problem: dict[str, Any]) -> None:
-    result = recover_images(**changed(problem, iterations=2, max_batch=2))
+    result = align_images(**changed(problem, iterations=2, max_batch=2))
     assert torch.isfinite(result).all()
-    assert (result != problem["images"]).flatten(1).any(dim=1).all()
+    assert (result != problem["start"].images).flatten(1).any(dim=1).all()
 
 
 def test_observers_take_turns(
@@ -247,11 +251,11 @@ def test_observers_take_turns(
         torch.manual_seed(1)
         other = build_model("resnet32_w16", 3, 8, 3)
     (first,) = problem["observers"]
-    second = (other, calibrated(other, data, runtime))
+    second = Observed(other, calibrated(other, data, runtime))
 
     def losses(*observers: Any, iterations: int) -> list[float]:
         log.events.clear()
-        recover_images(**changed(problem | {"observers": observers}, iterations=iterations))
+        align_images(**changed(problem | {"observers": observers}, iterations=iterations))
         return [event["loss"] for event in log.of("recover")]
 
     # The log has the first and the last of two iterations: the second one sees the other observer,
@@ -267,12 +271,10 @@ def test_observers_take_turns(
 def test_both_backends_recover_the_same_images(problem: dict[str, Any], runtime: Runtime) -> None:
     twenty = changed(problem, iterations=20)
     compiled = twenty | {"runtime": dataclasses.replace(runtime, backend="compiled")}
-    torch.testing.assert_close(
-        recover_images(**compiled), recover_images(**twenty), rtol=0, atol=1e-3
-    )
+    torch.testing.assert_close(align_images(**compiled), align_images(**twenty), rtol=0, atol=1e-3)
 
 
 def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> None:
-    problem["images"][0, 0, 0, 0] = float("nan")
+    problem["start"].images[0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="recovery: expected a finite loss at step 0, got nan"):
-        recover_images(**problem)
+        align_images(**problem)

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import ViewSchedule, mixed, render
+from ltdd.data.image_spec import Normalization
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
-from ltdd.stages.evaluation import fkd_labels, online_labels, static_labels
+from ltdd.stages.label_sources import OnlineLabels, StaticLabels, StoredLabels
 from ltdd.stages.relabeling import label_views
 
-MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+MEAN, STD = NORMALIZATION.tensors()
 
 
 @pytest.fixture
@@ -43,10 +45,10 @@ def test_stored_labels_equal_online_labels_bit_for_bit(
 ) -> None:
     runtime = dataclasses.replace(runtime, precision=precision)
     plan = schedule(randaugment=randaugment)
-    table = label_views(images, teacher, plan, MEAN, STD, runtime)
+    table = label_views(images, teacher, plan, NORMALIZATION, runtime)
     assert table.shape == (3, 13, 4)
     assert table.dtype == torch.float16
-    stored, online = fkd_labels(PackedLogits(table, 4)), online_labels(teacher, runtime)
+    stored, online = StoredLabels(PackedLogits(table, 4)), OnlineLabels(teacher, runtime)
     for epoch, pictures in enumerate(plan.pictures(images)):
         first = 0
         for view in plan.epoch(epoch):
@@ -61,16 +63,16 @@ def test_stored_labels_equal_online_labels_bit_for_bit(
 def test_labeling_again_gives_the_same_bits(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
-    first = label_views(images, teacher, schedule(), MEAN, STD, runtime)
-    assert torch.equal(label_views(images, teacher, schedule(), MEAN, STD, runtime), first)
+    first = label_views(images, teacher, schedule(), NORMALIZATION, runtime)
+    assert torch.equal(label_views(images, teacher, schedule(), NORMALIZATION, runtime), first)
 
 
 def test_the_teacher_is_in_evaluation_mode(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    label_views(images, teacher, schedule(), MEAN, STD, runtime)
-    online_labels(teacher.train(), runtime)
+    label_views(images, teacher, schedule(), NORMALIZATION, runtime)
+    OnlineLabels(teacher.train(), runtime)
     assert not teacher.training
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -80,7 +82,7 @@ def test_labels_of_plain_views_are_the_static_ones(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
     plan = dataclasses.replace(schedule(cutmix=False, crop_min_scale=1.0), flip=False)
-    table = label_views(images, teacher, plan, MEAN, STD, runtime)
+    table = label_views(images, teacher, plan, NORMALIZATION, runtime)
     normal = (images / 255 - MEAN[:, None, None]) / STD[:, None, None]
     with torch.no_grad():
         logits = teacher.eval()(normal)
@@ -90,7 +92,7 @@ def test_labels_of_plain_views_are_the_static_ones(
 
 def test_static_labels_are_mixed_like_the_images() -> None:
     logits = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
-    source = static_labels(logits, torch.device("cpu"))
+    source = StaticLabels(logits, torch.device("cpu"))
     for view in schedule().epoch(0):
         labels = source.logits(view, torch.empty(0), source.rows(0, 0, 5))
         assert torch.equal(labels, mixed(view, logits[view.indices]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import ltdd_ext
 from ltdd.config import StatisticsConfig
 from ltdd.data.augmentation.crops import normalise
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
@@ -21,7 +22,7 @@ from ltdd.stages.alignment_targets import (
     batch_targets,
     layer_targets,
 )
-from ltdd.stages.statistics import VIEWS, calibrate_statistics, synthetic_statistics
+from ltdd.stages.statistics import VIEWS, class_statistics, synthetic_statistics
 
 FIELDS = ("mean", "within", "between")
 
@@ -42,7 +43,7 @@ def layer_inputs(observer: nn.Module, data: LongTailedData) -> list[Tensor]:
 def calibrate(
     observer: nn.Module, data: LongTailedData, runtime: Runtime, batch_size: int = 250
 ) -> list[LayerStatistics]:
-    return calibrate_statistics(observer, data, StatisticsConfig(batch_size=batch_size), runtime)
+    return class_statistics(observer, data, StatisticsConfig(batch_size=batch_size), runtime)
 
 
 def assert_same(first: list[LayerStatistics], second: list[LayerStatistics]) -> None:
@@ -314,12 +315,11 @@ def test_batch_targets_count_the_labels(toy: LayerStatistics) -> None:
 def test_synthetic_images_are_measured_like_real_ones(
     observer: nn.Module, data: LongTailedData, runtime: Runtime
 ) -> None:
-    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    config = StatisticsConfig(batch_size=7)
+    config, spec = StatisticsConfig(batch_size=7), data.spec(flip=True)
 
     def measured(images: Tensor, crops: tuple[float, bool] | None) -> list[LayerStatistics]:
-        labels = data.train_labels
-        return synthetic_statistics(observer, images, labels, mean, std, crops, config, runtime)
+        shown = ImageSet(images, data.train_labels)
+        return synthetic_statistics(observer, shown, spec, crops, config, runtime)
 
     whole = measured(data.train_images, None)
     assert_same(whole, calibrate(observer, data, runtime))

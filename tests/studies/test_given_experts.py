@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from helpers.tiny_run import QUIET
 
 import ltdd
 from ltdd import pipeline
@@ -23,7 +24,8 @@ from ltdd.engine.run_folder import read_stage
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
-from ltdd.stages.run import Context
+from ltdd.stages.experts import train_experts
+from ltdd.stages.run import Run
 
 BASE = DistillConfig(
     data="digits",
@@ -60,7 +62,7 @@ def assumed_orders(out: Path) -> list[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two observers, which are also the teacher, and a third network beside them."""
     out = tmp_path_factory.mktemp("runs") / "several"
-    pipeline.distill(SEVERAL, out, quiet=True)
+    pipeline.distill(SEVERAL, out, options=QUIET)
     return out
 
 
@@ -83,25 +85,25 @@ def test_several_experts_make_one_run(run: Path) -> None:
 def test_labels_are_those_of_the_stored_pixels(run: Path) -> None:
     distilled = ltdd.load(run)
     data = load_data(SEVERAL.data, SEVERAL.imbalance_factor)
-    context = Context.create(SEVERAL, data, run, quiet=True, stored=frozenset({"experts"}))
-    teacher, _ = context.teacher(context.observers())
+    again = Run.create(SEVERAL, data, run, QUIET, finished=frozenset({"experts"}))
+    teacher, normalization = train_experts(again).teacher.value, data.normalization
     images = distilled.images
     assert images.dtype == torch.uint8
-    expected = predict_logits(teacher, images, context.mean, context.std, context.runtime)
+    expected = predict_logits(teacher, images, normalization, again.runtime)
     torch.testing.assert_close(distilled.logits.float(), expected, rtol=2e-3, atol=2e-3)
     # A step of the 8-bit scale would show: it is what rounding after labelling amounts to.
     moved = (images.int() + 1).clamp(max=255).to(torch.uint8)
-    other = predict_logits(teacher, moved, context.mean, context.std, context.runtime)
+    other = predict_logits(teacher, moved, normalization, again.runtime)
     assert float((other - expected).abs().max()) > 5e-3
 
 
 def test_a_given_observer_is_not_trained_and_gives_the_same_images(
     tmp_path: Path,
 ) -> None:
-    pipeline.distill(BASE, tmp_path / "trained", quiet=True)
+    pipeline.distill(BASE, tmp_path / "trained", options=QUIET)
     weights = expert_file(tmp_path / "trained", tmp_path)
     given = experts(BASE, observer_weights=str(weights))
-    pipeline.distill(given, tmp_path / "given", quiet=True)
+    pipeline.distill(given, tmp_path / "given", options=QUIET)
     assert trained_roles(tmp_path / "given") == set()
     assert trained_roles(tmp_path / "trained") == {"observer"}
     first, second = ((tmp_path / n / "data.safetensors").read_bytes() for n in ("given", "trained"))
@@ -109,7 +111,7 @@ def test_a_given_observer_is_not_trained_and_gives_the_same_images(
     # Other weights under the same name are another expert; nothing else changes its key.
     network = build_model("convnet3_bn", 10, 8, 1)
     safetensors.torch.save_file(network.state_dict(), weights)
-    pipeline.distill(given, tmp_path / "given", quiet=True)
+    pipeline.distill(given, tmp_path / "given", options=QUIET)
     assert (tmp_path / "given" / "data.safetensors").read_bytes() != first
 
 
@@ -135,7 +137,7 @@ def test_a_teacher_from_a_file_with_a_class_map(run: Path, tmp_path: Path) -> No
     config = experts(
         BASE, teacher="convnet3_bn", teacher_weights=str(file), class_map=str(class_map), epochs=1
     )
-    results = pipeline.distill(config, tmp_path / "run", quiet=True)
+    results = pipeline.distill(config, tmp_path / "run", options=QUIET)
     assert trained_roles(tmp_path / "run") == {"observer"}
     assert assumed_orders(tmp_path / "run") == []
     assert results["teacher"]["accuracy"]["mean"] > 0.3
@@ -165,7 +167,7 @@ def test_what_cannot_work_fails_before_any_work(
     tmp_path: Path, settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        pipeline.distill(experts(BASE, **settings), tmp_path / "out", quiet=True)
+        pipeline.distill(experts(BASE, **settings), tmp_path / "out", options=QUIET)
     assert not (tmp_path / "out").exists()
 
 
@@ -239,9 +241,9 @@ def test_a_run_of_an_earlier_version_goes_on(run: Path, tmp_path: Path) -> None:
     stored["fingerprint"] = "of the fields of that time"
     (out / "run.json").write_text(json.dumps(stored))
     seen = len(read_events(out / "events.jsonl"))
-    pipeline.distill(SEVERAL, out, quiet=True)
+    pipeline.distill(SEVERAL, out, options=QUIET)
     ends = [e for e in read_events(out / "events.jsonl")[seen:] if e["event"] == "stage_end"]
     assert ends
     assert all(e["reused"] for e in ends)
     with pytest.raises(UserError, match=r"experts.averaging = 'none' \(now 'swa'\)"):
-        pipeline.distill(experts(SEVERAL, averaging="swa"), out, quiet=True)
+        pipeline.distill(experts(SEVERAL, averaging="swa"), out, options=QUIET)
