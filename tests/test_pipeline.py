@@ -16,10 +16,10 @@ from ltdd.cli.main import main
 from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
 from ltdd.engine.events import read_events
 from ltdd.engine.files import read_json
-from ltdd.engine.run_folder import read_stage
+from ltdd.engine.stage_store import read_stage
 from ltdd.errors import UserError
+from ltdd.results.scores import ARS_BASELINES, LRS_BASELINES
 from ltdd.results.verify import verify
-from ltdd.stages.baselines import ARS_BASELINES, LRS_BASELINES
 from ltdd.studies.evaluate import evaluate, file_stem
 
 TINY = DistillConfig(
@@ -121,7 +121,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(run: Path) -> None
 def test_other_students_train_on_a_finished_run(run: Path, labels: str) -> None:
     manifest = (run / "manifest.json").read_bytes()
     events = (run / "events.jsonl").read_bytes()
-    results = evaluate(run, ["alexnet"], 1, labels, quiet=True)["alexnet"]
+    results = evaluate(ltdd.load(run), ["alexnet"], 1, labels, options=QUIET)["alexnet"]
     assert results["student"]["arch"] == "alexnet"
     assert results["student"]["accuracy"]["n"] == 1
     assert (run / "evaluations" / f"alexnet-{labels}.json").exists()
@@ -138,7 +138,7 @@ def test_evaluate_never_trains_an_expert_anew(run: Path, tmp_path: Path) -> None
     for path in (copy / "stages").glob("experts-*"):
         path.unlink()
     with pytest.raises(UserError, match="experts"):
-        evaluate(copy, ["alexnet"], 1, "static", quiet=True)
+        evaluate(ltdd.load(copy), ["alexnet"], 1, "static", options=QUIET)
 
 
 def test_both_backends_recover_the_same_images(run: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_runs_share_results_through_a_pool_and_stay_complete(run: Path, tmp_path
         "random_real": read_json(run / "results.json")["baselines"]["random_real"]
     }
     shutil.rmtree(pool)
-    evaluate(tmp_path / "out", ["convnet3"], 1, "fkd", quiet=True)
+    evaluate(ltdd.load(tmp_path / "out"), ["convnet3"], 1, "fkd", options=QUIET)
 
 
 def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path:
     tau = results["calibration"]["tau"]
     assert 0 < tau <= 2  # two epochs do not unlearn an imbalance of 50
     calibrated = ltdd.load(out)
-    assert calibrated.manifest["student_recipe"]["calibration_tau"] == tau
+    assert calibrated.manifest["student_training"]["calibration_tau"] == tau
     assert torch.equal(calibrated.images, plain.images)
     prior = torch.tensor(results["counts"]).double()
     shift = tau * (prior / prior.sum()).log()
@@ -229,7 +229,7 @@ def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path:
     assert before is not None
     torch.testing.assert_close(views[:], before[:] - shift.float())
     assert all(finding.problem is None for finding in verify(out))
-    online = evaluate(out, ["convnet3"], 1, "online", quiet=True)["convnet3"]
+    online = evaluate(ltdd.load(out), ["convnet3"], 1, "online", options=QUIET)["convnet3"]
     assert online["student"]["accuracy"] == results["student"]["accuracy"]  # of `fkd` labels
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.saved_set import save_set
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ltdd.config import DistillConfig, RelabelingConfig
+from ltdd.config import RelabelingConfig
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.packed_logits import PackedLogits, check_packing, pack, packed_bytes
-from ltdd.engine.files import read_json
 from ltdd.errors import UserError
-from ltdd.results.distilled_set import load, save_distilled
+from ltdd.results.distilled_set import load
 
 
 def settings(packing: str, top: int = 3) -> RelabelingConfig:
@@ -129,19 +129,10 @@ def test_parts_that_do_not_fit_are_refused(change: dict[str, Tensor | None], mes
 
 def save(out: Path, logits: Tensor | PackedLogits, fkd: PackedLogits | None = None) -> None:
     digits = load_digits()
-    save_distilled(
-        out,
-        torch.from_numpy(digits.images[600:900] * 15).to(torch.uint8).unsqueeze(1),
-        torch.from_numpy(digits.target[600:900]),
-        logits,
-        fkd=fkd,
-        class_names=[str(c) for c in range(10)],
-        counts=list(range(20, 10, -1)),
-        split_sha256="0" * 64,
-        normalization=([0.3], [0.4]),
-        config=DistillConfig().to_dict(),
-        student_recipe={"student": "convnet3"},
-    )
+    images = torch.from_numpy(digits.images[600:900] * 15).to(torch.uint8).unsqueeze(1)
+    shown = ImageSet(images, torch.from_numpy(digits.target[600:900]))
+    names, counts = [str(c) for c in range(10)], list(range(20, 10, -1))
+    save_set(out, shown, logits, names, counts, fkd)
 
 
 @pytest.mark.parametrize("packing", ["none", "fp16", "topk"])
@@ -166,13 +157,3 @@ def test_labels_of_other_images_are_refused(tmp_path: Path, logits: Tensor) -> N
     save(tmp_path, logits, pack(logits[None, :7], settings("fp16")))
     with pytest.raises(UserError, match=r"expected logits \(epochs, 300, 10\) .* got \(1, 7, 10\)"):
         load(tmp_path).fkd_logits()
-
-
-def test_sets_of_the_first_format_still_load(tmp_path: Path, logits: Tensor) -> None:
-    save(tmp_path, logits)
-    manifest = read_json(tmp_path / "manifest.json")
-    del manifest["soft_labels"], manifest["manifest_sha256"]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
-    distilled = load(tmp_path)
-    assert torch.equal(distilled.logits, logits)
-    assert distilled.fkd_logits() is None

@@ -10,40 +10,38 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.saved_set import SPLIT, save_set
 from sklearn.datasets import load_digits
 
 from ltdd.config import DistillConfig, ExpertsConfig
+from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.engine.events import EventLog, read_events
 from ltdd.engine.files import fingerprint, read_json, read_tensors, write_json, write_tensors
-from ltdd.engine.run_folder import RunLock, StageStore, open_run
+from ltdd.engine.run_folder import RunLock, open_run
+from ltdd.engine.stage_store import StageStore
 from ltdd.errors import UserError
-from ltdd.results.distilled_set import load, record_files, save_distilled
-
-SPLIT = "ab" * 32
+from ltdd.results.distilled_set import load, record_files
 
 
-def digits_set(out: Path, **changes: object) -> dict[str, object]:
+def digits_set(out: Path, **changes: Any) -> dict[str, Any]:
     """Save 20 real digits, two of each class, as if they were distilled."""
     digits = load_digits()
     order = np.concatenate([np.flatnonzero(digits.target == c)[:2] for c in range(10)])
     images = torch.from_numpy(digits.images[order] / 16 * 255).round().to(torch.uint8)
     labels = torch.from_numpy(digits.target[order]).long()
+    images = changes.pop("images", images.unsqueeze(1))
     parts: dict[str, object] = {
-        "images": images.unsqueeze(1),
-        "labels": labels,
+        "shown": ImageSet(images, changes.pop("labels", labels)),
         "logits": torch.nn.functional.one_hot(labels, 10).float() * 3,
         "class_names": [str(c) for c in range(10)],
         "counts": list(range(20, 10, -1)),
-        "split_sha256": SPLIT,
-        "normalization": ([0.3], [0.4]),
-        "config": DistillConfig().to_dict(),
-        "student_recipe": {"student": "convnet3"},
     }
-    return save_distilled(out, **(parts | changes))  # type: ignore[arg-type]
+    return save_set(out, **(parts | changes))  # type: ignore[arg-type]
 
 
 def test_fingerprint_ignores_order_and_sees_values() -> None:
@@ -135,9 +133,9 @@ def test_stage_store_returns_what_was_put_under_the_same_key(tmp_path: Path) -> 
     key, other = fingerprint("a"), fingerprint("b")
     assert store.get("experts", key) is None
     store.put("experts", key, {"w": torch.eye(2)}, {"arch": "resnet18", "n": [1, 2]})
-    tensors, meta = store.get("experts", key) or pytest.fail("not found")
-    assert torch.equal(tensors["w"], torch.eye(2))
-    assert meta == {"arch": "resnet18", "n": [1, 2]}
+    stored = store.get("experts", key) or pytest.fail("not found")
+    assert torch.equal(stored.tensors["w"], torch.eye(2))
+    assert stored.meta == {"arch": "resnet18", "n": [1, 2]}
     assert store.get("experts", other) is None
     assert store.get("recovery", key) is None
     # equal first digits do not make an equal key
@@ -251,7 +249,8 @@ def test_loader_normalises_covers_and_repeats(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["data.safetensors", "teacher.safetensors"])
 def test_changed_or_missing_files_are_refused(tmp_path: Path, name: str) -> None:
     write_tensors(tmp_path / "teacher.safetensors", {"w": torch.ones(4)}, {})
-    digits_set(tmp_path, extra_files=["teacher.safetensors"])
+    digits_set(tmp_path)
+    record_files(tmp_path, ["teacher.safetensors"])
     content = bytearray((tmp_path / name).read_bytes())
     content[-1] ^= 1
     (tmp_path / name).write_bytes(content)
@@ -296,7 +295,7 @@ def test_hostile_manifests_are_refused(
         ({"labels": torch.full((20,), -1)}, "labels from 0 to 9, got -1"),
         ({"logits": torch.zeros(20, 9)}, "logits float32"),
         ({"logits": torch.full((20, 10), torch.nan)}, "finite logits"),
-        ({"normalization": ([0.1, 0.2], [1.0, 1.0])}, "each of 1 channels"),
+        ({"normalization": Normalization((0.1, 0.2), (1.0, 1.0))}, "each of 1 channels"),
     ],
 )
 def test_parts_that_do_not_fit_are_not_written(

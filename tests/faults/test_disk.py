@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_run import TINY, Forked, Outcome, distill, open_to_others
+from helpers.tiny_run import QUIET, TINY, Forked, Outcome, distill, open_to_others
 
 from ltdd import pipeline, preflight
 from ltdd.cli import main, options
@@ -43,7 +44,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 def command(out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run ``ltdd distill`` with the tiny configuration."""
-    request = options.Request(TINY, out, None, quiet=True, checkpoint_seconds=0.05)
+    request = options.Request(TINY, out, dataclasses.replace(QUIET, checkpoint_seconds=0.05))
     monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
     return main.main(["distill"])
 

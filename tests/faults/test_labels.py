@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from faults.test_images import picture
+from helpers.saved_set import save_set
 
-from ltdd.config import DistillConfig
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tail import exponential_counts, long_tailed_indices
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
-from ltdd.results.distilled_set import load, save_distilled
+from ltdd.results.distilled_set import load
 from ltdd.stages.metrics import accuracy_report, confusion_matrix
 
 Tree = dict[str, int]
@@ -69,19 +71,12 @@ def test_names_that_differ_only_in_case_are_two_classes(tmp_path: Path) -> None:
     assert data.class_names == ("Cat", "cat")
 
 
-def distilled(out: Path, **changes: object) -> None:
-    parts: dict[str, object] = {
-        "images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8),
-        "labels": torch.tensor([0, 0, 1, 1]),
-        "logits": torch.zeros(4, 2),
-        "class_names": ["cat", "dog"],
-        "counts": [2, 2],
-        "split_sha256": "ab" * 32,
-        "normalization": ([0.5], [0.5]),
-        "config": DistillConfig().to_dict(),
-        "student_recipe": {},
-    }
-    save_distilled(out, **(parts | changes))  # type: ignore[arg-type]
+def distilled(out: Path, **changes: Any) -> None:
+    images, labels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    shown = ImageSet(changes.pop("images", images), changes.pop("labels", labels))
+    parts = {"shown": shown, "logits": torch.zeros(4, 2)}
+    classes = {"class_names": ["cat", "dog"], "counts": [2, 2]}
+    save_set(out, **(parts | classes | changes))  # type: ignore[arg-type]
 
 
 SETS: dict[str, tuple[dict[str, object], str]] = {

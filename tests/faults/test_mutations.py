@@ -15,7 +15,7 @@ import torch
 
 from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.engine.files import fingerprint, read_json, read_sealed_tensors, read_tensors
-from ltdd.engine.run_folder import read_stage
+from ltdd.engine.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import load
 

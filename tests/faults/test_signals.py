@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.tiny_run import TINY, Forked, Outcome, distill
+from helpers.tiny_run import QUIET, TINY, Forked, Outcome, distill
 
 from ltdd import pipeline
 from ltdd.cli import main, options
@@ -24,7 +24,7 @@ def test_a_signal_in_training_leaves_a_checkpoint(
     number: signal.Signals, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, said = tmp_path / "run", tmp_path / "said"
-    request = options.Request(TINY, out, None, quiet=True)
+    request = options.Request(TINY, out, QUIET)
     monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
 
     def command() -> None:
@@ -51,7 +51,7 @@ def test_a_folder_in_use_ends_with_status_3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = load_data(TINY.data, TINY.imbalance_factor).split_sha256
-    request = options.Request(TINY, tmp_path / "run", None, quiet=True)
+    request = options.Request(TINY, tmp_path / "run", QUIET)
     monkeypatch.setattr(distill_command, "parse_distill", lambda argv: request)
     monkeypatch.setattr(pipeline, "check_networks", lambda config, data: None)
     with open_run(tmp_path / "run", TINY.to_dict(), split):

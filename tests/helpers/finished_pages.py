@@ -15,21 +15,24 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from helpers.saved_set import save_set
 from ltdd.config import DistillConfig, EvaluationConfig, StatisticsConfig
+from ltdd.data.image_spec import ImageSet, ImageSpec, Normalization
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.engine.events import EventLog
 from ltdd.engine.files import fingerprint, write_json
-from ltdd.engine.run_folder import StageStore
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_store import StageStore
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_names
-from ltdd.results.distilled_set import record_files, save_distilled
+from ltdd.results.distilled_set import record_files
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.stages.statistics import synthetic_statistics
 from ltdd.stages.statistics_drift import layer_drift
 
 IPC = 10
 COUNTS = (126, 81, 53, 34, 22, 14, 9, 6, 4, 2)
+NORMALIZATION = Normalization((0.3,), (0.37,))
 
 
 @dataclass(frozen=True)
@@ -102,22 +105,21 @@ def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **sett
     sample = _sample()
     scores = sample.scores
     config = DistillConfig(**{"ipc": IPC, "imbalance_factor": 50} | settings)
-    save_distilled(
+    save_set(
         out,
-        sample.distilled,
-        sample.labels,
+        ImageSet(sample.distilled, sample.labels),
         sample.logits,
-        class_names=names,
-        counts=COUNTS,
-        split_sha256="5f" * 32,
-        normalization=([0.3], [0.37]),
+        names,
+        COUNTS,
+        normalization=NORMALIZATION,
         config=config.to_dict(),
-        student_recipe=dataclasses.asdict(EvaluationConfig())
+        student_training=dataclasses.asdict(EvaluationConfig())
         | {"labels": "fkd", "horizontal_flip": False},
     )
-    StageStore(out).put(
+    store, key = StageStore(out), fingerprint("initialization")
+    store.put(
         "initialization",
-        fingerprint("initialization"),
+        key,
         {
             "images": sample.start.float() / 255,
             "labels": sample.labels,
@@ -149,6 +151,7 @@ def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **sett
                 "recovery": {"seconds": 9.2, "peak_bytes": 520_000_000},
                 "evaluation": {"seconds": 33.0, "peak_bytes": 530_000_000},
             },
+            "files": {store.path("initialization", key).name: 0.1},
             "bytes": {"images": sample.distilled.numel(), "labels": 4 * 1000},
             "groups": {k: list(v) for k, v in vars(accuracy_groups(COUNTS)).items()},
             "counts": list(COUNTS),
@@ -176,21 +179,17 @@ def _drift(
     torch.manual_seed(0)
     observer = build_model("convnet3_bn", 10, 8, 1).eval()
     runtime = Runtime(torch.device("cpu"), quiet=True)
+    spec = ImageSpec(8, 1, 10, NORMALIZATION, flip=False)
     measure = functools.partial(
-        synthetic_statistics,
-        observer,
-        mean=torch.tensor([0.3]),
-        std=torch.tensor([0.37]),
-        config=StatisticsConfig(),
-        runtime=runtime,
+        synthetic_statistics, observer, spec=spec, config=StatisticsConfig(), runtime=runtime
     )
     return layer_drift(
         batch_norm_names(observer),
-        measure(images=real, labels=real_labels, crops=None),
+        measure(ImageSet(real, real_labels), crops=None),
         {
-            "start": measure(images=start, labels=labels, crops=(0.6, False)),
-            "distilled": measure(images=distilled, labels=labels, crops=(0.6, False)),
-            "published": measure(images=distilled, labels=labels, crops=None),
+            "start": measure(ImageSet(start, labels), crops=(0.6, False)),
+            "distilled": measure(ImageSet(distilled, labels), crops=(0.6, False)),
+            "published": measure(ImageSet(distilled, labels), crops=None),
         },
     )
 

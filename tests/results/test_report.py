@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.finished_pages import Page, finished_run
+from helpers.saved_set import save_set
 from PIL import Image
 
 from ltdd.config import DistillConfig
+from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.engine.files import read_json, write_json
 from ltdd.errors import UserError
-from ltdd.results.distilled_set import save_distilled
 from ltdd.results.pages.charts import Point, step_lines
 from ltdd.results.pages.report import write_report
 from ltdd.results.pages.svg import ticks
@@ -58,7 +59,7 @@ def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
         "Recovery of the images",
         "Student training",
         "1 min 54 s",
-        "5f5f5f5f",
+        "abababab",
         "3 head, 4 medium and 3 tail classes",
         "% on 1 class with more than 100 images",
     ):
@@ -143,18 +144,9 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
     images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     logits = torch.randn(count, classes, generator=generator)
     counts = [int(500 * 0.01 ** (c / classes)) for c in range(classes)]
-    save_distilled(
-        out,
-        images,
-        torch.arange(classes).repeat_interleave(ipc),
-        logits,
-        class_names=[f"class {c}" for c in range(classes)],
-        counts=counts,
-        split_sha256="0" * 64,
-        normalization=([0.5] * 3, [0.25] * 3),
-        config=DistillConfig(ipc=ipc).to_dict(),
-        student_recipe={},
-    )
+    shown = ImageSet(images, torch.arange(classes).repeat_interleave(ipc))
+    names, config = [f"class {c}" for c in range(classes)], DistillConfig(ipc=ipc).to_dict()
+    save_set(out, shown, logits, names, counts, config=config)
     truth = torch.arange(classes).repeat(5)
     guesses = torch.randint(0, classes, (len(truth),), generator=generator)
     report = summarize([accuracy_report(guesses, truth, counts)])

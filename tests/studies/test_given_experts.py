@@ -20,7 +20,7 @@ from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, Recovery
 from ltdd.data.long_tailed_data import load_data
 from ltdd.engine.events import read_events
 from ltdd.engine.files import read_json
-from ltdd.engine.run_folder import read_stage
+from ltdd.engine.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits

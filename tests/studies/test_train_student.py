@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import ltdd
 from ltdd.data.long_tailed_data import LongTailedData, load_data
-from ltdd.engine.run_folder import read_stage
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.studies.train_student import train_student

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -100,9 +101,9 @@ class StageStore:
         stored = read_stage(path)
         if stored.key != key:
             return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # the store forgets what was used longest ago
-        _link(path, own)
+        if path != own:
+            _mark_used(path)
+            _link(path, own)
         return stored
 
     def put(
@@ -126,6 +127,12 @@ class StageStore:
             path = self.path(stage, key)
             _link(path, self.shared / path.name)
             prune(self.shared, limit_bytes())
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of the last access, by which the store forgets."""
+    with contextlib.suppress(OSError):  # a store that may only be read
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -166,7 +173,7 @@ def entries(store: Path) -> list[Entry]:
     for path in store.glob("*.safetensors"):
         with contextlib.suppress(FileNotFoundError):  # another process removed it
             status = path.stat()
-            used = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+            used = datetime.fromtimestamp(status.st_atime, timezone.utc)
             stage = path.stem.rpartition("-")[0]
             found.append(Entry(path, stage, status.st_size, used, status.st_nlink == 1))
     return sorted(found, key=lambda entry: (entry.used, entry.path.name))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.saved_set import save_set
 from helpers.tiny_run import FINISHED
 from sklearn.datasets import load_sample_images
 
 from ltdd.config import (
     DistillConfig,
 )
-from ltdd.results.distilled_set import save_distilled
+from ltdd.data.image_spec import ImageSet, Normalization
 
 AWKWARD = ("zebra | horse/pony", "_ant_ <b>", "CON", "\N{LATIN SMALL LETTER E WITH ACUTE}t\N{BUG}")
 
@@ -26,17 +27,15 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patches = [photo[:, 30 * i : 30 * i + 12, 40 * i : 40 * i + 10] for i in range(len(labels))]
     config = DistillConfig(data="imagefolder:/home/someone/animals", ipc=3)
     generator = torch.Generator().manual_seed(0)
-    save_distilled(
+    save_set(
         out,
-        torch.stack(patches),
-        labels,
+        ImageSet(torch.stack(patches), labels),
         torch.randn(len(labels), 4, generator=generator),
-        class_names=AWKWARD,
-        counts=[9, 5, 3, 1],
-        split_sha256="0" * 64,
-        normalization=([0.4, 0.5, 0.6], [0.2, 0.25, 0.3]),
+        AWKWARD,
+        [9, 5, 3, 1],
+        normalization=Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)),
         config=config.to_dict(),
-        student_recipe=FINISHED.to_dict()["evaluation"]
+        student_training=FINISHED.to_dict()["evaluation"]
         | {"labels": "static", "horizontal_flip": True},
     )
     return out

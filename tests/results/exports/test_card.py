@@ -90,8 +90,8 @@ def test_the_code_follows_the_recipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     distilled = load(colour)
-    recipe = distilled.manifest["student_recipe"] | {"epochs": 1} | change
-    manifest = distilled.manifest | {"student_recipe": recipe}
+    recipe = distilled.manifest["student_training"] | {"epochs": 1} | change
+    manifest = distilled.manifest | {"student_training": recipe}
     card = render_card(
         dataclasses.replace(distilled, manifest=manifest), None, own_layout(distilled)
     )
