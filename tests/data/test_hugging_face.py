@@ -137,7 +137,8 @@ def test_a_test_split_without_labels_gives_way_to_validation(parts: Any, tmp_pat
     parts.save_to_disk(str(tmp_path / "hidden"))
     data = load_data(f"hf:{tmp_path / 'hidden'}")
     assert same(data.test_images, pictures(3, 2))
-    assert data.notes == (f"split test of {tmp_path / 'hidden'} is neither trained nor tested on",)
+    unused = f"split test of {tmp_path / 'hidden'} is neither trained nor tested on"
+    assert data.notes == (f"{unused}: it has no labels",)
 
 
 def test_broken_pictures_are_named_and_can_be_left_out(parts: Any, tmp_path: Path) -> None:
