@@ -162,7 +162,7 @@ def _checked_names(opened: _Zip | _Tar, archive: Path, cache: Path) -> dict[str,
         problem = None
         if number >= MAX_MEMBERS:
             problem = f"more than {MAX_MEMBERS:,} members"
-        elif PureWindowsPath(name).root or ".." in name.parts or "\0" in member.name:
+        elif PureWindowsPath(member.name).root or ".." in name.parts or "\0" in member.name:
             problem = "a name that points out of the archive"
         elif member.kind not in ("file", "folder"):
             problem = member.kind

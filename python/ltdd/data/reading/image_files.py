@@ -17,7 +17,7 @@ from PIL import Image
 
 from ltdd.data.reading.decoder import opened
 from ltdd.data.reading.image_source import IntArray, Pictures
-from ltdd.data.reading.litter import is_litter, is_no_image, suffix_of
+from ltdd.data.reading.litter import has_image_suffix, is_litter, is_no_image, suffix_of
 from ltdd.errors import UserError
 
 
@@ -60,9 +60,9 @@ class Folder:
         return self._content[1]
 
     @property
-    def pictures(self) -> list[str]:
-        """Names of its files that may be images: their content decides later."""
-        return [name for name in self.files if not is_no_image(name)]
+    def images(self) -> list[str]:
+        """Names of its files that have the suffix of an image."""
+        return [name for name in self.files if has_image_suffix(name)]
 
     @cached_property
     def _content(self) -> tuple[list[str], list[str]]:
@@ -146,7 +146,8 @@ def list_files(root: Folder, levels: int = 1) -> FileList:
     """List the images of `root/<class>/**`, or with more levels of `root/<outer>/<class>/**`.
 
     Raises:
-        UserError: there are no class folders, or files where folders of classes are expected.
+        UserError: there are no class folders, files where folders of classes are expected, or a
+            class folder with files of which none is an image.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -158,12 +159,15 @@ def list_files(root: Folder, levels: int = 1) -> FileList:
                 f"expected UTF-8 names of class folders in {root}, without control characters, "
                 f"got {name!r}"
             )
-        files = []
-        for path in files_below(folder):
-            if is_no_image(path):
-                passed_over[suffix_of(path)] += 1
-            else:
-                files.append(path)
+        below = list(files_below(folder))
+        files = [path for path in below if not is_no_image(path)]
+        others = Counter(suffix_of(path) for path in below if is_no_image(path))
+        if others and not files:
+            kinds = ", ".join(others)
+            raise UserError(
+                f"expected images in every class folder, got none in {folder}, only {kinds}"
+            )
+        passed_over += others
         prefix = len(str(folder.path))
         files.sort(key=lambda path: path[prefix:].replace(os.sep, "/"))
         paths += files
@@ -179,9 +183,9 @@ def _class_folders(root: Folder, levels: int) -> Iterator[tuple[str, Folder]]:
         if levels == 1:
             yield folder.path.name, folder
             continue
-        if folder.pictures:
+        if folder.images:
             raise UserError(
-                f"expected folders of classes in {folder}, got a file {folder.pictures[0]!r}"
+                f"expected folders of classes in {folder}, got a file {folder.images[0]!r}"
             )
         for name, inner in _class_folders(folder, levels - 1):
             yield f"{folder.path.name}/{name}", inner

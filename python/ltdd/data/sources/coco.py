@@ -54,7 +54,7 @@ def read_coco(path: Path) -> LabelFile:
     ]
     left = len(files) - len(entries)
     if entries and left:
-        notes += (f"passed over {left:,} images of {path} without an annotation",)
+        notes += (f"images of {path} without an annotation are passed over: {left:,}",)
     return LabelFile(path, entries, notes)
 
 

@@ -51,6 +51,10 @@ class FileLookup:
         """Return the path that a text is by itself."""
         return os.path.join(self.root.path, os.path.expanduser(text))
 
+    def shown(self, text: str) -> str:
+        """Return what messages call that path."""
+        return self.root.shown_path(self.path_of(text))
+
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
         """Map names with and without their last suffix to paths."""

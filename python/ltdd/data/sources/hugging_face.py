@@ -143,11 +143,16 @@ def _splits(datasets: Any, location: str) -> dict[str, Any]:
 def _image_column(
     datasets: Any, features: Mapping[str, Any], location: str, asked: str = ""
 ) -> str:
-    if asked:
-        return _asked_column(features, location, asked)
     columns = [name for name, f in features.items() if isinstance(f, datasets.Image)]
     # Files without the library's own metadata have the bytes of pictures, alone or in a struct.
-    columns = columns or [name for name, f in features.items() if _holds_bytes(f)]
+    in_bytes = [name for name, f in features.items() if _holds_bytes(f)]
+    if asked:
+        if _asked_column(features, location, asked) not in columns + in_bytes:
+            raise UserError(
+                f"expected images in the column {asked!r} of {location}, got {features[asked]}"
+            )
+        return asked
+    columns = columns or in_bytes
     if len(columns) != 1:
         got = ", ".join(columns) or f"only {', '.join(features)}"
         hint = f"; choose one with 'hf:{location}[columns=IMAGE,LABEL]'" if columns else ""

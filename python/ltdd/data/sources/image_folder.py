@@ -44,9 +44,9 @@ def image_folder(spec: Spec, on_bad_image: OnBadImage) -> Parts:
 
 def _without_wrappers(root: Folder, levels: int) -> Folder:
     """Enter an only folder that holds the class folders: archives often have two around them."""
-    while len(root.folders) == 1 and not root.pictures:
+    while len(root.folders) == 1 and not root.images:
         inner = root.folders[0]
-        if split_kind(inner.path.name) or inner.pictures or not _reaches(inner, levels):
+        if split_kind(inner.path.name) or inner.images or not _reaches(inner, levels):
             break
         root = inner
     return root
@@ -72,11 +72,12 @@ def _split_folders(root: Folder) -> list[Folder]:
                 f"of images, give list:FILE@{root}"
             )
         return []
-    if len(filled) == 1 and others:
+    classes = [folder for folder in others if folder.images]
+    if len(filled) == 1 and classes:
         missing = "test or val" if split_kind(filled[0].path.name) == "train" else "train"
         raise UserError(
             f"expected {root.inside(missing)} with class folders beside {filled[0]}, got "
-            f"{others[0]}; to hold out a test part of one folder, give that folder"
+            f"{classes[0]}; to hold out a test part of one folder, give that folder"
         )
     return sorted(named + others, key=lambda folder: folder.path.name)
 
@@ -105,7 +106,7 @@ def _list_split(folder: Folder, given: Folder, levels: int | None) -> tuple[Spli
     """List the images of class folders, and the suffixes of files that are none."""
     if has_annotations(folder):
         return annotated_split(folder)
-    if not folder.folders and folder.pictures:
+    if not folder.folders and folder.images:
         raise UserError(
             f"expected one folder per class in {folder}, got no folder but files; where a file "
             f"names the classes of images, give list:FILE@{given}"
@@ -128,7 +129,7 @@ def _check_levels(folder: Folder, given: Folder) -> None:
                 f"expected splits above the classes, as {folder.inside(inner).inside(top)}, got "
                 f"{folder.inside(top).inside(inner)}"
             )
-    if not all(below.values()) or any(top.pictures for top in folder.folders):
+    if not all(below.values()) or any(top.images for top in folder.folders):
         return
     if len({tuple(names) for names in below.values()}) == 1 and len(names) == 1:
         return  # <class>/images/ everywhere
@@ -141,6 +142,6 @@ def _check_levels(folder: Folder, given: Folder) -> None:
 
 
 def _loose(folder: Folder) -> tuple[str, ...]:
-    count = sum(map(has_image_suffix, folder.files))
+    count = len(folder.images)
     files = "1 image" if count == 1 else f"{count:,} images"
     return (f"passed over {files} of no class, directly in {folder}",) if count else ()

@@ -85,7 +85,12 @@ def _lists(place: str) -> tuple[list[Path], Folder | None]:
 
 
 def _read(path: Path, columns: Sequence[str], root: Path) -> LabelFile:
-    read = read_coco(path) if path.suffix.lower() == ".json" else read_text(path, columns, root)
+    if path.suffix.lower() == ".json":
+        if columns:
+            raise UserError(f"expected columns of a table, got {path}, which is JSON")
+        read = read_coco(path)
+    else:
+        read = read_text(path, columns, root)
     if not read.entries:
         raise UserError(f"expected images in {path}, got none")
     return read
@@ -109,7 +114,8 @@ def _split(
         found = lookup.find(entry.path, entry.where)
         if found is None and on_bad_image == "fail":
             raise UserError(
-                f"{entry.where}: expected an image at {lookup.path_of(entry.path)}, got nothing"
+                f"{entry.where}: expected an image at {lookup.shown(entry.path)}, got nothing, nor "
+                f"one of this name below {lookup.root}; @ROOT behind the list names another folder"
             )
         paths.append(found or lookup.path_of(entry.path))
     files = Files(tuple(paths), lookup.root)

@@ -30,6 +30,7 @@ _LABEL_NAMES = (
     ),
     ("class_id", "class id", "label_id", "category_id"),
 )
+_NAMES = {name for group in (*_IMAGE_NAMES, *_LABEL_NAMES) for name in group}
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "data set", "data_set")
 _ONE_HOT = {"0": False, "0.0": False, "1": True, "1.0": True}
 
@@ -76,7 +77,11 @@ def read_text(path: Path, columns: Sequence[str], root: Path) -> LabelFile:
             if len(cells) == 2 and there:
                 return LabelFile(path, list(_without_header(path, file, separator, there[0])))
             words = first.rsplit(maxsplit=1)
-            if len(cells) > 1 and not (len(words) == 2 and (root / words[0].strip()).exists()):
+            if (
+                header[0] in _NAMES
+                or len(cells) > 1
+                and not (len(words) == 2 and (root / words[0].strip()).exists())
+            ):
                 raise UserError(_wanted(path, header))
             return LabelFile(path, list(_lines(path, file)))
     except OSError as error:
@@ -99,8 +104,7 @@ def _cells(line: str) -> tuple[str, list[str]]:
 
 def _known(header: Sequence[str]) -> bool:
     """Return whether the first line names columns of images or of labels."""
-    names = {name for group in (*_IMAGE_NAMES, *_LABEL_NAMES) for name in group}
-    return len(header) > 1 and bool(names & set(header))
+    return len(header) > 1 and not _NAMES.isdisjoint(header)
 
 
 def _rows(
