@@ -43,8 +43,11 @@ def image_list(spec: Spec, on_bad_image: OnBadImage) -> Parts:
         test = read[1].entries
     elif train[0].split:
         groups: dict[str, list[Entry]] = {}
+        spelled: dict[str, str] = {}
         for entry in train:
-            groups.setdefault(split_kind(entry.split) or entry.split, []).append(entry)
+            # Rows of val and of validation are one split.
+            name = spelled.setdefault(split_kind(entry.split) or entry.split, entry.split)
+            groups.setdefault(name, []).append(entry)
         chosen = choose_splits(dict.fromkeys(groups, True), where)
         train, test = groups[chosen.train], groups[chosen.test] if chosen.test else None
         places = [f"split {split} of {where}" for split in (chosen.train, chosen.test)]

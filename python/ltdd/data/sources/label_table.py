@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,15 +74,12 @@ def read_text(path: Path, columns: Sequence[str], root: Path) -> LabelFile:
             if columns or _known(header):
                 table = _Table(path, header, list(_rows(path, file, separator, len(cells))))
                 return _from_table(table, [name.lower() for name in columns])
-            there = [number for number, cell in enumerate(cells) if (root / cell).is_file()]
+            there = [n for n, cell in enumerate(cells) if os.path.isfile(root / cell)]
             if len(cells) == 2 and there:
                 return LabelFile(path, list(_without_header(path, file, separator, there[0])))
             words = first.rsplit(maxsplit=1)
-            if (
-                header[0] in _NAMES
-                or len(cells) > 1
-                and not (len(words) == 2 and (root / words[0].strip()).exists())
-            ):
+            a_line = len(words) == 2 and os.path.exists(root / words[0].strip())
+            if (len(cells) > 1 and not a_line) or _NAMES & set(header):
                 raise UserError(_wanted(path, header))
             return LabelFile(path, list(_lines(path, file)))
     except OSError as error:
