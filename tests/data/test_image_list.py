@@ -135,7 +135,7 @@ def test_unreadable_images_can_be_left_out(images: Path, tmp_path: Path) -> None
         ("path,label\nimages/1.png,0\nimages/2.png\n", ["line 3: expected 2 columns, got 1"]),
         ("path,label\n,0\n", ["line 2: expected a path and a label, got ''"]),
         ("path,label,split\nimages/1.png,0,\n", ["line 2: expected split train", "''"]),
-        ("path,label,split\nimages/1.png,0,dev\n", ["a split train in", "got val"]),
+        ("path,label,split\nimages/1.png,0,dev\n", ["a split train in", "got dev"]),
         ("path,label,split\nimages/1.png,0,test\n", ["a split train in", "got test"]),
         (
             "path,label,split\nimages/1.png,a,train\nimages/2.png,b,train\nimages/3.png,a,test\n",

@@ -216,6 +216,8 @@ def test_one_part_missing(class_folder: Builder, tmp_path: Path) -> None:
     assert (data.counts, len(data.test_labels)) == ((4, 4), 2)
     assert data.notes == (f"{tmp_path} has no test part: 1 of every class held out for it",)
     class_folder("pets", TWO)
+    assert f"split pets of {tmp_path} is neither trained nor tested on" in load(tmp_path).notes
+    (tmp_path / "pets/cat/0000.png").rename(tmp_path / "pets/0.png")
     refuse(tmp_path, "test or val", str(tmp_path / "pets"), "give that folder")
 
 
