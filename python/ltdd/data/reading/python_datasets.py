@@ -45,7 +45,7 @@ class Items(Pictures):
 
     # The object may be anything: one thread only, the caller's rules of use.
     threads: ClassVar[int] = 1
-    remedy: ClassVar[str] = ""  # an option of commands does not reach somebody's object
+    can_be_skipped: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.positions)
