@@ -235,8 +235,10 @@ class DistillConfig:
     """Everything that decides the result of `ltdd distill`."""
 
     data: str = "digits"
-    """`digits`, `imagefolder:PATH`, `list:TRAIN[,TEST][@ROOT]` (CSV or lines of path and label),
-    `npz:FILE`, `torchvision:NAME`, `cifar10`, `cifar100` or `hf:NAME_OR_PATH` (Hugging Face)."""
+    """`digits`, `imagefolder:PATH`, `list:TRAIN[,TEST][@ROOT]` (CSV, COCO's JSON, or lines of path
+    and label), `npz:FILE`, `torchvision:NAME`, `cifar10`, `cifar100` or `hf:NAME_OR_PATH` (Hugging
+    Face). At its end, `[levels=2]` says that an image folder has its classes two folders down,
+    `[columns=IMAGE,LABEL]` names columns of `list:` and `hf:`; quote brackets in a shell."""
     ipc: int = 10
     """Synthetic images per class."""
     imbalance_factor: float | None = None

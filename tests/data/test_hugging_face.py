@@ -137,7 +137,8 @@ def test_a_test_split_without_labels_gives_way_to_validation(parts: Any, tmp_pat
     parts.save_to_disk(str(tmp_path / "hidden"))
     data = load_data(f"hf:{tmp_path / 'hidden'}")
     assert same(data.test_images, pictures(3, 2))
-    assert data.notes == (f"split test of {tmp_path / 'hidden'} is neither trained nor tested on",)
+    unused = f"split test of {tmp_path / 'hidden'} is neither trained nor tested on"
+    assert data.notes == (f"{unused}: it has no labels",)
 
 
 def test_broken_pictures_are_named_and_can_be_left_out(parts: Any, tmp_path: Path) -> None:
@@ -187,3 +188,85 @@ def test_bad_data_sets(parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused("hf:", "expected hf:NAME_OR_PATH, got nothing behind hf:")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     refused("hf:mnist", "expected the package datasets", "pip install 'ltdd[hf]'")
+
+
+# --- files without the library's metadata ---
+
+
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
+    found = []
+    for picture in pictures(count, seed):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        found.append({"bytes": file.getvalue(), "path": None})
+    return found
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_pictures_as_bytes_are_found(alone: bool, tmp_path: Path) -> None:
+    given = [row["bytes"] for row in rows(6, 1)] if alone else rows(6, 1)
+    path = parquet(tmp_path / "a.parquet", image=given, label=[0, 1] * 3)
+    data = load_data(f"hf:{path}")
+    assert (data.class_names, data.counts) == (("0", "1"), (2, 2))
+    folder = parquet(tmp_path / "one" / "0000.parquet", image=given, label=[0, 1] * 3).parent
+    assert load_data(f"hf:{folder}").content_sha256 == data.content_sha256
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Testing", "extra"),
+        ("train-00000-of-00001", "test-00000-of-00001", "extra-00000-of-00001"),
+        ("train/0000", "test/0000", "extra/0000"),
+        ("data/TRAIN_0", "data/Test_0", "data/extra_0"),
+    ],
+)
+def test_no_file_of_a_folder_is_read_into_another_split(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    for seed, name in enumerate(names):
+        file = tmp_path / "set" / f"{name}.parquet"
+        parquet(file, image=rows(4, seed), label=["a", "b"] * 2)
+    data = load_data(f"hf:{tmp_path / 'set'}")
+    assert same(data.train_images, pictures(4, 0))
+    assert same(data.test_images, pictures(4, 1))
+    assert data.notes == (f"split extra of {tmp_path / 'set'} is neither trained nor tested on",)
+
+
+def test_columns_are_chosen_as_for_lists(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "a.parquet",
+        image=rows(4, 1),
+        mask=rows(4, 2),
+        label=[0, 1] * 2,
+        kind=["a", "b"] * 2,
+        several=[[0, 1]] * 4,
+    )
+    asked = f"'hf:{path}[columns=IMAGE,LABEL]'"
+    refused(f"hf:{path}", "one column of images", "got image, mask", asked)
+    masks = load_data(f"hf:{path}[columns=mask,kind]")
+    assert masks.class_names == ("a", "b")
+    seen = {image.numpy().tobytes() for image in (*masks.train_images, *masks.test_images)}
+    assert seen == {np.asarray(p).transpose(2, 0, 1).tobytes() for p in pictures(4, 2)}
+    assert load_data(f"hf:{path}[columns=mask]").class_names == ("0", "1")
+    assert load_data(f"hf:{path}[columns=mask]#kind").class_names == ("a", "b")
+    refused(f"hf:{path}[columns=mask,kind]#label", "got both")
+    refused(f"hf:{path}[columns=mask,no]", "a column 'no' in", "image, mask, label")
+    refused(f"hf:{path}[columns=kind,label]", "expected images in the column 'kind'")
+    refused(f"hf:{path}[columns=mask,image]", "one class for every image in the column 'image'")
+    refused(f"hf:{path}[columns=mask,several]", "one class for every image", "got lists")
+
+
+def test_folders_of_images_have_a_source_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    pictures(1, 0)[0].save(tmp_path / "set" / "cat" / "0.png")
+    refused(f"hf:{tmp_path / 'set'}", "got images", f"give imagefolder:{tmp_path / 'set'}")

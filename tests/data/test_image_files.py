@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ltdd.data.reading.decoder import MAX_PIXELS, Header
-from ltdd.data.reading.image_files import Files, list_files
+from ltdd.data.reading.image_files import Files, Folder, list_files
 from ltdd.errors import UserError
 
 GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
@@ -170,7 +170,7 @@ def test_files_of_a_class_are_listed_by_relative_path(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.png", "b/deep/1.png", "a/x.png", "b/.hidden/y.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / name)
-    files = list_files(tmp_path)
+    files = list_files(Folder(tmp_path, "pets"))
     listed = [Path(path).relative_to(tmp_path).as_posix() for path in files.paths]
     assert listed == ["a/x.png", "b/10.png", "b/2.png", "b/deep/1.png"]
     assert files.labels.tolist() == [0, 1, 1, 1]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ltdd.data.long_tail import exponential_counts
 from ltdd.data.long_tailed_data import LongTailedData, load_data
+from ltdd.data.reading import image_files
 from ltdd.errors import UserError
 
 Builder = Callable[..., Path]
@@ -211,13 +212,18 @@ def test_class_missing_in_one_part(class_folder: Builder, tmp_path: Path) -> Non
 
 def test_one_part_missing(class_folder: Builder, tmp_path: Path) -> None:
     class_folder("train", TWO)
-    refuse(tmp_path, "test or val", "give that folder")
-    assert load(tmp_path / "train").num_classes == 2
+    data = load(tmp_path)
+    assert (data.counts, len(data.test_labels)) == ((4, 4), 2)
+    assert data.notes == (f"{tmp_path} has no test part: 1 of every class held out for it",)
+    class_folder("pets", TWO)
+    assert f"split pets of {tmp_path} is neither trained nor tested on" in load(tmp_path).notes
+    (tmp_path / "pets/cat/0000.png").rename(tmp_path / "pets/0.png")
+    refuse(tmp_path, "test or val", str(tmp_path / "pets"), "give that folder")
 
 
 def test_train_missing(class_folder: Builder, tmp_path: Path) -> None:
     class_folder("test", TWO)
-    refuse(tmp_path, f"expected {tmp_path / 'train'}")
+    refuse(tmp_path, f"expected a split train in {tmp_path}, got test")
 
 
 def test_nothing_to_hold_out(class_folder: Builder) -> None:
@@ -227,11 +233,11 @@ def test_nothing_to_hold_out(class_folder: Builder) -> None:
 def test_unreadable_and_foreign_files_are_named(class_folder: Builder, tmp_path: Path) -> None:
     class_folder("train", TWO)
     class_folder("test", TWO)
-    (tmp_path / "train/cat/notes.txt").write_text("remember the milk")
-    refuse(tmp_path, "expected readable PNG", "cat/notes.txt (not such an image)")
+    (tmp_path / "train/cat/notes").write_text("remember the milk")
+    refuse(tmp_path, "expected readable PNG", "cat/notes (not such an image)", "on-bad-image skip")
     whole = (tmp_path / "train/dog/0001.png").read_bytes()
     (tmp_path / "train/dog/0001.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "train/cat/notes.txt").unlink()
+    (tmp_path / "train/cat/notes").unlink()
     refuse(tmp_path, "dog/0001.png")
     for number in range(12):
         (tmp_path / f"test/dog/x{number}.png").write_bytes(b"")
@@ -278,11 +284,11 @@ def test_cifar_without_network_or_files(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_unreadable_folder(class_folder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = class_folder("pets", TWO)
 
-    def deny(self: Path) -> None:
+    def deny(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     # A real chmod does not stop a test that runs as root.
-    monkeypatch.setattr(Path, "iterdir", deny)
+    monkeypatch.setattr(image_files.os, "scandir", deny)
     refuse(root, "expected a readable folder", "Permission denied")
 
 

@@ -104,7 +104,7 @@ def test_validation_images_are_said_to_be_unused(
     for part in ("train", "val", "test"):
         class_folder(part, {"cat": 2, "dog": 2})
     data = load_data(f"imagefolder:{tmp_path}")
-    assert data.notes == (f"{tmp_path / 'val'} is neither trained nor tested on",)
+    assert data.notes == (f"split val of {tmp_path} is neither trained nor tested on",)
 
 
 def test_two_classes_of_one_image_each() -> None:

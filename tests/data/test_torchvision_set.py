@@ -83,6 +83,7 @@ def test_a_set_with_splits_and_picture_files(cache: Path) -> None:
     assert data.counts == (4, 4, 4)
     assert data.train_images.shape == (12, 3, 16, 16)
     assert torch.bincount(data.test_labels).tolist() == [2, 2, 2]
+    assert data.notes == ("split val of DTD is neither trained nor tested on",)
     (root / "images" / "woven" / "woven_test_1.jpg").write_bytes(b"broken")
     assert load_data("torchvision:DTD", None, 16).content_sha256 == data.content_sha256
     refused("torchvision:DTD", "expected readable", "DTD test image 5")

@@ -68,6 +68,16 @@ def zipped(
     return write
 
 
+def twice(*names: str) -> Archive:
+    def write(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "hostile.zip", "w") as file:
+            for name in names:
+                file.writestr(zipfile.ZipInfo(name), b"x")
+        return folder / "hostile.zip"
+
+    return write
+
+
 def tarred(name: str = "cat/x.png", kind: bytes = tarfile.REGTYPE, link: str = "") -> Archive:
     def write(folder: Path) -> Path:
         path = folder / "hostile.tar"
@@ -109,6 +119,9 @@ HOSTILE = {
     "climbs out": (zipped("../x.png"), "points out"),
     "climbs out from within": (zipped("cat/../../x.png"), "points out"),
     "absolute": (zipped("/tmp/x.png"), "points out"),
+    "absolute on Windows": (zipped("C:\\x.png"), "points out"),
+    "on another machine": (zipped("\\\\server\\share\\x.png"), "points out"),
+    "the same name with two separators": (twice("cat/x.png", "cat\\x.png"), "two members"),
     "backslashes": (zipped("cat\\..\\..\\x.png"), "points out"),
     "zipped link": (zipped(content=b"/etc/passwd", mode=stat.S_IFLNK | 0o777), "link or device"),
     "zipped device": (zipped(mode=stat.S_IFCHR | 0o666), "link or device"),
@@ -144,6 +157,85 @@ def test_hostile_archives_leave_nothing_behind(name: str, tmp_path: Path, cache:
     assert {p.name for p in (cache / "archives").iterdir() if p.is_dir()} == set()
     after = {entry for entry in tmp_path.rglob("*") if cache not in entry.parents}
     assert after - before <= {cache}
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "two wrappers": lambda name: f"a/b/{name}",
+    "separators of Windows": lambda name: f"data\\{name}".replace("/", "\\"),
+    "a point before": lambda name: f"./{name}",
+}
+BESIDE = {
+    "nothing": [],
+    "a README": ["README.md", "LICENSE"],
+    "litter": ["__MACOSX/cat/._0.png", "$RECYCLE.BIN/cat/0.png", "@eaDir/0.png", "desktop.ini"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("beside", BESIDE)
+def test_archives_as_tools_make_them(form: str, beside: str, tmp_path: Path) -> None:
+    names = [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(5)]
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        if form == "separators of Windows":
+            file.writestr(zipfile.ZipInfo("data\\"), b"")
+        for number, name in enumerate(names):
+            file.writestr(FORMS[form](name), picture("PNG", number))
+        for name in BESIDE[beside]:
+            file.writestr(name, b"x")
+            file.writestr(FORMS[form](name), b"x") if form == "two wrappers" else None
+    data = load_data(f"imagefolder:{path}")
+    assert (data.class_names, data.counts) == (("cat", "dog"), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat/0.png", "cat/1.png"], "at least 2 class folders in {archive}, got only cat"),
+        (["cat/0.png", "dog/0.txt"], "got none in {archive}/dog"),
+        (["cat/0.png", "dog/0.png"], "got 1 in {archive}/cat; or give {archive}/train"),
+        (["cat/0.jpg", "cat/1.png", "dog/0.png", "dog/1.png"], "got {archive}/cat/0.jpg (not"),
+        (
+            ["w/train/cat/0.png", "w/train/dog/0.png", "w/test/cat/0.png"],
+            "only in {archive}/w/train",
+        ),
+        (["0.png"], "one folder per class in {archive}, got no folder"),
+    ],
+)
+def test_messages_name_the_archive(
+    names: list[str], said: str, tmp_path: Path, cache: Path
+) -> None:
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number, name in enumerate(names):
+            file.writestr(name, picture("PNG", number) if name.endswith("png") else b"x")
+    with pytest.raises(UserError) as failure:
+        load_data(f"imagefolder:{path}")
+    assert said.format(archive=path) in str(failure.value)
+    assert str(cache) not in str(failure.value)
+
+
+def test_notes_and_names_of_images_name_the_archive(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(6):
+            file.writestr(f"{('cat', 'dog')[number % 2]}/{number}.png", picture("PNG", number // 2))
+        file.writestr("cat/bad.png", b"x")
+    data = load_data(f"imagefolder:{path}", on_bad_image="skip")
+    assert data.left_out == (f"{path}/cat/bad.png (not such an image)",)
+    said = [*data.notes, *data.left_out, *data.duplicates.examples]
+    assert len(said) > 2
+    assert not any(str(cache) in text for text in said)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LTDD_DATA", str(tmp_path / "file"))
+    path = zipped()(tmp_path)
+    with pytest.raises(UserError, match=r"cannot unpack .*hostile\.zip into .*LTDD_DATA"):
+        load_data(f"imagefolder:{path}")
 
 
 def test_there_are_many_hostile_archives() -> None:

@@ -48,8 +48,11 @@ FOLDERS: dict[str, tuple[Tree, str]] = {
         "got none in .*dog",
     ),
     "one class in both": ({"train/cat": 2, "test/cat": 1}, "at least 2 class folders"),
-    "no test": ({"train/cat": 2, "train/dog": 2}, "test or val with class folders"),
-    "no train": ({"test/cat": 2, "test/dog": 2}, "train with class folders"),
+    "a class beside a split": (
+        {"train/cat": 2, "train/dog": 2, "emu": 2},
+        "test or val with class folders",
+    ),
+    "no train": ({"test/cat": 2, "test/dog": 2}, "expected a split train in .*, got test"),
 }
 
 

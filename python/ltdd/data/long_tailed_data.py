@@ -124,12 +124,16 @@ def load_data(
         seed, are the test set.
 
         `imagefolder:PATH`: `PATH/train/<class>/` and `PATH/test/<class>/` (or `PATH/val/...`), or
-        `PATH/<class>/` alone. Classes are ordered by folder name. PATH may be a .zip or .tar
-        archive of such a folder; it is unpacked once, below the cache folder.
+        `PATH/<class>/` alone. PATH may be a .zip or .tar archive of such a folder; it is unpacked
+        once, below the cache folder. `imagefolder:PATH[levels=2]` takes `<outer>/<class>/` for
+        classes. Tiny-ImageNet is read as it is published.
 
         `list:TRAIN[,TEST][@ROOT]`: lists of files, as CSV with a header (`path`, `label` and
-        perhaps `split`) or with a path and a label on every line, as ImageNet-LT has them. Paths
-        are relative to ROOT, by default to the folder of their list.
+        perhaps `split`), as COCO's JSON, or with a path and a label on every line, as ImageNet-LT
+        has them. `[columns=IMAGE,LABEL]` behind it names other columns; without it, names as in
+        published sets are found (`image_id`, `dx`), and columns of 0 and 1 are one-hot labels.
+        Paths are relative to ROOT, by default to the folder of their list; the name of a file, or
+        its name without the suffix, is enough where only one file below ROOT has it.
 
         `npz:FILE`: arrays `train_images`, `train_labels`, `test_images` and `test_labels` in one
         NumPy archive, as MedMNIST has them.
@@ -138,7 +142,12 @@ def load_data(
         `cifar10` and `cifar100` are two of them with the published normalization.
 
         `hf:NAME_OR_PATH[@CONFIG][#LABEL]`: a data set of Hugging Face's `datasets`, of the hub or
-        in a local folder or parquet file.
+        in a local folder or parquet file; `[columns=IMAGE,LABEL]` chooses among several columns.
+
+    Everywhere, splits may be called train or training, test or testing, and val, valid, validation
+    or dev. The test split is tested on, else the validation split; a note names every split that is
+    not used. Classes that are whole numbers are ordered as such, others as text, and those of a
+    source that orders its own as it does.
 
     A source without a test part gives the same number of images of every class, a fifth of the
     smallest class and at least one, drawn with a fixed seed. The cache folder is named by the

@@ -14,11 +14,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 import filelock
 
+from ltdd.data.reading.litter import is_litter
 from ltdd.engine.files import file_sha256
 from ltdd.errors import UserError
 
@@ -36,7 +37,7 @@ class _Member:
     """One entry of an archive.
 
     Attributes:
-        name: as the archive gives it.
+        name: as the archive gives it, but for separators of Windows, which become slashes.
         size: bytes that the archive declares.
         kind: ``file``, ``folder``, or in words what else it is.
         source: what the archive's own module calls it.
@@ -56,8 +57,6 @@ def is_archive(path: Path) -> bool:
 def unpacked(archive: Path, cache: Path) -> Path:
     """Return the folder with the archive's files, unpacking it unless that has been done.
 
-    An only folder at the top is entered: archives usually wrap their content in one.
-
     Args:
         archive: a file with one of `SUFFIXES`.
         cache: folder that keeps unpacked archives by the SHA-256 of the archive.
@@ -67,15 +66,22 @@ def unpacked(archive: Path, cache: Path) -> Path:
     """
     try:
         name = file_sha256(archive)[:16]
+    except OSError as error:
+        raise UserError(
+            f"expected a readable archive at {archive}, got {error.strerror}"
+        ) from error
+    try:
         target = cache / name
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache / f".{name}.lock"):
             if not target.is_dir():
                 _unpack(archive, target)
     except OSError as error:
-        raise UserError(f"cannot unpack {archive}: {error.strerror or error}") from error
-    inside = [path for path in target.iterdir() if not path.name.startswith(".")]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else target
+        raise UserError(
+            f"cannot unpack {archive} into {cache}: {error.strerror or error}; the environment "
+            "variable LTDD_DATA names another folder"
+        ) from error
+    return target
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -105,13 +111,15 @@ class _Zip:
 
     def members(self) -> Iterator[_Member]:
         for info in self.file.infolist():
-            kind = "folder" if info.is_dir() else "file"
+            # Tools of Windows write their own separator.
+            name = info.filename.replace("\\", "/")
+            kind = "folder" if name.endswith("/") else "file"
             mode = info.external_attr >> 16
             if info.flag_bits & 1:
                 kind = "an encrypted file"
             elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 kind = "a link or device"
-            yield _Member(info.filename, info.file_size, kind, info)
+            yield _Member(name.rstrip("/"), info.file_size, kind, info)
 
     def open(self, member: _Member) -> IO[bytes]:
         assert isinstance(member.source, zipfile.ZipInfo)
@@ -125,7 +133,7 @@ class _Tar:
     def members(self) -> Iterator[_Member]:
         for info in self.file:
             kind = "folder" if info.isdir() else "file" if info.isreg() else "a link or device"
-            yield _Member(info.name, info.size, kind, info)
+            yield _Member(info.name.replace("\\", "/"), info.size, kind, info)
 
     def open(self, member: _Member) -> IO[bytes]:
         assert isinstance(member.source, tarfile.TarInfo)
@@ -154,7 +162,7 @@ def _checked_names(opened: _Zip | _Tar, archive: Path, cache: Path) -> dict[str,
         problem = None
         if number >= MAX_MEMBERS:
             problem = f"more than {MAX_MEMBERS:,} members"
-        elif name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
+        elif PureWindowsPath(member.name).root or ".." in name.parts or "\0" in member.name:
             problem = "a name that points out of the archive"
         elif member.kind not in ("file", "folder"):
             problem = member.kind
@@ -167,12 +175,14 @@ def _checked_names(opened: _Zip | _Tar, archive: Path, cache: Path) -> dict[str,
             problem = f"content more than {MAX_GROWTH} times as large as the archive"
         if problem is not None:
             raise UserError(f"expected plain files in {archive}, got {problem}: {member.name!r}")
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
-        if member.kind == "file" and not hidden:
+        if member.kind == "file" and not any(map(is_litter, name.parts)):
             names[member.name] = name
     free = shutil.disk_usage(cache).free
     if total > free:
-        raise UserError(f"expected {total:,} bytes free in {cache} for {archive}, got {free:,}")
+        raise UserError(
+            f"expected {total:,} bytes free in {cache} for {archive}, got {free:,}; the "
+            "environment variable LTDD_DATA names another folder"
+        )
     return names
 
 

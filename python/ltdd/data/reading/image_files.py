@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,71 @@ from PIL import Image
 
 from ltdd.data.reading.decoder import opened
 from ltdd.data.reading.image_source import IntArray, Pictures
+from ltdd.data.reading.litter import has_image_suffix, is_litter, is_no_image, suffix_of
 from ltdd.errors import UserError
 
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder and what it is called to the user: what an archive holds lies elsewhere.
+
+    Attributes:
+        path: where it is.
+        shown: what messages call it.
+    """
+
+    path: Path
+    shown: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def inside(self, name: str) -> Folder:
+        """Return a folder in it."""
+        return Folder(self.path / name, os.path.join(self.shown, name))
+
+    def shown_path(self, path: str) -> str:
+        """Return what a file below it is called to the user."""
+        root = str(self.path)
+        return self.shown + path.removeprefix(root) if path.startswith(root) else path
+
+    @property
+    def folders(self) -> list[Folder]:
+        """Its sub-folders by name, without what systems leave behind.
+
+        Raises:
+            UserError: it is missing, not a folder or not readable; so do the other two.
+        """
+        return [self.inside(name) for name in self._content[0]]
+
+    @property
+    def files(self) -> list[str]:
+        """Names of its files, without what systems leave behind."""
+        return self._content[1]
+
+    @property
+    def images(self) -> list[str]:
+        """Names of its files that have the suffix of an image."""
+        return [name for name in self.files if has_image_suffix(name)]
+
+    @cached_property
+    def _content(self) -> tuple[list[str], list[str]]:
+        try:
+            if not self.path.is_dir():
+                what = "a file" if self.path.exists() else "nothing there"
+                raise UserError(f"expected a folder at {self}, got {what}")
+            folders: list[str] = []
+            files: list[str] = []
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if not is_litter(entry.name):
+                        # os.path.isdir does not fail on a link to itself.
+                        (folders if os.path.isdir(entry.path) else files).append(entry.name)
+        except OSError as error:
+            raise UserError(
+                f"expected a readable folder at {self}, got {error.strerror}"
+            ) from error
+        return sorted(folders), sorted(files)
 
 
 @dataclass(frozen=True)
@@ -26,16 +90,18 @@ class Files(Pictures):
 
     Attributes:
         paths: as text, which takes less memory than `Path`.
+        root: a folder above them that is called otherwise to the user; None if none is.
     """
 
     paths: tuple[str, ...]
+    root: Folder | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, positions: IntArray) -> Files:
         """As `Images.take`."""
-        return Files(tuple(self.paths[i] for i in positions))
+        return Files(tuple(self.paths[i] for i in positions), self.root)
 
     def opened(self, position: int) -> AbstractContextManager[Image.Image]:
         """Open one file."""
@@ -55,7 +121,8 @@ class Files(Pictures):
 
     def name(self, position: int) -> str:
         """Return the path."""
-        return self.paths[position]
+        path = self.paths[position]
+        return self.root.shown_path(path) if self.root else path
 
 
 @dataclass(frozen=True)
@@ -65,76 +132,76 @@ class FileList:
     Attributes:
         paths: Files in order: classes by name, files by relative path.
         labels: int64 (N,), position of each file's class in `class_names`.
-        class_names: Folder names, sorted.
+        class_names: Folder names, sorted as text; a class may have no file.
+        passed_over: Suffixes of files that are no images, and how many there are of each.
     """
 
     paths: tuple[str, ...]
     labels: IntArray
     class_names: tuple[str, ...]
+    passed_over: Counter[str]
 
 
-def class_folders(root: Path) -> list[Path]:
-    """Return the sub-folders of `root` by name; hidden ones are left out.
-
-    Raises:
-        UserError: `root` is missing, not a folder or not readable.
-    """
-    try:
-        if not root.is_dir():
-            what = "a file" if root.exists() else "nothing there"
-            raise UserError(f"expected a folder at {root}, got {what}")
-        return sorted(
-            (p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")),
-            key=lambda p: p.name,
-        )
-    except OSError as error:
-        raise UserError(f"expected a readable folder at {root}, got {error.strerror}") from error
-
-
-def list_files(root: Path) -> FileList:
-    """List the images of `root/<class>/**`; hidden and thumbnail-cache files are left out.
+def list_files(root: Folder, levels: int = 1) -> FileList:
+    """List the images of `root/<class>/**`, or with more levels of `root/<outer>/<class>/**`.
 
     Raises:
-        UserError: no class folders, only one, or a class folder without files.
+        UserError: there are no class folders, files where folders of classes are expected, or a
+            class folder with files of which none is an image.
     """
-    folders = class_folders(root)
-    if not folders:
-        raise UserError(f"expected one folder per class in {root}, got no folder")
-    if len(folders) == 1:
-        raise UserError(f"expected at least 2 class folders in {root}, got only {folders[0].name}")
     paths: list[str] = []
     labels: list[int] = []
-    for label, folder in enumerate(folders):
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in folder.name):
+    names: list[str] = []
+    passed_over: Counter[str] = Counter()
+    for name, folder in _class_folders(root, levels):
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise UserError(
                 f"expected UTF-8 names of class folders in {root}, without control characters, "
-                f"got {folder.name!r}"
+                f"got {name!r}"
             )
-        files = sorted(_files_below(folder), key=lambda p: p.relative_to(folder).as_posix())
-        if not files:
-            raise UserError(f"expected images in every class folder, got none in {folder}")
-        paths += map(str, files)
-        labels += [label] * len(files)
-    return FileList(
-        tuple(paths), np.asarray(labels, dtype=np.int64), tuple(f.name for f in folders)
-    )
+        below = list(files_below(folder))
+        files = [path for path in below if not is_no_image(path)]
+        others = Counter(suffix_of(path) for path in below if is_no_image(path))
+        if others and not files:
+            kinds = ", ".join(others)
+            raise UserError(
+                f"expected images in every class folder, got none in {folder}, only {kinds}"
+            )
+        passed_over += others
+        prefix = len(str(folder.path))
+        files.sort(key=lambda path: path[prefix:].replace(os.sep, "/"))
+        paths += files
+        labels += [len(names)] * len(files)
+        names.append(name)
+    return FileList(tuple(paths), np.array(labels, dtype=np.int64), tuple(names), passed_over)
 
 
-def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yield the files of a folder and its sub-folders; a link to a folder above is not entered."""
-    try:
-        status = os.stat(folder)
-        names = os.listdir(folder)
-    except OSError as error:
-        raise UserError(f"expected a readable folder at {folder}, got {error.strerror}") from error
-    here = (status.st_dev, status.st_ino)
+def _class_folders(root: Folder, levels: int) -> Iterator[tuple[str, Folder]]:
+    if not root.folders:
+        raise UserError(f"expected one folder per class in {root}, got no folder")
+    for folder in root.folders:
+        if levels == 1:
+            yield folder.path.name, folder
+            continue
+        if folder.images:
+            raise UserError(
+                f"expected folders of classes in {folder}, got a file {folder.images[0]!r}"
+            )
+        for name, inner in _class_folders(folder, levels - 1):
+            yield f"{folder.path.name}/{name}", inner
+
+
+def files_below(folder: Folder, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Yield paths of the files in a folder and below; a link to a folder above is not entered.
+
+    Raises:
+        UserError: a folder is not readable.
+    """
+    status = os.stat(folder.path) if folder.path.is_dir() else None
+    here = (status.st_dev, status.st_ino) if status else (0, 0)
     if here in above:
         return
-    for name in names:
-        if name.startswith(".") or name.lower() in _SYSTEM_FILES:
-            continue
-        path = folder / name
-        if path.is_dir():
-            yield from _files_below(path, above | {here})
-        else:
-            yield path
+    for name in folder.files:
+        yield str(folder.path / name)
+    for inner in folder.folders:
+        yield from files_below(inner, above | {here})

@@ -82,6 +82,8 @@ class Pictures(ABC):
     """Images that are opened and decoded one by one, several at a time."""
 
     threads: ClassVar[int] = min(8, os.cpu_count() or 1)
+    can_be_skipped: ClassVar[bool] = True
+    """Whether there is an option that leaves unreadable ones out."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -155,6 +157,7 @@ class Pictures(ABC):
             raise UserError(
                 f"expected readable {', '.join(FORMATS)} images, got {listed}"
                 + (f" and {more} more" if more > 0 else "")
+                + ("; --on-bad-image skip leaves out what cannot be read" * self.can_be_skipped)
             )
         if block:
             yield block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ltdd.config import OnBadImage
 from ltdd.data.reading.image_source import Parts
+from ltdd.data.sources.spec import read_spec
 from ltdd.errors import UserError
 
 SOURCES = (
@@ -41,6 +42,7 @@ def open_source(spec: str, on_bad_image: OnBadImage) -> Parts:
         raise UserError(f"expected data among {', '.join(SOURCES)}; got {spec!r}")
     if ":" in shape and not place:
         raise UserError(f"expected {shape}, got nothing behind {kind}:")
+    options = read_spec(kind, place)
     # Each kind has its own libraries, which the others do not need.
     match kind:
         case "digits":
@@ -50,20 +52,20 @@ def open_source(spec: str, on_bad_image: OnBadImage) -> Parts:
         case "imagefolder":
             from ltdd.data.sources.image_folder import image_folder
 
-            return image_folder(place, on_bad_image)
+            return image_folder(options, on_bad_image)
         case "list":
             from ltdd.data.sources.image_list import image_list
 
-            return image_list(place, on_bad_image)
+            return image_list(options, on_bad_image)
         case "npz":
             from ltdd.data.sources.npz import npz
 
-            return npz(place)
+            return npz(options)
         case "hf":
             from ltdd.data.sources.hugging_face import hugging_face
 
-            return hugging_face(place, on_bad_image)
+            return hugging_face(options, on_bad_image)
         case _:
             from ltdd.data.sources.torchvision_set import torchvision_set
 
-            return torchvision_set(place or kind)
+            return torchvision_set(place or kind, on_bad_image)

@@ -1,7 +1,8 @@
 """``hf:NAME_OR_PATH[@CONFIG][#LABEL]``: a data set in the form of Hugging Face's ``datasets``.
 
 NAME is one of the hub; PATH is a folder written by ``save_to_disk``, a folder that ``load_dataset``
-understands, or a parquet file. Pictures are decoded by our own decoders.
+understands, or a parquet file. ``[columns=IMAGE,LABEL]`` chooses among several columns. Pictures
+are decoded by our own decoders.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from PIL import Image
 from ltdd.config import OnBadImage
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.decoder import opened
-from ltdd.data.reading.held_out import hold_out
-from ltdd.data.reading.image_source import IntArray, Labelled, Parts, Pictures
+from ltdd.data.reading.image_source import IntArray, Parts, Pictures
+from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
+from ltdd.data.reading.splits import choose_splits, split_kind
+from ltdd.data.sources.hf_files import parquet_splits
+from ltdd.data.sources.spec import Spec, given_path
 from ltdd.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "class")
-_VALIDATION = ("validation", "valid", "val", "dev")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class _Rows(Pictures):
         return f"{self.split} row {self.positions[position]}"
 
 
-def hugging_face(place: str, on_bad_image: OnBadImage) -> Parts:
+def hugging_face(spec: Spec, on_bad_image: OnBadImage) -> Parts:
     """Open the splits of a data set; image and label columns are found by their types.
 
     Raises:
@@ -84,35 +87,30 @@ def hugging_face(place: str, on_bad_image: OnBadImage) -> Parts:
             "expected the package datasets for hf:, got none; install it with pip install "
             "'ltdd[hf]'"
         ) from error
-    location, _, label_column = place.partition("#")
+    location, _, label_column = spec.place.partition("#")
+    if label_column and len(spec.columns) == 2:
+        raise UserError(f"expected #LABEL or [columns=IMAGE,LABEL], got both in {spec.place}")
     splits = _splits(datasets, location)
-    features = next(iter(splits.values())).features
-    image_column = _image_column(datasets, features, location)
-    label_column = _label_column(datasets, features, location, label_column)
-    if "train" not in splits:
-        raise UserError(f"expected a split train in {location}, got {', '.join(splits)}")
-    names = _class_names(datasets, splits["train"], label_column)
-    validation = next((name for name in _VALIDATION if name in splits), None)
-    held_out = "test" if "test" in splits else validation
-    unlabelled = held_out == "test" and set(_values(splits["test"], label_column)) <= {-1, None}
-    if unlabelled and validation:
-        held_out = validation
+    first = next((split for name, split in splits.items() if split_kind(name) == "train"), None)
+    features = (first or next(iter(splits.values()))).features
+    image_column = _image_column(datasets, features, location, *spec.columns[:1])
+    asked = spec.columns[1] if len(spec.columns) == 2 else label_column
+    label_column = _label_column(datasets, features, location, asked)
+    labelled = {name: _has_labels(split, name, label_column) for name, split in splits.items()}
+    chosen = choose_splits(labelled, location)
     columns = (image_column, label_column)
-    train, bad = _labelled(datasets, splits["train"], "train", columns, names, on_bad_image)
-    if held_out is None:
-        train, test, note = hold_out(train, names, location, "a split test")
-        return Parts(train, test, names, bad, (note,))
-    test, bad_test = _labelled(datasets, splits[held_out], held_out, columns, names, on_bad_image)
-    notes = [
-        f"split {name} of {location} is neither trained nor tested on"
-        for name in splits
-        if name not in ("train", held_out)
-    ]
-    return Parts(train, test, names, bad + bad_test, tuple(notes))
+    train, test = (
+        None if name is None else _listed(datasets, splits[name], name, columns, location)
+        for name in (chosen.train, chosen.test)
+    )
+    assert train is not None
+    declared = isinstance(splits[chosen.train].features[label_column], datasets.ClassLabel)
+    origin = Origin(location, "a split test", chosen.notes)
+    return parts_of(train, test, origin, on_bad_image, "declared" if declared else "labels")
 
 
 def _splits(datasets: Any, location: str) -> dict[str, Any]:
-    path = Path(location).expanduser()
+    path = given_path(location)
     cache = str(cache_folder() / "huggingface")
     # Not a progress bar for every file of a local folder.
     shown = datasets.is_progress_bar_enabled()
@@ -122,11 +120,15 @@ def _splits(datasets: Any, location: str) -> dict[str, Any]:
             found = datasets.load_from_disk(str(path))
         elif path.is_file():
             found = datasets.load_dataset("parquet", data_files=str(path), cache_dir=cache)
+        elif path.is_dir() and (files := parquet_splits(path)):
+            found = datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
         elif path.is_dir():
             found = datasets.load_dataset(str(path), cache_dir=cache)
         else:
             name, _, config = location.partition("@")
             found = datasets.load_dataset(name, config or None, cache_dir=cache)
+    except UserError:
+        raise
     except Exception as error:  # the library, its downloads and its readers fail in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -138,19 +140,34 @@ def _splits(datasets: Any, location: str) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {"train": found}
 
 
-def _image_column(datasets: Any, features: Mapping[str, Any], location: str) -> str:
+def _image_column(
+    datasets: Any, features: Mapping[str, Any], location: str, asked: str = ""
+) -> str:
     columns = [name for name, f in features.items() if isinstance(f, datasets.Image)]
+    # Files without the library's own metadata have the bytes of pictures, alone or in a struct.
+    in_bytes = [name for name, f in features.items() if _holds_bytes(f)]
+    if asked:
+        if _asked_column(features, location, asked) not in columns + in_bytes:
+            raise UserError(
+                f"expected images in the column {asked!r} of {location}, got {features[asked]}"
+            )
+        return asked
+    columns = columns or in_bytes
     if len(columns) != 1:
         got = ", ".join(columns) or f"only {', '.join(features)}"
-        raise UserError(f"expected one column of images in {location}, got {got}")
+        hint = f"; choose one with 'hf:{location}[columns=IMAGE,LABEL]'" if columns else ""
+        raise UserError(f"expected one column of images in {location}, got {got}{hint}")
     return columns[0]
+
+
+def _holds_bytes(feature: Any) -> bool:
+    inner = feature.get("bytes") if isinstance(feature, Mapping) else feature
+    return getattr(inner, "dtype", None) in ("binary", "large_binary")
 
 
 def _label_column(datasets: Any, features: Mapping[str, Any], location: str, asked: str) -> str:
     if asked:
-        if asked not in features:
-            raise UserError(f"expected a column {asked!r} in {location}, got {', '.join(features)}")
-        return asked
+        return _one_valued(features, location, _asked_column(features, location, asked))
     columns = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
     columns = columns or [name for name in _LABEL_COLUMNS if name in features][:1]
     if len(columns) != 1:
@@ -159,51 +176,63 @@ def _label_column(datasets: Any, features: Mapping[str, Any], location: str, ask
             f"expected one column of labels in {location}, got {got}; "
             f"choose one with hf:{location}#COLUMN"
         )
-    return columns[0]
+    return _one_valued(features, location, columns[0])
+
+
+def _asked_column(features: Mapping[str, Any], location: str, asked: str) -> str:
+    if asked not in features:
+        raise UserError(f"expected a column {asked!r} in {location}, got {', '.join(features)}")
+    return asked
+
+
+def _one_valued(features: Mapping[str, Any], location: str, column: str) -> str:
+    kind = features[column]
+    if not isinstance(getattr(kind, "dtype", None), str) or hasattr(kind, "feature"):
+        lists = hasattr(kind, "feature") or isinstance(kind, list)
+        got = "lists; images of several classes are not read" if lists else str(kind)
+        raise UserError(
+            f"expected one class for every image in the column {column!r} of {location}, got {got}"
+        )
+    return column
 
 
 def _values(split: Any, column: str) -> list[Any]:
     return list(split.with_format(None)[column])
 
 
-def _class_names(datasets: Any, train: Any, column: str) -> tuple[str, ...]:
-    feature = train.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    values = set(_values(train, column))
-    if not all(isinstance(v, str) for v in values) and not all(isinstance(v, int) for v in values):
-        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
-        raise UserError(f"expected numbers or names in the column {column!r}, got {kinds}")
-    return tuple(str(value) for value in sorted(values))
+def _has_labels(split: Any, name: str, column: str) -> bool:
+    """Return whether a split that could be tested on has labels: hidden ones are -1 or missing."""
+    if split_kind(name) not in ("test", "val"):
+        return True
+    return column in split.features and not set(_values(split, column)) <= {-1, None}
 
 
-def _labelled(
-    datasets: Any,
-    split: Any,
-    name: str,
-    columns: tuple[str, str],
-    names: tuple[str, ...],
-    on_bad_image: OnBadImage,
-) -> tuple[Labelled, tuple[str, ...]]:
+def _listed(datasets: Any, split: Any, name: str, columns: tuple[str, str], location: str) -> Split:
     image_column, label_column = columns
     values = _values(split, label_column)
-    if isinstance(split.features[label_column], datasets.ClassLabel):
-        ids: dict[Any, int] = {number: number for number in range(len(names))}
-    else:
-        ids = {text: number for number, text in enumerate(names)}
-        values = [str(value) for value in values]
-    for row, value in enumerate(values):
-        if value not in ids:
-            raise UserError(
-                f"expected one of {len(names)} classes in {label_column!r} of split {name}, got "
-                f"{value!r} in row {row}"
-            )
-    labels = np.asarray([ids[value] for value in values], dtype=np.int64)
-    if not len(labels):
+    if not values:
         raise UserError(f"expected images in split {name}, got none")
+    feature = split.features[label_column]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    if names:
+        for row, value in enumerate(values):
+            if value is None or not 0 <= value < len(names):
+                raise UserError(
+                    f"expected one of {len(names)} classes in {label_column!r} of split {name}, "
+                    f"got {value!r} in row {row}"
+                )
+    else:
+        values = _texts(values, label_column)
     rows = split.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
-    images = _Rows(rows, image_column, name, split._fingerprint, np.arange(len(labels)))
-    if on_bad_image == "fail":
-        return Labelled(images, labels), ()
-    good, bad = images.readable()
-    return Labelled(images, labels).take(good), bad
+    images = _Rows(rows, image_column, name, split._fingerprint, np.arange(len(values)))
+    return labelled_by(images, values, f"split {name} of {location}", names)
+
+
+def _texts(values: list[Any], column: str) -> list[str]:
+    """Return labels as text, whole numbers of any type alike."""
+    given = set(values)
+    numbers = all(isinstance(v, int) or (isinstance(v, float) and v.is_integer()) for v in given)
+    if not numbers and not all(isinstance(v, str) and v for v in given):
+        kinds = ", ".join(sorted({type(value).__name__ for value in given}))
+        raise UserError(f"expected numbers or names in the column {column!r}, got {kinds}")
+    return [str(int(v)) if numbers and not isinstance(v, bool) else str(v) for v in values]

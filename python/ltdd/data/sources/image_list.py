@@ -1,208 +1,125 @@
-"""``list:TRAIN[,TEST][@ROOT]``: files named by a list, as CSV or in the form of ImageNet-LT.
+"""``list:TRAIN[,TEST][@ROOT]``: files named by a list, as CSV, COCO's JSON or ImageNet-LT's lines.
 
 CSV has a header with ``path`` and ``label``, and ``split`` if one file lists several parts; other
-columns are ignored. The other form has no header: a path, a space and a label on every line.
+columns are ignored, and other names are given as ``[columns=IMAGE,LABEL]``.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ltdd.config import OnBadImage
-from ltdd.data.reading.held_out import hold_out
-from ltdd.data.reading.image_files import Files
-from ltdd.data.reading.image_source import Labelled, Parts
+from ltdd.data.reading.archives import is_archive
+from ltdd.data.reading.image_files import Files, Folder
+from ltdd.data.reading.image_source import Parts
+from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
+from ltdd.data.reading.splits import choose_splits, split_kind
+from ltdd.data.sources.coco import read_coco
+from ltdd.data.sources.file_lookup import FileLookup
+from ltdd.data.sources.label_file import Entry, LabelFile
+from ltdd.data.sources.label_table import read_text
+from ltdd.data.sources.spec import Spec, given_folder, given_path
 from ltdd.errors import UserError
 
-_SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """One image of a list.
-
-    Attributes:
-        where: list and line, for messages.
-        path: the image.
-        label: as written.
-        split: ``train``, ``test``, ``val`` or nothing.
-    """
-
-    where: str
-    path: Path
-    label: str
-    split: str = ""
-
-
-def image_list(place: str, on_bad_image: OnBadImage) -> Parts:
+def image_list(spec: Spec, on_bad_image: OnBadImage) -> Parts:
     """Read one list or two; paths are relative to ROOT, by default to the folder of their list.
 
-    If all labels are whole numbers they are the classes 0 to K - 1, otherwise they are names, and
-    classes are ordered by name.
+    If all labels are whole numbers they are ordered as such, otherwise they are names.
 
     Raises:
         UserError: names the list and the line.
     """
-    lists, root = _lists(place)
-    parts = [list(_entries(path, root or path.parent)) for path in lists]
-    for path, entries in zip(lists, parts, strict=True):
-        if not entries:
-            raise UserError(f"expected images in {path}, got none")
-    notes: tuple[str, ...] = ()
-    train, test = parts[0], parts[1] if len(parts) > 1 else []
-    if len(parts) == 1 and train[0].split:
-        by_split = {name: [e for e in train if e.split == name] for name in _SPLITS.values()}
-        train, test = by_split["train"], by_split["test"] or by_split["val"]
-        if not train:
-            raise UserError(f"expected images of split train in {lists[0]}, got none")
-        if by_split["test"] and by_split["val"]:
-            count = len(by_split["val"])
-            notes = (f"{count} images of split val are neither trained nor tested on",)
-    names = _class_names(train, test)
-    train_images, bad = _labelled(train, names, on_bad_image)
-    if not test:
-        instead = f"list:{lists[0]},TEST"
-        train_images, test_images, note = hold_out(train_images, names, str(lists[0]), instead)
-        return Parts(train_images, test_images, names, bad, (note,))
-    test_images, bad_test = _labelled(test, names, on_bad_image)
-    return Parts(train_images, test_images, names, bad + bad_test, notes)
+    lists, given = _lists(spec.place)
+    roots = [given or Folder(path.parent, str(path.parent)) for path in lists]
+    read = [_read(path, spec.columns, root.path) for path, root in zip(lists, roots, strict=True)]
+    notes = tuple(note for file in read for note in file.notes)
+    train, test, where = read[0].entries, None, str(lists[0])
+    places = [str(path) for path in lists]
+    if len(read) == 2:
+        _check_split(read[0], ("train",))
+        _check_split(read[1], ("test", "val"))
+        test = read[1].entries
+    elif train[0].split:
+        groups: dict[str, list[Entry]] = {}
+        spelled: dict[str, str] = {}
+        for entry in train:
+            # Rows of val and of validation are one split.
+            name = spelled.setdefault(split_kind(entry.split) or entry.split, entry.split)
+            groups.setdefault(name, []).append(entry)
+        chosen = choose_splits(dict.fromkeys(groups, True), where)
+        train, test = groups[chosen.train], groups[chosen.test] if chosen.test else None
+        places = [f"split {split} of {where}" for split in (chosen.train, chosen.test)]
+        notes += chosen.notes
+    lookups = [FileLookup(root) for root in roots]
+    splits = [
+        _split(entries, lookup, place, on_bad_image)
+        for entries, lookup, place in (
+            (train, lookups[0], places[0]),
+            (test, lookups[-1], places[-1]),
+        )
+        if entries is not None
+    ]
+    origin = Origin(where, f"list:{where},TEST", notes)
+    return parts_of(splits[0], splits[1] if test else None, origin, on_bad_image, "labels")
 
 
-def _lists(place: str) -> tuple[list[Path], Path | None]:
+def _lists(place: str) -> tuple[list[Path], Folder | None]:
     """Split ``TRAIN[,TEST][@ROOT]``; names of existing lists may hold commas and at signs."""
-    whole = Path(place).expanduser()
-    if whole.is_file():
-        return [whole], None
+    if given_path(place).is_file():
+        return [given_path(place)], None
     names, root = place, ""
-    if "@" in place and not all(Path(n).expanduser().is_file() for n in place.split(",")):
+    if "@" in place and not all(given_path(name).is_file() for name in place.split(",")):
         names, _, root = place.rpartition("@")
-    lists = [Path(name).expanduser() for name in names.split(",")]
+    lists = [given_path(name) for name in names.split(",")]
+    if given_path(names).is_file():
+        lists = [given_path(names)]
     if len(lists) > 2:
         raise UserError(f"expected list:TRAIN[,TEST][@ROOT], got {len(lists)} lists in {place!r}")
     for path in lists:
         if not path.is_file():
             what = "a folder" if path.is_dir() else "nothing there"
             raise UserError(f"expected a list of images at {path}, got {what}")
-    folder = Path(root).expanduser() if root else None
-    if folder is not None and not folder.is_dir():
+    folder = given_path(root)
+    if root and not (folder.is_dir() or is_archive(folder)):
         raise UserError(f"expected the folder of the images at {folder}, got no folder")
-    return lists, folder
+    return lists, given_folder(folder) if root else None
 
 
-def _entries(path: Path, root: Path) -> Iterator[_Entry]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            columns = [name.strip().lower() for name in next(csv.reader([first]), [])]
-            if "path" in columns or "label" in columns:
-                yield from _csv_entries(path, root, file, columns)
-            else:
-                yield from _plain_entries(path, root, file)
-    except OSError as error:
-        raise UserError(f"expected a readable list at {path}, got {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"expected UTF-8 text in {path}, got {error.reason}") from error
-    except csv.Error as error:
-        raise UserError(f"expected CSV in {path}, got {error}") from error
+def _read(path: Path, columns: Sequence[str], root: Path) -> LabelFile:
+    if path.suffix.lower() == ".json":
+        if columns:
+            raise UserError(f"expected columns of a table, got {path}, which is JSON")
+        read = read_coco(path)
+    else:
+        read = read_text(path, columns, root)
+    if not read.entries:
+        raise UserError(f"expected images in {path}, got none")
+    return read
 
 
-def _csv_entries(
-    path: Path, root: Path, file: Iterable[str], columns: Sequence[str]
-) -> Iterator[_Entry]:
-    for name in ("path", "label"):
-        if columns.count(name) != 1:
+def _check_split(file: LabelFile, kinds: Sequence[str]) -> None:
+    """Check that a list given for one part has no images of the other."""
+    for entry in file.entries:
+        if entry.split and split_kind(entry.split) not in kinds:
             raise UserError(
-                f"expected columns path and label, and perhaps split, in {path}, got "
-                f"{', '.join(columns)}"
+                f"{entry.where}: expected split {' or '.join(kinds)} in this list, got "
+                f"{entry.split!r}; give list:{file.path} alone to use its splits"
             )
-    reader = csv.reader(file)
-    next(reader)
-    for row in reader:
-        where = f"{path} line {reader.line_num}"
-        if not row:
-            continue
-        if len(row) != len(columns):
-            raise UserError(f"{where}: expected {len(columns)} columns, got {len(row)}")
-        cells = dict(zip(columns, (cell.strip() for cell in row), strict=True))
-        split = cells.get("split", "train" if "split" in columns else "").lower()
-        if "split" in columns and split not in _SPLITS:
-            raise UserError(f"{where}: expected split train, val or test, got {split!r}")
-        yield _entry(where, root, cells["path"], cells["label"], _SPLITS.get(split, ""))
 
 
-def _plain_entries(path: Path, root: Path, file: Iterable[str]) -> Iterator[_Entry]:
-    for number, line in enumerate(file, 1):
-        where = f"{path} line {number}"
-        words = line.strip().rsplit(maxsplit=1)
-        if not words:
-            continue
-        if len(words) != 2:
-            raise UserError(f"{where}: expected a path, a space and a label, got {words[0]!r}")
-        yield _entry(where, root, *words)
-
-
-def _entry(where: str, root: Path, path: str, label: str, split: str = "") -> _Entry:
-    if not path or not label or "\0" in path:
-        raise UserError(f"{where}: expected a path and a label, got {path!r} and {label!r}")
-    return _Entry(where, root / path, label, split)
-
-
-def _class_names(train: Sequence[_Entry], test: Sequence[_Entry]) -> tuple[str, ...]:
-    """Return the classes in order, after checking that both parts have the same ones."""
-    present = [{entry.label for entry in part} for part in (train, test)]
-    numbers = all(_is_number(label) for part in present for label in part)
-    present = [{str(int(label)) for label in part} if numbers else part for part in present]
-    for part, other, kind, missing in (
-        (train, present[1], "training", "test"),
-        (test, present[0], "test", "training"),
-    ):
-        for entry in part if test else ():
-            label = str(int(entry.label)) if numbers else entry.label
-            if label not in other:
-                raise UserError(
-                    f"expected the same classes in training and test images, got {label!r} of "
-                    f"{entry.where} without {missing} images, only {kind} ones"
-                )
-    if len(present[0]) < 2:
-        raise UserError(f"expected at least 2 classes in the list, got {len(present[0])}")
-    if not numbers:
-        return tuple(sorted(present[0]))
-    largest = max(train, key=lambda entry: int(entry.label))
-    for number in range(len(present[0])):
-        if str(number) not in present[0]:
+def _split(
+    entries: Sequence[Entry], lookup: FileLookup, where: str, on_bad_image: OnBadImage
+) -> Split:
+    paths = []
+    for entry in entries:
+        found = lookup.find(entry.path, entry.where)
+        if found is None and on_bad_image == "fail":
             raise UserError(
-                f"expected labels 0 to K - 1 without a gap, got none of {number} but "
-                f"{largest.label} in {largest.where}"
+                f"{entry.where}: expected an image at {lookup.shown(entry.path)}, got nothing, nor "
+                f"one of this name below {lookup.root}; @ROOT behind the list names another folder"
             )
-    return tuple(str(number) for number in range(len(present[0])))
-
-
-def _is_number(label: str) -> bool:
-    return label.isascii() and label.isdigit() and len(label) < 10
-
-
-def _labelled(
-    entries: Sequence[_Entry], names: Sequence[str], on_bad_image: OnBadImage
-) -> tuple[Labelled, tuple[str, ...]]:
-    numbers = all(_is_number(name) for name in names)
-    ids = {name: number for number, name in enumerate(names)}
-    labels = [int(e.label) if numbers else ids[e.label] for e in entries]
-    files = Files(tuple(str(entry.path) for entry in entries))
-    images = Labelled(files, np.asarray(labels, dtype=np.int64))
-    if on_bad_image == "fail":
-        for entry in entries:
-            if not entry.path.exists():
-                raise UserError(f"{entry.where}: expected an image at {entry.path}, got nothing")
-        return images, ()
-    good, bad = files.readable()
-    present = np.bincount(images.labels[good], minlength=len(names))
-    if present.min() == 0:
-        empty = names[int(present.argmin())]
-        raise UserError(f"expected a readable image of every class, got none of {empty!r}")
-    return images.take(good), bad
+        paths.append(found or lookup.path_of(entry.path))
+    files = Files(tuple(paths), lookup.root)
+    return labelled_by(files, [entry.label for entry in entries], where)

@@ -10,7 +10,7 @@ import hashlib
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +21,14 @@ import numpy.typing as npt
 
 from ltdd.data.reading.arrays import channels_first, fit, images_at_once, shape_of
 from ltdd.data.reading.decoder import Header, UInt8Array
-from ltdd.data.reading.held_out import hold_out
-from ltdd.data.reading.image_source import IntArray, Labelled, Parts
+from ltdd.data.reading.image_source import IntArray, Parts
+from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
+from ltdd.data.reading.splits import choose_splits
+from ltdd.data.sources.spec import Spec, given_path
 from ltdd.errors import UserError
 
 _MOST_LABEL_BYTES = 1 << 30
+_IMAGES, _LABELS = "_images", "_labels"
 
 
 @dataclass(frozen=True)
@@ -84,46 +87,58 @@ class _NpzImages:
         return f"{self.array}[{self.positions[position]}]"
 
 
-def npz(place: str) -> Parts:
+def npz(spec: Spec) -> Parts:
     """Open ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` of an archive.
 
-    Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; labels are whole
-    numbers, (N,) or (N, 1). ``class_names`` is optional, ``val_images`` are not used beside test
-    images, and without either a part is held out.
+    Other names of the splits, and ``x_train``, ``y_train`` as Keras has them, do as well. Images
+    are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; labels are whole
+    numbers, (N,) or (N, 1). ``class_names`` is optional, and without test images or validation
+    images a part is held out.
 
     Raises:
         UserError: the file is no such archive.
     """
-    path = Path(place).expanduser()
+    path = given_path(spec.place)
     try:
         status = path.stat()
         with zipfile.ZipFile(path) as file:
-            arrays = {n.removesuffix(".npy") for n in file.namelist() if n.endswith(".npy")}
+            arrays = [n.removesuffix(".npy") for n in file.namelist() if n.endswith(".npy")]
     except (OSError, zipfile.BadZipFile) as error:
         got = getattr(error, "strerror", None) or "something else"
         raise UserError(f"expected an .npz archive at {path}, got {got}") from error
+    pairs = _pairs(arrays)
+    if not pairs:
+        found = ", ".join(sorted(arrays)) or "no array"
+        raise UserError(f"expected arrays train_images and train_labels in {path}, got {found}")
+    chosen = choose_splits({name: pair[1] in arrays for name, pair in pairs.items()}, str(path))
     version = (status.st_size, status.st_mtime_ns)
-    for name in ("train_images", "train_labels"):
-        if name not in arrays:
-            found = ", ".join(sorted(arrays)) or "no array"
-            raise UserError(f"expected an array {name} in {path}, got {found}")
-    parts = {
-        part: _labelled(path, part, version)
-        for part in ("train", "test", "val")
-        if f"{part}_images" in arrays
-    }
-    train, test = parts["train"], parts.get("test") or parts.get("val")
-    names = _class_names(path, arrays, train.labels)
-    if test is None:
-        instead = "test_images and test_labels"
-        train, test, note = hold_out(train, names, str(path), instead)
-        return Parts(train, test, names, notes=(note,))
-    unused = [f"val_images of {path} are neither trained nor tested on"]
-    return Parts(train, test, names, notes=tuple(unused if {"test", "val"} <= set(parts) else ()))
+    names = _class_names(path) if "class_names" in arrays else ()
+    train, test = (
+        None if name is None else _split(path, pairs[name], version, names)
+        for name in (chosen.train, chosen.test)
+    )
+    assert train is not None
+    origin = Origin(str(path), "test_images and test_labels", chosen.notes)
+    return parts_of(train, test, origin, "fail", "declared" if names else "labels")
 
 
-def _labelled(path: Path, part: str, version: tuple[int, int]) -> Labelled:
-    images, labels = f"{part}_images", _labels(path, f"{part}_labels")
+def _pairs(arrays: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the names of images and labels by split."""
+    pairs = {}
+    for array in arrays:
+        if array.endswith(_IMAGES):
+            split = array.removesuffix(_IMAGES)
+            pairs[split] = (array, split + _LABELS)
+        elif array.startswith(("x_", "X_")):
+            split = array[2:]
+            pairs[split] = (array, f"y_{split}")
+    return pairs
+
+
+def _split(
+    path: Path, pair: tuple[str, str], version: tuple[int, int], names: tuple[str, ...]
+) -> Split:
+    images, labels = pair[0], _labels(path, pair[1])
     with _array(path, images) as (dtype, shape, _):
         shape_of(f"{images} in {path}", shape)
     if dtype != np.uint8:
@@ -132,7 +147,12 @@ def _labelled(path: Path, part: str, version: tuple[int, int]) -> Labelled:
         raise UserError(
             f"expected one label for each of the {shape[0]} {images} in {path}, got {len(labels)}"
         )
-    return Labelled(_NpzImages(path, images, shape, version, np.arange(len(labels))), labels)
+    if names and labels.max() >= len(names):
+        raise UserError(
+            f"expected {labels.max() + 1} class_names in {path} for {pair[1]}, got {len(names)}"
+        )
+    stored = _NpzImages(path, images, shape, version, np.arange(len(labels)))
+    return labelled_by(stored, labels.tolist(), f"{pair[1]} of {path}", names)
 
 
 def _labels(path: Path, name: str) -> IntArray:
@@ -149,15 +169,10 @@ def _labels(path: Path, name: str) -> IntArray:
     return labels.astype(np.int64)
 
 
-def _class_names(path: Path, arrays: set[str], labels: IntArray) -> tuple[str, ...]:
-    count = int(labels.max()) + 1
-    if "class_names" not in arrays:
-        return tuple(str(number) for number in range(count))
+def _class_names(path: Path) -> tuple[str, ...]:
     names = _read(path, "class_names")
     if names.dtype.kind != "U" or names.ndim != 1 or len(set(names.tolist())) != len(names):
         raise UserError(f"expected class_names in {path} to be different texts (K,)")
-    if len(names) < count:
-        raise UserError(f"expected {count} class_names in {path}, got {len(names)}")
     return tuple(names.tolist())
 
 

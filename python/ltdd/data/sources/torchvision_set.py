@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torchvision
 
+from ltdd.config import OnBadImage
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
+from ltdd.data.reading.parts import Origin, labelled_by, parts_of
 from ltdd.data.reading.python_datasets import all_items
+from ltdd.data.reading.splits import choose_splits
 from ltdd.errors import UserError
 
 _BY_FLAG = ({"train": True}, {"train": False})
@@ -42,18 +45,29 @@ SETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 """Name -> what its class takes for the training part and for the test part."""
 
+_UNUSED: Mapping[str, tuple[str, ...]] = {
+    "Country211": ("valid",),
+    "DTD": ("val",),
+    "Flowers102": ("val",),
+    "PCAM": ("val",),
+    "RenderedSST2": ("val",),
+    "STL10": ("unlabeled",),
+    "SVHN": ("extra",),
+}
+"""Splits of the published sets that are in neither part."""
 
-def torchvision_set(name: str) -> Parts:
+
+def torchvision_set(name: str, on_bad_image: OnBadImage) -> Parts:
     """Open a set of `SETS` below the cache folder; upper and lower case do not matter.
 
     Raises:
         UserError: the name is unknown, or the set is not there and cannot be downloaded.
     """
-    names = {known.lower(): known for known in SETS}
-    known = names.get(name.lower())
+    spellings = {known.lower(): known for known in SETS}
+    known = spellings.get(name.lower())
     if known is None:
-        close = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f"; did you mean {names[close[0]]}?" if close else ""
+        close = difflib.get_close_matches(name.lower(), spellings, n=1)
+        hint = f"; did you mean {spellings[close[0]]}?" if close else ""
         raise UserError(f"expected a torchvision set among {', '.join(SETS)}; got {name!r}{hint}")
     root = cache_folder()
     try:
@@ -70,7 +84,14 @@ def torchvision_set(name: str) -> Parts:
         raise UserError(
             f"expected {known} in {root} or a network to download it from, got: {reason}"
         ) from error
-    return Parts(parts[0], parts[1], _class_names(train, parts[0].labels))
+    names = _class_names(train, parts[0].labels)
+    splits = [
+        labelled_by(part.images, part.labels.tolist(), f"{known} {split}", names)
+        for part, split in zip(parts, ("train", "test"), strict=True)
+    ]
+    unused = dict.fromkeys(("train", "test", *_UNUSED.get(known, ())), True)
+    origin = Origin(known, "", choose_splits(unused, known).notes)
+    return parts_of(splits[0], splits[1], origin, on_bad_image, "declared")
 
 
 def _labelled(dataset: Any, part: str, name: str) -> Labelled:
