@@ -205,6 +205,34 @@ def test_runs_share_results_through_a_pool_and_stay_complete(run: Path, tmp_path
     evaluate(ltdd.load(tmp_path / "out"), ["convnet3"], 1, "fkd", options=QUIET)
 
 
+def test_a_changed_student_setting_costs_students_and_nothing_else(
+    run: Path, tmp_path: Path
+) -> None:
+    students = dataclasses.replace(TINY.evaluation, weight_decay=0.02)
+    config = dataclasses.replace(TINY, evaluation=students)
+    with pytest.raises(UserError, match=r"weight_decay = 0.01 \(now 0.02\).*taken from the store"):
+        pipeline.distill(config, run, options=QUIET)
+    results = pipeline.distill(config, tmp_path / "out", options=shared(run / "stages"))
+    events = read_events(tmp_path / "out/events.jsonl")
+    computed = [e["stage"] for e in events if e["event"] == "stage_end" and not e["reused"]]
+    assert set(computed) == {"evaluation"}
+    # What a student is trained on decides, not what made it: one more seed finds the first one.
+    more = dataclasses.replace(config, evaluation=dataclasses.replace(students, seeds=3))
+    again = pipeline.distill(more, tmp_path / "more", options=shared(tmp_path / "out/stages"))
+    assert again["files"].items() >= results["files"].items()
+
+
+def test_a_store_that_cannot_be_written_costs_nothing_but_its_use(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    students = dataclasses.replace(TINY.evaluation, epochs=1, seeds=1, baselines=())
+    config = dataclasses.replace(TINY, evaluation=students)
+    options = dataclasses.replace(QUIET, store=tmp_path / "file")
+    results = pipeline.distill(config, tmp_path / "new", options=options)
+    assert results["student"]["accuracy"]["n"] == 1
+    events = read_events(tmp_path / "new/events.jsonl")
+    assert any(event["event"] == "not_shared" for event in events)
+
+
 def test_calibration_changes_every_kind_of_soft_label_alike(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     plain = ltdd.load(run)

@@ -22,6 +22,7 @@ COMMANDS = (
     "card",
     "split",
     "verify",
+    "store",
     "doctor",
 )
 """Modules of `ltdd.cli.commands`, in the order of the overview."""

@@ -143,7 +143,10 @@ def _check_same_run(out: Path, run: Mapping[str, Any], config: Mapping[str, Any]
     if difference is None:
         old, new = str(stored.get("split_sha256"))[:12], run["split_sha256"][:12]
         difference = f"other training images (split {old}, now {new})"
-    raise UserError(f"out: {out} holds a different run, with {difference}; choose another --out")
+    raise UserError(
+        f"out: {out} holds a different run, with {difference}; choose another --out: what does not "
+        "depend on it is taken from the store (ltdd store)"
+    )
 
 
 def _first_difference(stored: Any, wanted: Mapping[str, Any], prefix: str = "") -> str | None:

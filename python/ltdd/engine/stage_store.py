@@ -96,7 +96,7 @@ class StageStore:
         """
         own = self.path(stage, key)
         path = own if own.exists() or self.shared is None else self.shared / own.name
-        if not path.exists():
+        if not os.access(path, os.R_OK):  # missing, or in a store of somebody else
             return None
         stored = read_stage(path)
         if stored.key != key:
@@ -141,6 +141,9 @@ def _link(source: Path, target: Path) -> None:
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {target.parent}: {error.strerror or error}") from error
+    try:
         os.link(source, target)
     except FileExistsError:
         pass  # another run was quicker with the same result
@@ -177,6 +180,14 @@ def entries(store: Path) -> list[Entry]:
             stage = path.stem.rpartition("-")[0]
             found.append(Entry(path, stage, status.st_size, used, status.st_nlink == 1))
     return sorted(found, key=lambda entry: (entry.used, entry.path.name))
+
+
+def remove_unused(store: Path, since: datetime) -> list[Entry]:
+    """Remove what no run has taken since a time; run folders keep what they hold."""
+    removed = [entry for entry in entries(store) if entry.used < since]
+    for entry in removed:
+        entry.path.unlink(missing_ok=True)
+    return removed
 
 
 def limit_bytes() -> int:

@@ -1,0 +1,64 @@
+"""``ltdd store``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+
+from ltdd.cli.options import Parser, add_store, chosen_store
+from ltdd.errors import UserError
+
+SUMMARY = "List the results of stages that runs share, or remove unused ones."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command."""
+    parser = Parser(prog="ltdd store", description=SUMMARY)
+    add_store(parser)
+    parser.add_argument(
+        "--prune",
+        type=float | None,
+        default=None,
+        help="Keep so many gigabytes of what no run folder holds any more; 0 keeps nothing of it.",
+    )
+    parser.add_argument(
+        "--unused-days",
+        type=float | None,
+        default=None,
+        help="Remove what no run has taken for so many days.",
+    )
+    options = parser.parse_args(argv)
+    for name in ("prune", "unused_days"):
+        value = options[name]
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"expected --{name.replace('_', '-')} 0 or more, got {value:g}")
+    store = chosen_store(options.store)
+    if store is None:
+        raise UserError(
+            "expected a store of stage results, got none: LTDD_STORE or --store is none"
+        )
+    from ltdd.engine.stage_store import entries, limit_bytes, prune, remove_unused
+    from ltdd.engine.units import size
+
+    removed = []
+    if options.unused_days is not None:
+        since = datetime.now(timezone.utc) - timedelta(days=options.unused_days)
+        removed += remove_unused(store, since)
+    if options.prune is not None:
+        removed += prune(store, int(options.prune * 1e9))
+    if removed:
+        print(f"removed: {len(removed)} files, {size(sum(entry.size for entry in removed))}")
+    kept = entries(store)
+    print(f"{'stage':<16}{'files':>7}{'size':>12}{'only here':>12}  last used")
+    for stage in sorted({entry.stage for entry in kept}):
+        own = [entry for entry in kept if entry.stage == stage]
+        alone = size(sum(entry.size for entry in own if entry.alone))
+        used = max(entry.used for entry in own).date()
+        print(f"{stage:<16}{len(own):>7}{size(sum(e.size for e in own)):>12}{alone:>12}  {used}")
+    total, alone = (sum(e.size for e in kept if e.alone or every) for every in (True, False))
+    print(f"{'all':<16}{len(kept):>7}{size(total):>12}{size(alone):>12}")
+    print(
+        f"{store}: what is only here may take {size(limit_bytes())} (LTDD_STORE_GB); what was used "
+        "longest ago goes first"
+    )
