@@ -93,6 +93,8 @@ def folder(name: str, text: str) -> Path:
         UserError: it is no name of a folder, or that of a file.
     """
     try:
+        if "\0" in text:
+            raise ValueError("it holds a null byte")
         path = Path(text).expanduser()
         blocked = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
     except (RuntimeError, ValueError, OSError) as error:  # nobody's home, or no path at all
@@ -378,7 +380,7 @@ def _run_options(given: Mapping[str, _Given]) -> dict[str, Any]:
     for name, hint in _RUN_OPTIONS.items():
         if name in given:
             values[name] = given[name].checked(hint)
-    return values | {"recipe": values["recipe"] or RLDD.name}
+    return values | ({"recipe": RLDD.name} if values["recipe"] is None else {})
 
 
 def _chosen_form(

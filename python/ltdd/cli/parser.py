@@ -33,7 +33,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 for _tag, _pattern in {
     "int": rf"[-+]?{_DIGITS}",
-    "float": rf"[-+]?({_DIGITS}\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+    "float": rf"[-+]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
 }.items():
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list("-+.0123456789")
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the arguments, checked."""
-        words = [canonical(word) for word in args or []]
+        words = canonical_words(args or [])
         if "_ARGCOMPLETE" in os.environ:
             import argcomplete
 
@@ -96,14 +96,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(" ".join(message.split()))
 
     def _refuse(self, words: Sequence[str]) -> NoReturn:
-        options = [name for word in words if (name := word.partition("=")[0]).strip("-") != name]
-        options = [name for name in options if name.strip("-")]
-        if not options:
-            raise UserError(f"unexpected argument {words[0]!r}")
         known = [a.option_strings[0] for a in self._actions if a.option_strings]
-        hidden = ("-h", "--help", "--print_config")
-        known = [name for name in known if name not in hidden]
-        raise UserError(unknown_name(options[0], known))
+        known = [name for name in known if name not in ("-h", "--help", "--print_config")]
+        names = [word.partition("=")[0] for word in words if word.startswith("-")]
+        unknown = [name for name in names if name.strip("-") and name not in known]
+        if not unknown:
+            raise UserError(f"unexpected argument {words[0]!r}")
+        raise UserError(unknown_name(unknown[0], known))
 
 
 class OwnOptions(argparse.ArgumentParser):
@@ -126,13 +125,24 @@ def option(name: str) -> str:
     return "--" + (name if "." in name else name.replace("_", "-"))
 
 
-def canonical(word: str) -> str:
-    """Accept dashes and underscores alike in the names of options."""
-    if not word.startswith("--") or word == "--":
-        return word
-    name, equals, value = word.removeprefix("--").partition("=")
-    field = name.replace("-", "_")
-    return ("--print_config" if field == "print_config" else option(field)) + equals + value
+def canonical_words(words: Sequence[str]) -> list[str]:
+    """Spell options with dashes, and join negative numbers to theirs, such as ``-1e-3``.
+
+    Dashes and underscores are alike in the names of options. argparse takes some negative numbers
+    for options.
+    """
+    spelled: list[str] = []
+    for word in words:
+        last = spelled[-1] if spelled else ""
+        if last.startswith("--") and "=" not in last and re.match(r"-\.?[0-9]|-\.inf", word):
+            spelled[-1] += f"={word}"
+            continue
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name.strip("-"):
+            field = name.removeprefix("--").replace("-", "_")
+            name = "--print_config" if field == "print_config" else option(field)
+        spelled.append(name + equals + value)
+    return spelled
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
@@ -169,7 +179,7 @@ def read_value(name: str, hint: Any, text: str) -> Any:
     if not is_text(hint):
         try:
             value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except Exception:  # whatever the YAML library raises
             value = text
         if value is None or isinstance(value, dict):
             value = text
