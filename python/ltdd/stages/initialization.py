@@ -34,6 +34,7 @@ from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.models.inference import check_logits, view_logits
+from ltdd.stages.random_real import draw_random_real
 from ltdd.stages.run import InitialImages, Run
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
