@@ -186,7 +186,7 @@ LINES: list[tuple[str, str]] = [
     ("--experts.epochs.x 3", "unknown option --experts.epochs.x; did you mean --experts.epochs?"),
     ("--expert.epochs 3", "did you mean --experts.epochs?"),
     ("--experts.weight_norm sum1", "unknown option --experts.weight_norm"),
-    ("--.. 3", "unknown option --.."),
+    ("--.. 3", "unexpected argument '--..'"),
     ("--= 3", "unexpected argument '--='"),
     ("--", "unexpected argument '--'"),
     ("-- --ipc 3", "unexpected argument"),

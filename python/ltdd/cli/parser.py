@@ -99,7 +99,7 @@ class Parser(argparse.ArgumentParser):
         known = [a.option_strings[0] for a in self._actions if a.option_strings]
         known = [name for name in known if name not in ("-h", "--help", "--print_config")]
         names = [word.partition("=")[0] for word in words if word.startswith("-")]
-        unknown = [name for name in names if name.strip("-") and name not in known]
+        unknown = [n for n in names if n.strip("-")[:1].isalpha() and n not in known]
         if not unknown:
             raise UserError(f"unexpected argument {words[0]!r}")
         raise UserError(unknown_name(unknown[0], known))
