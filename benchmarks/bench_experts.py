@@ -78,7 +78,7 @@ def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
     plain = forever(DataLoader(views, BATCH, shuffle=True, drop_last=True))
     resampled = forever(DataLoader(views, BATCH, sampler=weights, drop_last=True))
     optimizer = sgd(network)
-    class_weights = class_debias_weights(data.counts, CONFIG.debias_power, CONFIG.weight_norm)
+    class_weights = class_debias_weights(data.counts, CONFIG.debias_power, CONFIG.variant)
 
     def step() -> None:
         (first, second, y), (other_first, other_second, other_y) = next(plain), next(resampled)

@@ -44,7 +44,7 @@ def test_the_operators_import_torch_only():
     code = (
         "import sys, torch; before = set(sys.modules); import ltdd_ext;"
         "new = {name.split('.')[0] for name in set(sys.modules) - before};"
-        "print(sorted(new & {'ltdd', 'torchvision', 'sklearn', 'matplotlib', 'jsonargparse'}))"
+        "print(sorted(new & {'ltdd', 'torchvision', 'sklearn', 'matplotlib', 'pydantic'}))"
     )
     assert python(code).stdout.strip() == "[]"
 

@@ -13,7 +13,13 @@ from helpers.tiny_run import QUIET, shared
 import ltdd
 from ltdd import pipeline
 from ltdd.cli.main import main
-from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
+from ltdd.config import (
+    DistillConfig,
+    EvaluationConfig,
+    ExpertsConfig,
+    RecoveryConfig,
+    form_of,
+)
 from ltdd.engine.events import read_events
 from ltdd.engine.files import read_json
 from ltdd.engine.stage_store import read_stage
@@ -171,7 +177,7 @@ def test_other_initializations_and_an_own_teacher(tmp_path: Path, method: str) -
     config = dataclasses.replace(
         TINY,
         experts=dataclasses.replace(TINY.experts, teacher="convnet3", epochs=1),
-        initialization=dataclasses.replace(TINY.initialization, method=method),
+        initialization=form_of("initialization", method)(),
         recovery=RecoveryConfig(iterations=2),
         evaluation=EvaluationConfig(epochs=1, seeds=1, baselines=()),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ltdd.config import DistillConfig, ExpertsConfig
+from ltdd.config import AnyExperts, DistillConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
@@ -90,7 +90,7 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
                 raise UserError(f"{field}_weights: {error}") from error
 
 
-def expert_networks(experts: ExpertsConfig) -> list[tuple[str, str, str | None]]:
+def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:
     """Return field, architecture and weights file of every expert that a run needs."""
     networks: list[tuple[str, str, str | None]] = [
         ("experts.observer", experts.observer, experts.observer_weights),

@@ -8,7 +8,7 @@ import torch
 from helpers.colored import coloured
 from torch import Tensor, nn
 
-from ltdd.config import ExpertsConfig
+from ltdd.config import ExpertsConfig, with_form
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.expert_batches import Batches, fits
 from ltdd.data.long_tailed_data import LongTailedData
@@ -19,7 +19,7 @@ FAST = ExpertsConfig(batch_size=8)
 
 
 def batches(runtime: Runtime, data: LongTailedData, **settings: Any) -> Batches:
-    config = dataclasses.replace(FAST, crop_padding=0, **settings)
+    config = with_form(FAST, settings.pop("loss", "rldd"), crop_padding=0, **settings)
     return Batches(data, config, False, runtime)
 
 

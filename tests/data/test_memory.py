@@ -65,9 +65,9 @@ del data
 config = DistillConfig(
     data="imagefolder:" + root,
     ipc=2,
-    experts=ExpertsConfig(observer="tiny", loss="ce", epochs=1, batch_size=16),
+    experts=PlainExperts(observer="tiny", epochs=1, batch_size=16),
     statistics=StatisticsConfig(batch_size=16),
-    initialization=InitializationConfig(method="random_real"),
+    initialization=RandomReal(),
     recovery=RecoveryConfig(iterations=2),
     relabeling=RelabelingConfig(labels="static"),
     evaluation=EvaluationConfig(student="tiny", seeds=1, epochs=2, baselines=()),

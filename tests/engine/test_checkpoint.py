@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
+from ltdd.config import EvaluationConfig, RecoveryConfig, StatisticsConfig, form_of
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
@@ -57,7 +57,8 @@ def stage(
     spec = data.spec(flip=True)
 
     def expert(runtime: Runtime, **settings: Any) -> list[Tensor]:
-        config = ExpertsConfig(epochs=3, batch_size=12, **settings)
+        form = form_of("experts", settings.get("loss"))
+        config = form(epochs=3, batch_size=12, **settings)
         model = train_expert("observer", "resnet32_w16", data, config, True, runtime)
         return list(model.state_dict().values())
 

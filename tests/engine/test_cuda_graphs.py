@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
+from ltdd.config import (
+    EvaluationConfig,
+    ExpertsConfig,
+    RecoveryConfig,
+    StatisticsConfig,
+    with_form,
+)
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
@@ -43,7 +49,7 @@ def data() -> LongTailedData:
 
 
 def expert(data: LongTailedData, architecture: str, **settings: Any) -> Train:
-    config = dataclasses.replace(EXPERT, **settings)
+    config = with_form(EXPERT, settings.pop("loss", "rldd"), **settings)
 
     def train(runtime: Runtime) -> dict[str, Tensor]:
         model = experts.train_expert("observer", architecture, data, config, False, runtime)

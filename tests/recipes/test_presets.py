@@ -14,7 +14,7 @@ from ltdd.config import DistillConfig
 from ltdd.data.packed_logits import packed_bytes
 from ltdd.models import build_model
 from ltdd.recipes.presets import PRESETS, preset
-from ltdd.recipes.rldd import RECIPES, recipe_for
+from ltdd.recipes.rldd import PUBLISHED, published_name
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 
@@ -25,9 +25,9 @@ def test_every_preset_is_a_configuration(name: str, data: str) -> None:
     DistillConfig.from_dict({"data": data} | preset(name, data))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_networks_of_a_recipe_fit_its_images_and_give_soft_labels(name: str) -> None:
-    config = DistillConfig.from_dict(RECIPES[name])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_networks_fit_the_images_and_give_soft_labels(name: str) -> None:
+    config = DistillConfig.from_dict(PUBLISHED[name])
     size = config.image_size or 32
     with torch.device("meta"):
         for architecture in (config.experts.observer, config.evaluation.student):
@@ -39,7 +39,7 @@ def test_the_networks_of_a_recipe_fit_its_images_and_give_soft_labels(name: str)
 
 
 @pytest.mark.parametrize(
-    ("data", "size", "recipe"),
+    ("data", "size", "name"),
     [
         ("cifar10", None, "cifar10"),
         ("torchvision:CIFAR100", None, "cifar100"),
@@ -54,14 +54,14 @@ def test_the_networks_of_a_recipe_fit_its_images_and_give_soft_labels(name: str)
         ("imagefolder:/photos", 200, "imagenet-224"),
     ],
 )
-def test_the_data_choose_the_recipe(data: str, size: int | None, recipe: str) -> None:
-    assert recipe_for(data, size)[0] == recipe
-    # What the recipe itself sets does not lead to another one.
-    assert recipe_for(data, RECIPES[recipe].get("image_size", size))[0] == recipe
+def test_the_data_choose_the_published_settings(data: str, size: int | None, name: str) -> None:
+    assert published_name(data, size)[0] == name
+    # What the settings themselves set does not lead to other ones.
+    assert published_name(data, PUBLISHED[name].get("image_size", size))[0] == name
 
 
 def settings(name: str, *fields: str) -> list[Any]:
-    config = DistillConfig.from_dict(RECIPES[name]).to_dict()
+    config = DistillConfig.from_dict(PUBLISHED[name]).to_dict()
     values = []
     for field in fields:
         value: Any = config
@@ -129,16 +129,16 @@ def test_the_published_values(
     assert settings(name, "experts.warmup_epochs") == warm_up
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_labels_of_many_classes_are_not_stored(name: str) -> None:
-    config = DistillConfig.from_dict(RECIPES[name])
+    config = DistillConfig.from_dict(PUBLISHED[name])
     classes = CLASSES.get(name, 1000)
     rows = config.evaluation.epochs * 10 * classes
     stored = packed_bytes(config.relabeling, rows, classes, 2)
     assert config.relabeling.labels == ("fkd" if stored < 2**30 / 2 else "online")
 
 
-def test_a_run_says_which_recipe_it_has(
+def test_a_run_says_whose_published_settings_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ltdd.pipeline.distill", lambda *_, **__: 1 / 0)
@@ -146,7 +146,9 @@ def test_a_run_says_which_recipe_it_has(
     with pytest.raises(ZeroDivisionError):
         main(words)
     shown = capsys.readouterr().out
-    assert shown.startswith("preset paper: the recipe of cifar10, by default; name or image size")
+    assert shown.startswith(
+        "preset paper: published settings of cifar10, by default; name or image size"
+    )
 
 
 def test_the_image_size_on_the_command_line_chooses_too() -> None:

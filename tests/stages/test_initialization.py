@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ltdd.config import InitializationConfig
+from ltdd.config import form_of
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
@@ -43,7 +43,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def start(data: LongTailedData, runtime: Runtime) -> Start:
     def run(ipc: int, teacher: nn.Module | None = None, **settings: object) -> InitialImages:
-        config = InitializationConfig(**settings)
+        config = form_of("initialization", settings.get("method"))(**settings)
         return initial_images(teacher or Brightness(), data, ipc, config, runtime)
 
     return run
@@ -221,7 +221,7 @@ def test_noise_has_the_moments_of_the_data(start: Start, data: LongTailedData) -
 
 @pytest.mark.parametrize("method", ["scored_crops", "clustered_crops", "random_real", "noise"])
 def test_the_seed_decides(data: LongTailedData, runtime: Runtime, method: str) -> None:
-    config = InitializationConfig(method=method)
+    config = form_of("initialization", method)()
 
     def run(seed: int) -> Tensor:
         own = dataclasses.replace(runtime, seed=seed)

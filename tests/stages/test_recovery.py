@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ltdd_ext
-from ltdd.config import RecoveryConfig, StatisticsConfig
+from ltdd.config import NoRecovery, RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
@@ -202,8 +202,9 @@ def test_the_first_layer_and_the_class_part_have_their_weights(
     assert values[3] > values[0]
 
 
-def test_no_iterations_return_the_start(problem: dict[str, Any]) -> None:
-    assert torch.equal(align_images(**changed(problem, iterations=0)), problem["start"].images)
+def test_no_recovery_returns_the_start(problem: dict[str, Any]) -> None:
+    images = align_images(**problem | {"config": NoRecovery()})
+    assert torch.equal(images, problem["start"].images)
 
 
 def test_the_observer_is_left_alone(problem: dict[str, Any]) -> None:

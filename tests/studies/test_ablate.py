@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from ltdd.cli.main import main
-from ltdd.config import DistillConfig
+from ltdd.config import DistillConfig, ExpertsConfig, NoRecovery, PlainExperts, UniMixExperts
 from ltdd.engine.events import read_events
 from ltdd.engine.files import read_json
 from ltdd.errors import UserError
 from ltdd.studies.ablate import difference
-from ltdd.studies.switches import SWITCHES, changed, chosen_values, plan
+from ltdd.studies.switches import SWITCHES, all_values, changed, chosen_values, plan
 
 BASE = DistillConfig()
 FAST = [
@@ -34,7 +35,7 @@ def test_one_switch_at_a_time_leaves_out_what_the_base_has() -> None:
     variants = plan(BASE, {"labels": ["static", "fkd"], "recovery": ["off"]}, grid=False)
     assert [variant.name for variant in variants] == ["base", "labels=static", "recovery=off"]
     assert variants[0].config == BASE
-    assert variants[2].config.recovery.iterations == 0
+    assert variants[2].config.recovery == NoRecovery()
     assert len(plan(BASE, chosen_values(list(SWITCHES)), grid=False)) == 1 + sum(
         changed(BASE, changes) != BASE
         for switch in SWITCHES.values()
@@ -49,6 +50,30 @@ def test_a_grid_has_every_combination_once() -> None:
     assert variants[0].name == "base"
     assert "labels=hard, recovery=off" in {variant.name for variant in variants}
     assert len({variant.folder for variant in variants}) == 6
+
+
+def test_a_grid_leaves_out_what_another_value_takes_away() -> None:
+    chosen = {"recovery": ["off"], "alignment": ["global", "class-wise"]}
+    names = [variant.name for variant in plan(BASE, chosen, grid=True)]
+    assert names == ["base", "alignment=global", "alignment=class-wise", "recovery=off"]
+
+
+def test_switches_of_other_forms_are_left_out_or_refused() -> None:
+    base = dataclasses.replace(BASE, experts=PlainExperts(epochs=3), recovery=NoRecovery())
+    values = all_values(base)
+    assert values["debias"] == ["plain", "unimix"]
+    assert "alignment" not in values
+    variants = {variant.name: variant.config for variant in plan(base, values, grid=False)}
+    assert variants["debias=unimix"].experts == UniMixExperts(epochs=3)
+    assert "debias=plain" not in variants  # is the base
+    with pytest.raises(UserError, match=r"experts\.debias_power: a field of experts\.loss rldd"):
+        plan(base, {"debias": ["off"]}, grid=False)
+    assert set(all_values(BASE)) == set(SWITCHES)
+
+
+def test_another_form_keeps_the_settings_that_both_have() -> None:
+    base = dataclasses.replace(BASE, experts=ExpertsConfig(epochs=3, debias_power=1.0))
+    assert changed(base, {"experts.loss": "ce"}).experts == PlainExperts(epochs=3)
 
 
 def test_class_wise_alignment_alone_outweighs_the_global_part() -> None:

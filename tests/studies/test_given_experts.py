@@ -16,7 +16,7 @@ from helpers.tiny_run import QUIET
 import ltdd
 from ltdd import pipeline
 from ltdd.cli.main import main
-from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, RecoveryConfig
+from ltdd.config import DistillConfig, EvaluationConfig, PlainExperts, RecoveryConfig
 from ltdd.data.long_tailed_data import load_data
 from ltdd.engine.events import read_events
 from ltdd.engine.files import read_json
@@ -32,9 +32,8 @@ BASE = DistillConfig(
     imbalance_factor=20.0,
     ipc=1,
     horizontal_flip=False,
-    experts=ExpertsConfig(
+    experts=PlainExperts(
         observer="convnet3_bn",
-        loss="ce",
         epochs=4,
         batch_size=32,
         learning_rate=0.05,
@@ -245,5 +244,5 @@ def test_a_run_of_an_earlier_version_goes_on(run: Path, tmp_path: Path) -> None:
     ends = [e for e in read_events(out / "events.jsonl")[seen:] if e["event"] == "stage_end"]
     assert ends
     assert all(e["reused"] for e in ends)
-    with pytest.raises(UserError, match=r"experts.averaging = 'none' \(now 'swa'\)"):
-        pipeline.distill(experts(SEVERAL, averaging="swa"), out, options=QUIET)
+    with pytest.raises(UserError, match=r"experts.averaging = 'none' \(now 'ema'\)"):
+        pipeline.distill(experts(SEVERAL, averaging="ema"), out, options=QUIET)

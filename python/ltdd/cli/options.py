@@ -1,167 +1,60 @@
 """Options of ``ltdd distill``, made from the fields of ``config.py`` and their docstrings.
 
 A value comes from the first of these that gives one: the command line, ``--config FILE``, the
-preset, the defaults. Importing this module does not import torch.
+preset of the recipe, the defaults. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import difflib
 import functools
-import inspect
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
-import jsonargparse
+import yaml
 
-from ltdd import config as config_module
-from ltdd.config import STAGES, DistillConfig, OnBadImage
+from ltdd.cli.parser import (
+    Parser,
+    default_words,
+    option,
+    read_value,
+    read_yaml,
+    unknown_name,
+)
+from ltdd.config import (
+    STAGES,
+    DistillConfig,
+    OnBadImage,
+    Stage,
+    form_of,
+    other_form,
+    override,
+)
 from ltdd.engine.run_options import CHECKPOINT_SECONDS, NO_STORE, RunOptions, default_store
 from ltdd.errors import UserError
-from ltdd.recipes.presets import PRESETS, preset
+from ltdd.recipes import PRESETS, RECIPES, find_recipe
+from ltdd.recipes.presets import preset
+from ltdd.recipes.rldd import RLDD
+from ltdd.settings import Field, Weight, check_value, choices, fields_of, placeholder, shown
 
 if TYPE_CHECKING:
     from ltdd.engine.events import Sink
 
-_RUN_OPTIONS = (
-    "preset", "out", "quiet", "checkpoint_seconds", "on_bad_image", "verbose", "tensorboard",
-    "store",
-)  # fmt: skip
-
-
-class Parser(jsonargparse.ArgumentParser):
-    """An argument parser whose complaints are a ``UserError`` of one sentence."""
-
-    def __init__(self, **settings: Any) -> None:
-        # Whole names only: an abbreviation changes its meaning when a field is added.
-        super().__init__(allow_abbrev=False, **settings)
-
-    def add_argument(self, *args: Any, **settings: Any) -> argparse.Action:
-        """Add an option whose named values a shell can complete."""
-        action: argparse.Action = super().add_argument(*args, **settings)
-        values = [a for a in get_args(settings.get("type")) if isinstance(a, str)]
-        if values:
-            # jsonargparse completes nothing for a Literal, which argcomplete does not bear.
-            action.completer = lambda **_: values  # type: ignore[attr-defined]
-        return action
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the options, as fields of the configuration are named."""
-        options = [a.option_strings[0] for a in self._actions if a.option_strings]
-        return [_field(name) for name in options if not name.startswith(("-h", "--print"))]
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing the usage; every option is in ``--help``."""
-        raise UserError(self._sentence(message)) from ex
-
-    def _sentence(self, message: str) -> str:
-        wrong_value = re.search(r'Parser key "([\w.]+)":(.*)', message, re.DOTALL)
-        if wrong_value:
-            name, detail = wrong_value.groups()
-            got = re.findall(r"Got value: (.*)|Given value: (.*)", detail)
-            value = "".join(got[-1]) if got else "something else"
-            return f"expected {_option(name)} to be {self._kind(name)}, got {value!r}"
-        unknown = re.search(r"unrecognized arguments: (.*)", message, re.IGNORECASE | re.DOTALL)
-        if unknown:
-            words = unknown.group(1).split()
-            options = [word.split("=")[0] for word in words if word.startswith("--")]
-            if options:
-                return unknown_name(_field(options[0]), self.names, _option)
-            return f"unexpected argument {words[0]!r}"
-        return re.sub(r"\s+", " ", message)
-
-    def _kind(self, name: str) -> str:
-        return _kinds().get(name, "of another type")
-
-
-class OwnOptions(argparse.ArgumentParser):
-    """The options a command has beside those of ``ltdd distill``, which it hands on.
-
-    ``parse_known_args`` returns the own ones and the words that are left over.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        others = "All other options are those of ltdd distill; see ltdd distill --help."
-        super().__init__(allow_abbrev=False, epilog=others, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise UserError(message)
-
-
-def _option(name: str) -> str:
-    """Spell a field as its option: dashes at the top level, underscores inside a stage."""
-    return "--" + (name if "." in name else name.replace("_", "-"))
-
-
-def _field(option: str) -> str:
-    return option.removeprefix("--").replace("-", "_")
-
-
-def unknown_name(name: str, known: Sequence[str], spell: Any = str) -> str:
-    """Say in one sentence that a name is unknown, which come close, and which there are."""
-    stage, dot, _ = name.partition(".")
-    scope = [k for k in known if k.startswith(f"{stage}.")] if dot and stage in STAGES else []
-    if not scope:
-        staged = {k.partition(".")[0]: None for k in known if "." in k}
-        scope = [k for k in known if "." not in k] + [f"{stage}.<field>" for stage in staged]
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    hint = f"; did you mean {spell(close[0])}?" if close else ";"
-    return f"unknown option {spell(name)}{hint} allowed: {', '.join(spell(s) for s in scope)}"
-
-
-def fields() -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield (dotted name, type, default, docstring) of every configuration field, in order."""
-    docs = _field_docs()
-    for prefix, cls in [("", DistillConfig), *((f"{n}.", c) for n, c in STAGES.items())]:
-        hints = get_type_hints(cls)
-        for spec in dataclasses.fields(cls):
-            if spec.name in STAGES and not prefix:
-                continue
-            yield prefix + spec.name, hints[spec.name], spec.default, docs[cls.__name__, spec.name]
-
-
-def _field_docs() -> dict[tuple[str, str], str]:
-    """Read the string literal under each field; Python itself does not keep it."""
-    docs = {}
-    for cls in ast.parse(inspect.getsource(config_module)).body:
-        if not isinstance(cls, ast.ClassDef):
-            continue
-        for field, doc in zip(cls.body, cls.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                docs[cls.name, field.target.id] = " ".join(str(doc.value.value).split())
-    return docs
-
-
-def _kinds() -> dict[str, str]:
-    """Describe the type of every field in words."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    kinds = {"quiet": words[bool], "preset": words[str], "out": words[str]}
-    kinds |= {"verbose": words[bool], "tensorboard": words[bool], "store": words[str]}
-    kinds |= {"checkpoint_seconds": words[float], "on_bad_image": "one of fail, skip"}
-    for name, hint, _, _ in fields():
-        args = [a for a in getattr(hint, "__args__", ()) if a is not type(None)]
-        if hint in words:
-            kinds[name] = words[hint]
-        elif args and all(isinstance(a, str) for a in args):
-            kinds[name] = "one of " + ", ".join(args)
-        elif len(args) == 1:
-            kinds[name] = words[args[0]] + " or null"
-        else:
-            kinds[name] = "a list such as [random_real]"
-    return kinds
+_RUN_OPTIONS: Mapping[str, Any] = {
+    "recipe": str | None,
+    "preset": str | None,
+    "out": str | None,
+    "quiet": bool,
+    "verbose": bool,
+    "tensorboard": bool,
+    "checkpoint_seconds": Weight,
+    "on_bad_image": OnBadImage,
+    "store": str | None,
+}
+"""What a run has beside its configuration, in the order of the help."""
+Forms = Mapping[str, Sequence[type[Stage]]]
 
 
 def add_on_bad_image(parser: Parser) -> None:
@@ -180,6 +73,7 @@ def add_store(parser: Parser) -> None:
         "--store",
         type=str | None,
         default=None,
+        metavar="DIR",
         help="Folder in which runs share the results of stages, so that none is computed twice; "
         f"{NO_STORE}: share nothing. Without it LTDD_STORE, else ~/.cache/ltdd/stages.",
     )
@@ -189,13 +83,36 @@ def chosen_store(given: str | None) -> Path | None:
     """Return the folder that ``--store`` asks for."""
     if given is None:
         return default_store()
-    return None if given == NO_STORE else Path(given).expanduser()
+    return None if given == NO_STORE else folder("--store", given)
+
+
+def folder(name: str, text: str) -> Path:
+    """Return the folder that an option names, whether it exists or not.
+
+    Raises:
+        UserError: it is no name of a folder, or that of a file.
+    """
+    try:
+        if "\0" in text:
+            raise ValueError("it holds a null byte")
+        path = Path(text).expanduser()
+        blocked = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
+    except (RuntimeError, ValueError, OSError) as error:  # nobody's home, or no path at all
+        reason = str(error).rstrip(".")
+        raise UserError(f"expected {name} to be a folder, got {shown(text)}; {reason}") from error
+    if not text.strip():
+        raise UserError(f"expected {name} DIR, a folder, got {text!r}")
+    if blocked:
+        raise UserError(f"expected {name} to be a folder, got {shown(text)}; {blocked[0]} is none")
+    return path
 
 
 def add_watching(parser: Parser) -> None:
     """Add the options that say what to show and to write of what happens; see `event_sinks`."""
     parser.add_argument(
-        "--quiet", action="store_true", help="Show nothing but errors and the path of the report."
+        "--quiet",
+        action="store_true",
+        help="Show nothing but errors and the path of the report.",
     )
     parser.add_argument("--verbose", action="store_true", help="Show every event on stderr too.")
     parser.add_argument(
@@ -221,40 +138,120 @@ def check_watching(quiet: bool, verbose: bool) -> None:
         raise UserError("expected --quiet or --verbose, got both")
 
 
-def distill_parser() -> Parser:
-    """Return the parser of ``ltdd distill``: one option for every field of the configuration."""
+def fields(forms: Forms = STAGES) -> Iterator[tuple[str, Field]]:
+    """Yield dotted name and field of the configuration, in order, those of several forms once."""
+    for spec in fields_of(DistillConfig):
+        if spec.name not in STAGES:
+            yield spec.name, spec
+    for stage, choice in forms.items():
+        specs = {spec.name: spec for form in reversed(choice) for spec in fields_of(form)}
+        if key := choice[0].FORM:
+            names = tuple(form.form() for form in STAGES[stage])
+            doc = "; ".join(f"`{form.form()}`: {_summary(form)}" for form in STAGES[stage])
+            yield (
+                f"{stage}.{key}",
+                Field(key, Literal[names], choice[0].form(), f"{doc}."),
+            )
+            del specs[key]
+        for spec in specs.values():
+            yield f"{stage}.{spec.name}", spec
+
+
+def _summary(form: type) -> str:
+    return (form.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def distill_parser(forms: Forms = STAGES, defaults: Mapping[str, Any] | None = None) -> Parser:
+    """Return the parser of ``ltdd distill``: one option for every field of the configuration.
+
+    Args:
+        forms: stage -> forms whose fields are options.
+        defaults: dotted name -> value, for the help, where it differs from the field's default.
+    """
     parser = Parser(
         prog="ltdd distill",
-        usage="ltdd distill --data SPEC --out DIR [--preset NAME] [options]",
+        usage="ltdd distill --data SPEC --out DIR [--recipe NAME] [--preset NAME] [options]",
         description="Distil a long-tailed image set, train students on the result and write a "
         "report. The same command again goes on where a stopped run was.",
+        add_help=False,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=30),
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file of fields, as --print_config writes it."
+        "-h", "--help", action="store_true", default=argparse.SUPPRESS,
+        help="Show the options of the chosen forms of the stages, with their defaults.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--print_config", action="store_true", default=argparse.SUPPRESS,
+        help="Print the configuration as a file for --config.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file of fields, as --print_config writes it.",
     )
-    names = ", ".join(PRESETS)
-    parser.add_argument("--preset", type=str | None, default=None, help=f"Named settings: {names}.")
-    parser.add_argument("--out", type=str | None, default=None, help="Folder for the results.")
+    recipes = "; ".join(f"{r.name}: {r.title} ({r.paper})" for r in RECIPES.values())
+    _named(parser, "--recipe", tuple(RECIPES), f"The method. {recipes}.")
+    _named(
+        parser,
+        "--preset",
+        PRESETS,
+        "How much the run may cost: demo takes a minute, cpu an hour; paper: the settings that the "
+        "method was published with.",
+    )
+    parser.add_argument(
+        "--out", type=str | None, default=None, metavar="DIR", help="Folder for the results."
+    )
     add_watching(parser)
     parser.add_argument(
         "--checkpoint-seconds",
-        type=float,
+        type=Weight,
         default=CHECKPOINT_SECONDS,
         help="Time between two saves of an unfinished stage; it does not change the result.",
     )
     add_on_bad_image(parser)
     add_store(parser)
+    for action in parser._actions:  # what is not typed may come from a file
+        action.default = [] if action.dest == "config" else argparse.SUPPRESS
     groups: dict[str, Any] = {"": parser.add_argument_group("run")}
-    for name, hint, default, doc in fields():
+    for name, spec in fields(forms):
         stage = name.rpartition(".")[0]
         if stage not in groups:
-            summary = (STAGES[stage].__doc__ or "").strip().splitlines()[0]
-            groups[stage] = parser.add_argument_group(f"{stage} - {summary}")
-        # argparse formats help with %, so a literal one is doubled
-        groups[stage].add_argument(
-            _option(name), type=hint, default=default, help=doc.replace("%", "%%")
+            groups[stage] = parser.add_argument_group(_title(forms[stage]))
+        default = (defaults or {}).get(name, spec.default)
+        shown_values = default_words(spec.hint, default)
+        action = groups[stage].add_argument(
+            option(name),
+            default=argparse.SUPPRESS,
+            dest=name,
+            metavar=placeholder(spec.hint),
+            # argparse formats help with %, so a literal one is doubled
+            help=f"{spec.doc} ({shown_values})".replace("%", "%%"),
         )
+        values = choices(spec.hint)
+        action.completer = functools.partial(_completions, values)
     return parser
+
+
+def _named(parser: Parser, name: str, values: Sequence[str], text: str) -> None:
+    action = parser.add_argument(name, type=str | None, metavar="|".join(values), help=text)
+    action.completer = functools.partial(_completions, values)  # type: ignore[attr-defined]
+
+
+def _completions(values: Sequence[str], **_: Any) -> Sequence[str]:
+    return values
+
+
+def _title(forms: Sequence[type[Stage]]) -> str:
+    stage = forms[0].STAGE
+    if len(forms) > 1 or not forms[0].FORM:
+        return f"{stage} - {_summary(forms[0])}"
+    others = [form.form() for form in STAGES[stage] if form is not forms[0]]
+    return (
+        f"{stage} - {_summary(forms[0])} (the form {forms[0].form()}; --{stage}.{forms[0].FORM} "
+        f"{'|'.join(others)} --help shows the others)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,96 +263,155 @@ class Request:
     options: RunOptions = dataclasses.field(default_factory=RunOptions)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sinks:
+    """`event_sinks` of a run; two that were asked for alike are equal."""
+
+    verbose: bool
+    tensorboard: bool
+
+    def __call__(self, folder: Path) -> Sequence[Sink]:
+        return event_sinks(self.verbose, self.tensorboard, folder)
+
+
+class _Given(NamedTuple):
+    """A value of a field or an option, as it was given.
+
+    Attributes:
+        name: dotted.
+        value: text where it was typed.
+        file: that says so; None for the command line.
+    """
+
+    name: str
+    value: Any
+    file: Path | None = None
+
+    def checked(self, hint: Any) -> Any:
+        """Return the value as a type has it; anything else is a UserError that names the place."""
+        if self.file is None:
+            if not isinstance(self.value, str):  # a flag, or read by the parser
+                return self.value
+            return read_value(option(self.name), hint, self.value)
+        try:
+            return check_value(self.name, hint, self.value)
+        except UserError as error:
+            self.refuse(str(error))
+
+    def refuse(self, sentence: str) -> NoReturn:
+        """Raise a sentence that begins with the name."""
+        raise UserError(f"--{sentence}" if self.file is None else f"{self.file}: {sentence}")
+
+
 def parse_distill(argv: Sequence[str]) -> Request:
     """Turn the arguments of ``ltdd distill`` into a checked configuration.
 
     Raises:
-        UserError: unknown option, field or preset, wrong type or range, or no ``--out``.
+        UserError: unknown option, field, recipe or preset, a field of a form that was not chosen,
+            wrong type or range, or no ``--out``.
         SystemExit: after ``--help`` and ``--print_config``.
     """
-    argv = [_canonical(word) for word in argv]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", action="append", default=[])
-    try:
-        files, rest = first.parse_known_args(argv)
-        first.add_argument("--preset")
-        first.add_argument("--data")
-        first.add_argument("--image-size")
-        first.add_argument("--ipc")
-        chosen, _ = first.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    stored: dict[str, Any] = {}
-    for path in files.config:
-        stored |= _read_config(Path(path))
-    parser = distill_parser()
-    name = chosen.preset or stored.get("preset")
-    if name is not None:
-        data = chosen.data or stored.get("data") or DistillConfig.data
-        size = _whole(chosen.image_size or stored.get("image_size"))
-        ipc = _whole(chosen.ipc or stored.get("ipc")) or DistillConfig.ipc
-        parser.set_defaults(dict(_flatten(preset(name, data, size, ipc))))
-    # Files first, whatever their place: the command line always overrides them.
-    words = [word for path in files.config for word in ("--config", path)]
-    values = parser.parse_args([*words, *rest]).as_dict()
-    values.pop("config")
-    run = {name: values.pop(name) for name in _RUN_OPTIONS}
-    config = DistillConfig.from_dict(values)
+    typed = vars(distill_parser().parse_args(argv))
+    wants_help, prints = typed.pop("help", False), typed.pop("print_config", False)
+    given: dict[str, _Given] = {}
+    for path in typed.pop("config"):
+        given |= _read_config(Path(path))
+    given |= {name: _Given(name, value) for name, value in typed.items()}
+    known = dict(fields())
+
+    def top(name: str) -> Any:
+        spec = known[name]
+        return given[name].checked(spec.hint) if name in given else spec.default
+
+    run = _run_options(given)
+    recipe = find_recipe(run["recipe"])
+    base = preset(run["preset"], top("data"), top("image_size"), top("ipc"), recipe)
+    forms = {stage: _chosen_form(stage, given, base, known) for stage in STAGES}
+    if wants_help:
+        of_base = {
+            f"{stage}.{name}": v for stage in STAGES for name, v in base.get(stage, {}).items()
+        }
+        of_run = {name: value for name, value in base.items() if name not in STAGES}
+        distill_parser(
+            {stage: (form,) for stage, form in forms.items()}, of_base | of_run
+        ).print_help()
+        raise SystemExit(0)
+    changes: dict[str, Any] = {}
+    for name, one in given.items():
+        stage, _, field = name.rpartition(".")
+        if stage:
+            specs = {spec.name: spec.hint for spec in fields_of(forms[stage])}
+            if field not in specs:
+                one.refuse(str(other_form(forms[stage], field)))
+            hint = known[name].hint if field == forms[stage].FORM else specs[field]
+            changes.setdefault(stage, {})[field] = one.checked(hint)
+        elif name not in _RUN_OPTIONS:
+            changes[name] = top(name)
+    config = DistillConfig.from_dict(override(base, changes))
+    if prints:
+        print(yaml.safe_dump(run | config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
     if run["out"] is None:
         raise UserError("expected --out DIR, a folder for the results, got none")
-    if not 0 <= run["checkpoint_seconds"] < math.inf:
-        raise UserError(
-            f"expected --checkpoint-seconds 0 or more, got {run['checkpoint_seconds']:g}"
-        )
     check_watching(run["quiet"], run["verbose"])
     options = RunOptions(
+        recipe=run["recipe"],
         preset=run["preset"],
         quiet=run["quiet"],
         checkpoint_seconds=run["checkpoint_seconds"],
         on_bad_image=run["on_bad_image"],
         store=chosen_store(run["store"]),
-        sinks=functools.partial(event_sinks, run["verbose"], run["tensorboard"]),
+        sinks=_Sinks(run["verbose"], run["tensorboard"]),
     )
-    return Request(config, Path(run["out"]), options)
+    return Request(config, folder("--out", run["out"]), options)
 
 
-def _whole(value: Any) -> int | None:
-    """Return a whole number; None for anything else, which the parser refuses if it is wrong."""
-    return int(str(value)) if str(value).isdecimal() else None
+def _run_options(given: Mapping[str, _Given]) -> dict[str, Any]:
+    """Return the checked options that are not of the configuration."""
+    values: dict[str, Any] = {
+        "recipe": None,
+        "preset": None,
+        "out": None,
+        "quiet": False,
+        "verbose": False,
+    }
+    values |= {"tensorboard": False, "checkpoint_seconds": CHECKPOINT_SECONDS}
+    values |= {"on_bad_image": "fail", "store": None}
+    for name, hint in _RUN_OPTIONS.items():
+        if name in given:
+            values[name] = given[name].checked(hint)
+    return values | ({"recipe": RLDD.name} if values["recipe"] is None else {})
 
 
-def _canonical(word: str) -> str:
-    """Accept dashes and underscores alike in the names of options."""
-    if not word.startswith("--") or word == "--":
-        return word
-    name, equals, value = word.partition("=")
-    field = _field(name)
-    return ("--print_config" if field == "print_config" else _option(field)) + equals + value
+def _chosen_form(
+    stage: str, given: Mapping[str, _Given], base: Mapping[str, Any], known: Mapping[str, Field]
+) -> type[Stage]:
+    key = STAGES[stage][0].FORM
+    name = f"{stage}.{key}"
+    if name in given:
+        return form_of(stage, given[name].checked(known[name].hint))
+    return form_of(stage, base.get(stage, {}).get(key))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file for its preset, data and names of fields; the parser reads it again."""
-    try:
-        values = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config file {path}: {error.strerror}") from error
-    except Exception as error:  # undecodable text, or whatever the YAML library raises
-        reason = " ".join(str(error).split())
-        raise UserError(f"expected YAML in the config file {path}, got {reason}") from error
-    if values is None:
+def _read_config(path: Path) -> dict[str, _Given]:
+    """Read the fields and options of a YAML file."""
+    content = read_yaml(path)
+    if content is None:
         return {}
-    if not isinstance(values, dict):
-        raise UserError(f"expected fields and values in {path}, got a {type(values).__name__}")
-    known = [name for name, *_ in fields()]
-    for name, _ in _flatten(values):
-        if name not in known and name not in _RUN_OPTIONS:
-            raise UserError(f"{path}: " + unknown_name(name, [*known, *_RUN_OPTIONS]))
-    return values
+    if not isinstance(content, dict):
+        raise UserError(f"expected fields and values in {path}, got {shown(content)}")
+    values: dict[Any, Any] = {}
+    for name, value in content.items():
+        if name in STAGES:
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"{path}: expected {name} to be a mapping of fields, got {shown(value)}"
+                )
+            values |= {f"{name}.{field}": inner for field, inner in value.items()}
+        else:
+            values[name] = value
+    known = [*(name for name, _ in fields()), *_RUN_OPTIONS]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{path}: {unknown_name(str(name), known)}")
+    return {name: _Given(name, value, path) for name, value in values.items()}

@@ -41,7 +41,8 @@ class RunOptions:
     """Options that do not change a result.
 
     Attributes:
-        preset: name of the preset that the configuration came from, for the record.
+        recipe: name of the method that the configuration came from, for the record.
+        preset: name of the preset that it came from, for the record.
         quiet: no progress output.
         checkpoint_seconds: time between two saves of an unfinished stage; 0 saves every step.
         on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
@@ -50,6 +51,7 @@ class RunOptions:
         sinks: given the folder of an event log, returns what else receives its events.
     """
 
+    recipe: str | None = None
     preset: str | None = None
     quiet: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.config import ExpertsConfig
+from ltdd.config import AnyExperts
 from ltdd.engine.files import read_tensors
 from ltdd.errors import UserError
 from ltdd.models import Network
@@ -177,7 +177,7 @@ def _json(path: Path, text: str) -> Any:
         raise UserError(f"expected JSON with class names in {path}, got {text!r:.40}") from error
 
 
-def given_weights(settings: ExpertsConfig, file: str) -> Weights:
+def given_weights(settings: AnyExperts, file: str) -> Weights:
     """Read a weights file that the configuration names, with the class map."""
     class_map = settings.class_map
     return read_weights(

@@ -1,21 +1,24 @@
-"""Named settings for a purpose; every value says where it comes from.
+"""How much a run may cost: budgets for any method; every value says where it comes from.
 
-A preset is a nested dict that overrides the defaults of ``config.py``; a config file and the
-command line override it in turn. "Paper" is arXiv:2511.18858; where it is silent, its published
-code base's settings for the data set are used ("code"), or ours, found by measurement ("measured").
+A budget is a nested dict that overrides the defaults of ``config.py``. What makes a method the
+method (`Recipe.method`) overrides the budget, a config file overrides both, and the command line
+all. ``paper`` is no budget but the settings that the method was published with. Values are measured
+unless "code" says that they are those of the authors' code (arXiv:2511.18858).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ltdd.config import DistillConfig
+from ltdd.config import DistillConfig, override
 from ltdd.errors import UserError
-from ltdd.recipes.rldd import paper
+from ltdd.recipes.recipe import Recipe
+from ltdd.recipes.rldd import RLDD
+from ltdd.settings import close_match
 
 
-def _demo(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
+def _demo(ipc: int) -> dict[str, Any]:
     # For scikit-learn's 8x8 digits on two cores in well under 90 s; all values measured.
     return {
         "horizontal_flip": False,  # a mirrored digit is another sign
@@ -42,7 +45,7 @@ def _demo(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
     }
 
 
-def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
+def _cpu(ipc: int) -> dict[str, Any]:
     # CIFAR-size images on two cores: experts within an hour, the rest within half an hour for ten
     # classes; values without a word of origin are measured.
     return {
@@ -77,29 +80,55 @@ def _cpu(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
     }
 
 
-def _paper(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
-    return paper(data, image_size)
-
-
-PRESETS: Mapping[str, Any] = {"demo": _demo, "cpu": _cpu, "paper": _paper}
-"""Name -> function of data source, image size and images per class that returns overrides."""
+BUDGETS: Mapping[str, Callable[[int], dict[str, Any]]] = {"demo": _demo, "cpu": _cpu}
+"""Name -> function of the images per class that returns overrides."""
+PRESETS = (*BUDGETS, "paper")
 
 
 def preset(
-    name: str, data: str, image_size: int | None = None, ipc: int = DistillConfig.ipc
+    name: str | None,
+    data: str,
+    image_size: int | None = None,
+    ipc: int = DistillConfig.ipc,
+    recipe: Recipe = RLDD,
 ) -> dict[str, Any]:
     """Return the overrides of a preset.
 
     Args:
-        name: of `PRESETS`.
-        data: the source, as in ``--data``; `paper` has a recipe for each published data set.
+        name: of `PRESETS`; None leaves the budget to the defaults.
+        data: the source, as in ``--data``; methods have published settings for some data sets.
         image_size: as in ``--image-size``, where it is given; it helps `paper` to choose.
         ipc: as in ``--ipc``; with `cpu`, students of more images have fewer epochs.
+        recipe: the method.
 
     Raises:
         UserError: the preset is unknown.
     """
-    if name not in PRESETS:
-        raise UserError(f"--preset: expected one of {', '.join(PRESETS)}; got {name!r}")
-    overrides: dict[str, Any] = PRESETS[name](data, image_size, ipc)
-    return overrides
+    if name is None:
+        return dict(recipe.method)
+    if name == "paper":
+        return override(recipe.method, recipe.published_settings(data, image_size, ipc))
+    if name not in BUDGETS:
+        raise UserError(
+            f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"
+            f"{close_match(name, PRESETS)}"
+        )
+    return override(BUDGETS[name](ipc), recipe.method)
+
+
+def configure(
+    recipe: Recipe = RLDD, preset_name: str | None = None, **fields: Any
+) -> DistillConfig:
+    """Return the configuration of a method, as ``ltdd distill --recipe --preset`` makes it.
+
+    Args:
+        recipe: the method, of `RECIPES` or your own.
+        preset_name: how much the run may cost, of `PRESETS`; None leaves it to the defaults.
+        fields: of `DistillConfig`; those of a stage as a dict.
+
+    Raises:
+        UserError: an unknown preset, or a field that is wrong.
+    """
+    data, ipc = fields.get("data", DistillConfig.data), fields.get("ipc", DistillConfig.ipc)
+    base = preset(preset_name, data, fields.get("image_size"), ipc, recipe)
+    return DistillConfig.from_dict(override(base, fields))

@@ -1,9 +1,9 @@
-"""The published settings, one recipe a data set: preset ``paper`` (arXiv:2511.18858).
+"""RLDD, rectify and label for long-tailed data (arXiv:2511.18858), with its published settings.
 
 Sources: "paper" is the article; "code" the authors' code for the data set, as far as a copy shows
 it; "GLMC" the expert training it builds on (CVPR 2023); "EDC" the recovery and student training it
-builds on (NeurIPS 2024). None of them makes a value depend on the imbalance factor or on ipc, so a
-recipe serves every cell of its table.
+builds on (NeurIPS 2024). None of them makes a value depend on the imbalance factor or on ipc, so
+the settings of a data set serve every cell of its table.
 
 Deviation: the targets are statistics that a batch can really have (``statistics.global_target
 mixture``, ``class_target finite``); ``paper`` and ``full`` are Eq. 9 as printed. Recovery's batches
@@ -17,6 +17,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ltdd.recipes.recipe import Recipe
+
 Settings = dict[str, Any]
 
 _NAMES = re.compile(
@@ -27,20 +29,20 @@ _NAMES = re.compile(
 _OF_SIZE: Mapping[int, str] = {32: "cifar10", 64: "tiny-imagenet", 224: "imagenet-224"}
 
 
-def recipe_for(data: str, image_size: int | None = None) -> tuple[str, str]:
-    """Return the name of the recipe for a data source, and what decided.
+def published_name(data: str, image_size: int | None = None) -> tuple[str, str]:
+    """Return whose published settings a data source gets, and what decided.
 
     The data set is known by its name at the end of the source (``cifar100``,
-    ``imagefolder:PATH/tiny-imagenet-200``, ``list:PATH/ImageNet_LT_train.txt,...``). ImageNet has a
-    recipe for 64 and one for 224 pixels: ``image_size`` chooses, without it the list of ImageNet-LT
-    gets 224 and any other ImageNet 64. Unknown data get the recipe of the nearest image size.
+    ``imagefolder:PATH/tiny-imagenet-200``, ``list:PATH/ImageNet_LT_train.txt,...``). ImageNet has
+    settings for 64 and for 224 pixels: ``image_size`` chooses, without it the list of ImageNet-LT
+    gets 224 and any other ImageNet 64. Unknown data get the settings of the nearest image size.
 
     Args:
         data: as in ``--data``.
         image_size: as in ``--image-size``; None if not given.
     """
-    found = [match.lastgroup or "" for match in _NAMES.finditer(data)]
-    name = found[-1] if found else ""
+    matches = [match.lastgroup or "" for match in _NAMES.finditer(data)]
+    name = matches[-1] if matches else ""
     if name in ("cifar10", "cifar100"):
         return name, "the name of the data"
     if name == "tiny":
@@ -55,10 +57,14 @@ def recipe_for(data: str, image_size: int | None = None) -> tuple[str, str]:
     return _OF_SIZE[nearest], "the image size"
 
 
-def paper(data: str, image_size: int | None = None) -> Settings:
-    """Return the settings of `recipe_for`."""
-    recipe, _ = recipe_for(data, image_size)
-    return RECIPES[recipe]
+def _published(data: str, image_size: int | None, ipc: int) -> Settings:
+    name, _ = published_name(data, image_size)
+    return PUBLISHED[name]
+
+
+def _choice(data: str, image_size: int | None) -> str:
+    name, why = published_name(data, image_size)
+    return f"published settings of {name}, by {why}"
 
 
 def _experts(observer: str, teacher: str, hidden: int, **others: Any) -> Settings:
@@ -137,7 +143,7 @@ _ONLINE = {"labels": "online"}
 _ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01}  # EDC
 _SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.875, "weight_decay": 5e-4}  # code
 
-RECIPES: Mapping[str, Settings] = {
+PUBLISHED: Mapping[str, Settings] = {
     "cifar10": {  # 32 pixels, ConvNet-3; the whole set is one batch of recovery
         "precision": "auto",
         "experts": _experts("resnet32", "convnet3", 128, **_SMALL_IMAGES),
@@ -201,4 +207,12 @@ RECIPES: Mapping[str, Settings] = {
         "evaluation": _student("resnext50", 100, 0.5, schedule="cos2", **_ADAMW),  # code
     },
 }
-"""Name -> overrides of the defaults, nested like the configuration."""
+"""Data set -> overrides of the defaults, nested like the configuration."""
+
+RLDD = Recipe(
+    name="rldd",
+    title="fair batch-norm statistics and labels of debiased experts",
+    paper="arXiv:2511.18858",
+    published=_published,  # what makes it RLDD are the defaults of the configuration
+    choice=_choice,
+)

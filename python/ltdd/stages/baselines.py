@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ltdd.config import ExpertsConfig, Labels
+from ltdd.config import Labels, PlainExperts, with_form
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.engine.stage_runner import Stored
@@ -92,15 +92,16 @@ def _random_real(run: Run) -> Stored[ImageSet]:
     return Stored(images, run.stages.key("random_real", {"ipc": run.config.ipc}))
 
 
-def _plain_training(run: Run) -> ExpertsConfig:
+def _plain_training(run: Run) -> PlainExperts:
     """Return the experts' training without mixing and debiasing.
 
     Images keep their size: the students' architectures take no other.
     """
     experts, epochs = run.config.experts, run.config.evaluation.full_epochs
-    return dataclasses.replace(
-        experts, loss="ce", epochs=epochs or experts.epochs, progressive_resizing=False
+    plain: PlainExperts = with_form(
+        experts, "ce", epochs=epochs or experts.epochs, progressive_resizing=False
     )
+    return plain
 
 
 def _bare(schedule: ViewSchedule) -> ViewSchedule:

@@ -13,14 +13,14 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
 
-from ltdd.config import ExpertsConfig, deciding_settings
+from ltdd.config import AnyExperts, ExpertsConfig, UniMixExperts, deciding_settings
 from ltdd.data.augmentation.expert_batches import Batches, Labelled, Mixture, Pairs
 from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.long_tailed_data import LongTailedData
@@ -51,7 +51,6 @@ OBSERVER, TEACHER = "observer", "teacher"
 GROWTH = ((0.4, 0.5), (0.7, 0.75))  # until this share of the epochs, this share of the image size
 SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images
 EMA_DECAY = 0.999  # per step, of `averaging: ema`
-SWA_SHARE = 0.25  # of the epochs, at the end, that `averaging: swa` averages
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def train_or_load(run: Run, role: str, architecture: str, file: str | None) -> S
 
 
 def train_network(
-    run: Run, role: str, architecture: str, settings: ExpertsConfig, stage: str = "experts"
+    run: Run, role: str, architecture: str, settings: AnyExperts, stage: str = "experts"
 ) -> Stored[nn.Module]:
     """Return one network trained on the long-tailed data.
 
@@ -145,14 +144,15 @@ class ExpertNetwork(nn.Module):
     Args:
         backbone: its own classifier is the debiased one.
         num_classes: K.
-        config: ``single_head`` lets the plain term use the debiased classifier too.
+        config: with variant ``printed`` the plain term uses the debiased classifier too.
     """
 
     def __init__(self, backbone: Network, num_classes: int, config: ExpertsConfig) -> None:
         super().__init__()
         width, hidden = backbone.feature_dim, config.projection_dim
         self.backbone = backbone
-        self.plain = backbone.classifier if config.single_head else nn.Linear(width, num_classes)
+        printed = config.variant == "printed"
+        self.plain = backbone.classifier if printed else nn.Linear(width, num_classes)
         self.projection = nn.Linear(width, hidden)
         self.prediction = nn.Linear(hidden, hidden)
 
@@ -167,22 +167,22 @@ class _Objective:
     """The loss of one step of training."""
 
     def __init__(
-        self, network: ExpertNetwork, batches: Batches, data: LongTailedData, runtime: Runtime
+        self, network: nn.Module, batches: Batches, data: LongTailedData, runtime: Runtime
     ) -> None:
-        self.batches, self.config, self.runtime = batches, batches.config, runtime
+        self.network, self.batches, self.runtime = network, batches, runtime
         self.counts = batches.counts.to(runtime.device)
-        weights = class_debias_weights(
-            data.counts, self.config.debias_power, self.config.weight_norm
-        )
-        self.weights = weights.to(runtime.device)
-        self.network: nn.Module = network if self.config.loss == "rldd" else network.backbone
+        if isinstance(batches.config, ExpertsConfig):
+            config = batches.config
+            weights = class_debias_weights(data.counts, config.debias_power, config.variant)
+            self.config, self.weights = config, weights.to(runtime.device)
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> Mixture | Pairs | Labelled:
         """Draw what a step shows of the images with these indices."""
-        if self.config.loss == "rldd":
-            return self.batches.mixture(indices, generator)
-        if self.config.loss == "unimix":
-            return self.batches.pairs(indices, generator)
+        match self.batches.config:
+            case ExpertsConfig():
+                return self.batches.mixture(indices, generator)
+            case UniMixExperts():
+                return self.batches.pairs(indices, generator)
         return Labelled(self.batches.shown(indices, generator), self.batches.labels[indices])
 
     def inputs(self, drawn: Mixture | Pairs | Labelled) -> Tensor:
@@ -222,7 +222,7 @@ class _Objective:
             return self.network(_resized(images, size))
 
 
-def training_size(config: ExpertsConfig, epoch: int, image_size: int) -> int:
+def training_size(config: AnyExperts, epoch: int, image_size: int) -> int:
     """Return the side, in pixels, of the images that the network is shown in an epoch."""
     if config.progressive_resizing:
         for until, part in GROWTH:
@@ -238,7 +238,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _check_sizes(backbone: nn.Module, config: ExpertsConfig, data: LongTailedData) -> None:
+def _check_sizes(backbone: nn.Module, config: AnyExperts, data: LongTailedData) -> None:
     """Try a network on the smallest images it will be shown, before any work.
 
     Raises:
@@ -260,7 +260,7 @@ def train_expert(
     role: str,
     architecture: str,
     data: LongTailedData,
-    config: ExpertsConfig,
+    config: AnyExperts,
     flip: bool,
     runtime: Runtime,
 ) -> nn.Module:
@@ -272,7 +272,7 @@ def train_expert(
         role: ``observer``, ``teacher`` or a baseline's name; names the random streams and events.
         architecture: a name of `ltdd.models.ARCHITECTURES`.
         data: the long-tailed data.
-        config: loss and schedule; ``loss="ce"`` is plain training without mixing or debiasing.
+        config: loss and schedule; `PlainExperts` is training without mixing or debiasing.
         flip: whether images may be mirrored.
         runtime: device, precision, seed.
 
@@ -282,7 +282,9 @@ def train_expert(
     """
     with runtime.global_stream("experts", role, "parameters"):
         backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
-        network = ExpertNetwork(backbone, data.num_classes, config)
+        network: nn.Module = backbone
+        if isinstance(config, ExpertsConfig):
+            network = ExpertNetwork(backbone, data.num_classes, config)
     _check_sizes(backbone, config, data)
     network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
     batches = Batches(data, config, flip, runtime)
@@ -300,14 +302,15 @@ def train_expert(
         fused=runtime.device.type == "cuda",
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
-    objective, averaged = _Objective(network, batches, data, runtime), _averaged(network, config)
+    objective = _Objective(network, batches, data, runtime)
+    averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
     def take(drawn: Any, share: Tensor, size: int) -> Tensor:
         loss = objective.loss(drawn, share, size)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
-        if isinstance(averaged, MovingAverage):
+        if averaged is not None:
             averaged.update()
         return loss.detach()
 
@@ -323,7 +326,6 @@ def train_expert(
             generator = runtime.stream("experts", role, "epoch", epoch.number)
             order = torch.randperm(len(data.train_labels), generator=generator)
             share = torch.tensor(debias_progress(epoch.number, config.epochs))
-            late = epoch.number >= math.floor((1 - SWA_SHARE) * config.epochs)
             size = training_size(config, epoch.number, data.image_size)
             shown = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in epoch.steps(shown, parts, generator):
@@ -331,31 +333,20 @@ def train_expert(
                 epoch.losses.append(training(drawn, share, variant=size))
                 if step_every_batch or number == steps:
                     schedule.step()
-                if number == steps and late and isinstance(averaged, AveragedModel):
-                    averaged.update_parameters(network)
                 progress.step(images=batch_size)
             first_step = epoch.number * steps + 1
             loss = mean_of_losses(epoch.losses, f"experts: {role}", first_step)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch.number, loss=loss)
     if averaged is not None:
-        ended = cast(ExpertNetwork, averaged.module)
-        backbone = _finished(ended, objective, len(data.train_labels), batch_size, role)
+        module = _finished(averaged.module, objective, len(data.train_labels), batch_size, role)
+        return module.eval().requires_grad_(False)
     return backbone.eval().requires_grad_(False)
-
-
-def _averaged(
-    network: ExpertNetwork, config: ExpertsConfig
-) -> MovingAverage | AveragedModel | None:
-    """Return what averages the weights: of every step, or of the last epochs' ends, or none."""
-    if config.averaging == "ema":
-        return MovingAverage(network, EMA_DECAY)
-    return AveragedModel(network) if config.averaging == "swa" else None
 
 
 @torch.no_grad()
 def _finished(
-    network: ExpertNetwork, objective: _Objective, images: int, batch_size: int, role: str
-) -> Network:
+    network: nn.Module, objective: _Objective, images: int, batch_size: int, role: str
+) -> nn.Module:
     """Return the averaged backbone after its batch norms have seen an epoch of training views.
 
     Running statistics belong to the weights that made them; those of the last iterate do not fit.
@@ -371,11 +362,11 @@ def _finished(
 
     with objective.runtime.autocast():
         update_bn(views(), network)
-    return network.backbone
+    return network.backbone if isinstance(network, ExpertNetwork) else network
 
 
 def _schedule(
-    optimizer: torch.optim.Optimizer, config: ExpertsConfig, steps: int
+    optimizer: torch.optim.Optimizer, config: AnyExperts, steps: int
 ) -> tuple[LRScheduler, bool]:
     """Return the learning-rate schedule and whether it advances every batch."""
     if config.schedule == "cosine" and config.warmup_epochs is not None:

@@ -21,7 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.config import InitializationConfig, deciding_settings
+from ltdd.config import (
+    AnyInitialization,
+    ClusteredCrops,
+    InitializationConfig,
+    Noise,
+    deciding_settings,
+)
 from ltdd.data.augmentation.crops import Crops, crop, normalise, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
@@ -64,7 +70,7 @@ def initial_images(
     teacher: nn.Module,
     data: LongTailedData,
     ipc: int,
-    config: InitializationConfig,
+    config: AnyInitialization,
     runtime: Runtime,
 ) -> InitialImages:
     """Return ``ipc`` images of every class.
@@ -79,21 +85,22 @@ def initial_images(
     images, sources = [], []
     teacher.eval()
     chunks = Chunks("initialization", SCORING_BATCH, runtime)
-    cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)
     with runtime.progress(data.num_classes, "initialization") as progress:
         for label in range(data.num_classes):
             members = torch.nonzero(data.train_labels == label).flatten()
-            match config.method:
-                case "scored_crops":
+            match config:
+                case InitializationConfig():
+                    cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)
                     chosen, source = cropping.scored(members, label)
-                case "clustered_crops":
+                case ClusteredCrops():
+                    cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)
                     chosen, source = cropping.clustered(members, label)
-                case "random_real":
-                    source = draw_random_real(members, ipc, label, runtime)
-                    chosen = data.train_images[source] / 255
-                case "noise":
+                case Noise():
                     chosen = _noise(data, ipc, label, runtime)
                     source = torch.full((ipc,), -1)
+                case _:
+                    source = draw_random_real(members, ipc, label, runtime)
+                    chosen = data.train_images[source] / 255
             images.append(chosen)
             sources.append(source)
             progress.step(images=len(members))
@@ -115,7 +122,7 @@ class _Cropping:
     teacher: nn.Module
     data: LongTailedData
     ipc: int
-    config: InitializationConfig
+    config: InitializationConfig | ClusteredCrops
     runtime: Runtime
     chunks: Chunks
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from ltdd.config import ExpertsConfig
 
 
-def class_debias_weights(counts: Sequence[int], power: float, norm: str = "mean1") -> Tensor:
+def class_debias_weights(counts: Sequence[int], power: float, variant: str = "code") -> Tensor:
     """Return the class weights of the rebalanced loss (arXiv:2511.18858, Eq. 6).
 
-    ``w_k = n_k^(-q) / sum_j n_j^(-q)``, times K for ``norm="mean1"``.
+    ``w_k = n_k^(-q) / sum_j n_j^(-q)``, times K for ``code``.
 
     Deviation: the printed formula sums to 1, which shrinks the rebalanced term to 1/K of the plain
     one; with mean 1 both terms keep one scale while training moves from one to the other.
@@ -22,14 +22,14 @@ def class_debias_weights(counts: Sequence[int], power: float, norm: str = "mean1
     Args:
         counts: training images per class, all >= 1, length K.
         power: q >= 0; 0 gives equal weights.
-        norm: ``mean1`` or ``sum1``.
+        variant: ``code`` (mean 1) or ``printed`` (sum 1).
 
     Returns:
         float32 (K,).
     """
     inverse = torch.tensor(counts, dtype=torch.float64).pow(-power)
     weights = inverse / inverse.sum()
-    return (weights * len(counts) if norm == "mean1" else weights).float()
+    return (weights * len(counts) if variant == "code" else weights).float()
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.config import RecoveryConfig, StatisticsConfig, deciding_settings
+from ltdd.config import AnyRecovery, RecoveryConfig, StatisticsConfig, deciding_settings
 from ltdd.data.augmentation.crops import Crops, crop, random_crops
 from ltdd.data.image_spec import ImageSet, ImageSpec, to_uint8
 from ltdd.engine.chunks import Chunks
@@ -99,7 +99,7 @@ def align_images(
     start: InitialImages,
     observers: Sequence[Observed],
     spec: ImageSpec,
-    config: RecoveryConfig,
+    config: AnyRecovery,
     targets: StatisticsConfig,
     runtime: Runtime,
 ) -> Tensor:
@@ -109,7 +109,7 @@ def align_images(
         start: the images to begin with, class-major.
         observers: they take turns, one per iteration.
         spec: form of the images.
-        config: weights and schedule.
+        config: weights and schedule, or `NoRecovery`.
         targets: names the global and the class-wise target.
         runtime: device, precision, backend, seed.
 
@@ -120,7 +120,7 @@ def align_images(
         UserError: the loss became NaN or infinite.
     """
     images, labels = start.images, start.labels
-    if config.iterations == 0:
+    if not isinstance(config, RecoveryConfig):  # NoRecovery
         return images.clone()
     recorders = [(Observer(network, runtime.ops), own) for network, own in observers]
     plan = plan_batches(spec.num_classes, len(labels) // spec.num_classes, config.max_batch)

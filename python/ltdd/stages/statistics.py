@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import StatisticsConfig
+from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import crop, normalise, random_crops
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
@@ -62,7 +62,9 @@ def measure_drift(
     whole as they are published.
     """
     labels, config = images.value.labels, run.config.statistics
-    crops = (run.config.recovery.crop_min_scale, run.config.horizontal_flip)
+    recovery = run.config.recovery
+    scale = recovery.crop_min_scale if isinstance(recovery, RecoveryConfig) else 1.0
+    crops = (scale, run.config.horizontal_flip)
     sets: dict[str, tuple[Tensor, tuple[float, bool] | None]] = {
         "start": (start.value.images, crops),
         "distilled": (images.value.images, crops),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ltdd.config import DistillConfig
+from ltdd.config import DistillConfig, override
 from ltdd.errors import UserError
 
 Change = Any | Callable[[Any], Any]
@@ -52,7 +52,7 @@ SWITCHES: Mapping[str, Switch] = {
         },
     ),
     "averaging": Switch(
-        "experts whose weights are averages", _choices("experts.averaging", "none", "ema", "swa")
+        "experts whose weights are averages", _choices("experts.averaging", "none", "ema")
     ),
     "statistics": Switch(
         "variance that whole batches are aligned with",
@@ -68,7 +68,7 @@ SWITCHES: Mapping[str, Switch] = {
             "initialization.method", "scored_crops", "clustered_crops", "random_real", "noise"
         ),
     ),
-    "recovery": Switch("no optimisation of the images", {"off": {"recovery.iterations": 0}}),
+    "recovery": Switch("no optimisation of the images", {"off": {"recovery.method": "none"}}),
     "alignment": Switch(
         "statistics of whole batches, of classes, or both",
         {
@@ -162,17 +162,48 @@ def plan(base: DistillConfig, chosen: Mapping[str, Sequence[str]], grid: bool) -
     variants: dict[DistillConfig, Variant] = {}
     for settings in combinations:
         config = base
-        for switch, value in settings.items():
-            config = changed(config, SWITCHES[switch].values[value])
-        variants.setdefault(config, Variant(settings, config))
+        for number, (switch, value) in enumerate(settings.items()):
+            changes = SWITCHES[switch].values[value]
+            # One value may take away what another one changes: without recovery, no alignment.
+            if number and not applies(config, changes):
+                break
+            config = changed(config, changes)
+        else:
+            variants.setdefault(config, Variant(settings, config))
     return list(variants.values())
 
 
+def all_values(base: DistillConfig) -> dict[str, list[str]]:
+    """Return every switch with the values that mean something in a configuration."""
+    values = {
+        name: [v for v, changes in switch.values.items() if applies(base, changes)]
+        for name, switch in SWITCHES.items()
+    }
+    return {name: meaningful for name, meaningful in values.items() if meaningful}
+
+
+def applies(config: DistillConfig, changes: Mapping[str, Change]) -> bool:
+    """Return whether the forms of a configuration have the fields that a switch changes."""
+    for dotted in changes:
+        stage, _, field = dotted.rpartition(".")
+        settings = getattr(config, stage) if stage else config
+        if not hasattr(settings, field):
+            return False
+    return True
+
+
 def changed(config: DistillConfig, changes: Mapping[str, Change]) -> DistillConfig:
-    """Return a configuration with other values of some fields, given by dotted name."""
-    values = config.to_dict()
+    """Return a configuration with other values of some fields, given by dotted name.
+
+    Raises:
+        UserError: a field is one of a form that the configuration does not have.
+    """
+    values: dict[str, Any] = {}
     for dotted, change in changes.items():
-        *stages, field = dotted.split(".")
-        scope = values[stages[0]] if stages else values
-        scope[field] = change(scope[field]) if callable(change) else change
-    return DistillConfig.from_dict(values)
+        stage, _, field = dotted.rpartition(".")
+        scope, settings = values, config
+        if stage:
+            scope, settings = values.setdefault(stage, {}), getattr(config, stage)
+        old = getattr(settings, field, None)
+        scope[field] = change(old) if callable(change) and old is not None else change
+    return DistillConfig.from_dict(override(config.to_dict(), values))

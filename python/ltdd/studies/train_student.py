@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import DistillConfig, Precision
+from ltdd.config import Device, DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet, ImageSpec
@@ -46,7 +46,7 @@ def train_student(
     *,
     labels: StudentLabels | None = None,
     test: tuple[Tensor, Tensor] | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     precision: Precision = "fp32",
     quiet: bool = False,
     **changes: Any,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ltdd.cli.options import OwnOptions, parse_distill
+from ltdd.cli.options import parse_distill
+from ltdd.cli.parser import OwnOptions
 from ltdd.errors import UserError
-from ltdd.studies.switches import SWITCHES, chosen_values, plan
+from ltdd.studies.switches import SWITCHES, all_values, chosen_values, plan
 
 SUMMARY = "Exchange parts of the method one at a time and compare the accuracies."
 
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
     request = parse_distill(rest)
     evaluation = dataclasses.replace(request.config.evaluation, baselines=())
     base = dataclasses.replace(request.config, evaluation=evaluation)
-    chosen = chosen_values(options.switch or list(SWITCHES))
+    chosen = chosen_values(options.switch) if options.switch else all_values(base)
     variants = plan(base, chosen, options.grid)
     from ltdd.studies.ablate import ablate, table
 

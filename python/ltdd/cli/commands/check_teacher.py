@@ -5,9 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from ltdd.cli.options import Parser, add_on_bad_image
+from annotated_types import Interval
+
+from ltdd.cli.options import add_on_bad_image
+from ltdd.cli.parser import Parser
+from ltdd.config import ImageSize, ImbalanceFactor
 from ltdd.errors import UserError
+from ltdd.settings import Number
 
 SUMMARY = "Show how good a teacher is on the held-out images: a run's, or weights from a file."
 
@@ -35,22 +41,23 @@ def run(argv: Sequence[str]) -> int:
         help="As in ltdd distill; a run's own data if left out.",
     )
     parser.add_argument(
-        "--imbalance-factor", type=float | None, default=None, help="n_max / n_min, 1 or more."
+        "--imbalance-factor",
+        type=ImbalanceFactor | None,
+        default=None,
+        help="n_max / n_min, 1 or more.",
     )
     parser.add_argument(
-        "--image-size", type=int | None, default=None, help="Side in pixels, 8..224."
+        "--image-size", type=ImageSize | None, default=None, help="Side in pixels, 8..224."
     )
     parser.add_argument(
         "--floor",
-        type=float | None,
+        type=Annotated[Number, Interval(ge=0, le=1)] | None,
         default=None,
         help="Accuracy as a fraction below which the exit status is 1; without it a teacher less "
         "than a tenth of the way from chance to perfect is warned about.",
     )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
-    if options.floor is not None and not 0 <= options.floor <= 1:
-        raise UserError(f"expected --floor between 0 and 1, got {options.floor:g}")
     from ltdd.studies.check_teacher import check_run, check_weights
 
     place = Path(options.teacher).expanduser()

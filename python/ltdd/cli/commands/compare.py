@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.cli.options import Parser
+from ltdd.cli.parser import Parser
 from ltdd.errors import UserError
 
 SUMMARY = "Write one page about several finished runs, side by side."

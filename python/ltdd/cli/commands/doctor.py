@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.cli.options import Parser
+from ltdd.cli.parser import Parser
 
 SUMMARY = "Show versions, and which backend every compiled operator has."
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import cast, get_args
 
 from ltdd.cli.options import (
-    Parser,
     add_on_bad_image,
     add_store,
     add_watching,
@@ -15,11 +13,11 @@ from ltdd.cli.options import (
     chosen_store,
     event_sinks,
 )
+from ltdd.cli.parser import Parser
 from ltdd.config import Labels
-from ltdd.errors import UserError
+from ltdd.settings import Count
 
 SUMMARY = "Train other students on the distilled set of a finished run."
-_LABELS = get_args(Labels)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -33,13 +31,13 @@ def run(argv: Sequence[str]) -> None:
         help="Architecture of the students, or several separated by commas; as the run's.",
     )
     parser.add_argument(
-        "--seeds", type=int | None, default=None, help="Number of students; as the run's."
+        "--seeds", type=Count | None, default=None, help="Number of students; as the run's."
     )
     parser.add_argument(
         "--labels",
-        type=str | None,
+        type=Labels | None,
         default=None,
-        help=f"Labels they learn from: {', '.join(_LABELS)}; as the run's.",
+        help="Labels they learn from; as the run's.",
     )
     parser.add_argument(
         "--lrs",
@@ -56,10 +54,6 @@ def run(argv: Sequence[str]) -> None:
     add_on_bad_image(parser)
     add_store(parser)
     options = parser.parse_args(argv)
-    if options.labels not in (None, *_LABELS):
-        raise UserError(f"expected --labels {', '.join(_LABELS)}; got {options.labels!r}")
-    if options.seeds is not None and options.seeds < 1:
-        raise UserError(f"expected --seeds 1 or more, got {options.seeds}")
     check_watching(options.quiet, options.verbose)
     from ltdd.config import DistillConfig
     from ltdd.engine.run_options import RunOptions
@@ -78,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
         distilled,
         architectures,
         options.seeds or config.evaluation.seeds,
-        cast(Labels, options.labels or config.relabeling.labels),
+        options.labels or config.relabeling.labels,
         list(dict.fromkeys(wanted)),
         RunOptions(
             quiet=options.quiet,

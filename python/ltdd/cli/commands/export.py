@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.cli.options import Parser
+from ltdd.cli.parser import Parser
 from ltdd.errors import UserError
 from ltdd.results.exports import FORMATS, export
 
@@ -24,6 +24,6 @@ def run(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(argv)
     for name in ("format", "to"):
-        if options[name] is None:
+        if getattr(options, name) is None:
             raise UserError(f"ltdd export: expected --{name}, got none; see ltdd export --help")
     print(f"written: {export(options.folder, options.format, options.to, options.license)}")

@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.cli.options import OwnOptions, Request, parse_distill
+from ltdd.cli.options import Request, parse_distill
+from ltdd.cli.parser import OwnOptions
 from ltdd.errors import UserError
 from ltdd.results.tables import markdown_table
 from ltdd.studies.published_tables import ROWS, Row

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.cli.options import Parser, add_on_bad_image
+from ltdd.cli.options import add_on_bad_image
+from ltdd.cli.parser import Parser
+from ltdd.config import ImageSize, ImbalanceFactor
 
 SUMMARY = "Show the classes of a training split, images that occur twice, and its hash."
 
@@ -16,25 +18,26 @@ def run(argv: Sequence[str]) -> None:
         "--data", type=str, default="digits", help="As in ltdd distill: imagefolder:PATH..."
     )
     parser.add_argument(
-        "--imbalance-factor", type=float | None, default=None, help="n_max / n_min, 1 or more."
+        "--imbalance-factor",
+        type=ImbalanceFactor | None,
+        default=None,
+        help="n_max / n_min, 1 or more.",
     )
     parser.add_argument(
-        "--image-size", type=int | None, default=None, help="Side in pixels, 8..224."
+        "--image-size", type=ImageSize | None, default=None, help="Side in pixels, 8..224."
     )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
-    from ltdd.config import DistillConfig
     from ltdd.data.long_tail import accuracy_groups
     from ltdd.data.long_tailed_data import load_data
     from ltdd.data.summary import describe
 
-    wanted = DistillConfig(  # checks the ranges
-        data=options.data,
-        imbalance_factor=options.imbalance_factor,
-        image_size=options.image_size,
-    )
     data = load_data(
-        wanted.data, wanted.imbalance_factor, wanted.image_size, options.on_bad_image, quiet=False
+        options.data,
+        options.imbalance_factor,
+        options.image_size,
+        options.on_bad_image,
+        quiet=False,
     )
     groups = accuracy_groups(data.counts)
     width = max(5, *(len(name) for name in data.class_names))

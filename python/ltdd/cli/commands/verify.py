@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltdd.cli.options import Parser
+from ltdd.cli.parser import Parser
 from ltdd.errors import UserError
 
 SUMMARY = "Check every file of a run: hashes, formats, finite values."

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltdd.config import ExpertsConfig
+from ltdd.config import AnyExperts, ExpertsConfig
 from ltdd.data.augmentation.color_jitter import distort
 from ltdd.data.augmentation.crops import (
     Crops,
@@ -103,7 +103,7 @@ class Batches:
     """
 
     def __init__(
-        self, data: LongTailedData, config: ExpertsConfig, flip: bool, runtime: Runtime
+        self, data: LongTailedData, config: AnyExperts, flip: bool, runtime: Runtime
     ) -> None:
         self.device = runtime.device
         # On the device where there is room; a larger set is gathered batch by batch.
@@ -115,7 +115,8 @@ class Batches:
         self.num_classes, self.flip, self.config = data.num_classes, flip, config
         self.padding = round(config.crop_padding * data.image_size / PADDING_REFERENCE_SIZE)
         self.counts = torch.tensor(data.counts, dtype=torch.float64)
-        self.draw_weights = self.counts.pow(-config.resampling_power)[data.train_labels]
+        if isinstance(config, ExpertsConfig):
+            self.draw_weights = self.counts.pow(-config.resampling_power)[data.train_labels]
 
     def shown(self, indices: Tensor, generator: torch.Generator) -> Shown:
         """Draw a view of images."""
