@@ -47,7 +47,7 @@ PINNED: dict[str, dict[str, str]] = {}
 
 @pytest.mark.parametrize("name", ["demo", "cpu", "paper"])
 def test_keys_are_those_of_yesterday(name: str, digits: LongTailedData, tmp_path: Path) -> None:
-    """A key that changes orphans every stored result: raise `FORMAT`, and say so in the changelog."""
+    """A key that changes orphans stored results: raise `FORMAT`, and say so in the changelog."""
     assert keys(configuration(name), digits, tmp_path) == PINNED[name]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from ltdd.cli.options import Parser, add_store, chosen_store
+from ltdd.cli.options import add_store, chosen_store
+from ltdd.cli.parser import Parser
 from ltdd.errors import UserError
+from ltdd.settings import Weight
 
 SUMMARY = "List the results of stages that runs share, or remove unused ones."
 
@@ -18,21 +19,17 @@ def run(argv: Sequence[str]) -> None:
     add_store(parser)
     parser.add_argument(
         "--prune",
-        type=float | None,
+        type=Weight | None,
         default=None,
         help="Keep so many gigabytes of what no run folder holds any more; 0 keeps nothing of it.",
     )
     parser.add_argument(
         "--unused-days",
-        type=float | None,
+        type=Weight | None,
         default=None,
         help="Remove what no run has taken for so many days.",
     )
     options = parser.parse_args(argv)
-    for name in ("prune", "unused_days"):
-        value = options[name]
-        if value is not None and not 0 <= value < math.inf:
-            raise UserError(f"expected --{name.replace('_', '-')} 0 or more, got {value:g}")
     store = chosen_store(options.store)
     if store is None:
         raise UserError(
@@ -51,13 +48,11 @@ def run(argv: Sequence[str]) -> None:
         print(f"removed: {len(removed)} files, {size(sum(entry.size for entry in removed))}")
     kept = entries(store)
     print(f"{'stage':<16}{'files':>7}{'size':>12}{'only here':>12}  last used")
-    for stage in sorted({entry.stage for entry in kept}):
-        own = [entry for entry in kept if entry.stage == stage]
-        alone = size(sum(entry.size for entry in own if entry.alone))
-        used = max(entry.used for entry in own).date()
-        print(f"{stage:<16}{len(own):>7}{size(sum(e.size for e in own)):>12}{alone:>12}  {used}")
-    total, alone = (sum(e.size for e in kept if e.alone or every) for every in (True, False))
-    print(f"{'all':<16}{len(kept):>7}{size(total):>12}{size(alone):>12}")
+    for stage in [*sorted({entry.stage for entry in kept}), "all"]:
+        own = [entry for entry in kept if stage in (entry.stage, "all")]
+        sizes = [size(sum(e.size for e in own if e.alone or every)) for every in (True, False)]
+        used = max((entry.used.date().isoformat() for entry in own), default="-")
+        print(f"{stage:<16}{len(own):>7}{sizes[0]:>12}{sizes[1]:>12}  {used}")
     print(
         f"{store}: what is only here may take {size(limit_bytes())} (LTDD_STORE_GB); what was used "
         "longest ago goes first"
