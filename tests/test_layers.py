@@ -18,7 +18,7 @@ LTDD_EXT = ROOT / "ltdd_ext"
 
 # Lowest first. A module imports from its own folder or from a lower layer, and never in a circle.
 LAYERS = (
-    ("errors",),
+    ("errors", "public"),
     ("config", "recipes"),
     ("engine",),
     ("data",),

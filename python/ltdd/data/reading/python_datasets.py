@@ -12,10 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from ltdd.data.reading.arrays import channels_first
 from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.reading.image_source import Images, IntArray, Labelled, Pictures
-from ltdd.errors import UserError
+from ltdd.errors import UserError, first_line, shown
+
+_MOST_CLASSES = 2**31  # labels beyond are identifiers of something else
+_ASKED_TWICE = 8  # items; a mirroring with p = 1/2 passes one time in 256
 
 
 class Dataset(Protocol):
@@ -77,35 +82,82 @@ def all_items(
     """Return the images of a whole data set; without labels, every item is asked for its own.
 
     Raises:
-        UserError: there are no items, or one is no (image, class) pair.
+        UserError: it is no map-style data set, there are no items, one is no (image, class) pair,
+            or the same position gives different images.
     """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        loaded = "; give its .dataset" if isinstance(dataset, DataLoader) else ""
+        raise UserError(
+            f"expected {part} data with a length and an item at every position, got "
+            f"{shown(dataset)}{loaded}"
+        )
     try:
         count = len(dataset)
-    except TypeError as error:
+    except Exception as error:  # anybody's code, which may raise anything
         raise UserError(
-            f"expected {part} data with a length, got {type(dataset).__name__}"
+            f"expected {part} data with a length, got {first_line(error)} from {shown(dataset)}"
         ) from error
     if not count:
         raise UserError(f"expected images in the {part} data, got none")
     if labels is None:
         labels = np.array([_label(dataset, part, n) for n in range(count)], dtype=np.int64)
+        _check_repeatable(dataset, part)
     return Labelled(Items(dataset, part, np.arange(count), known), labels)
 
 
-def _label(dataset: Dataset, part: str, position: int) -> int:
-    item = dataset[position]
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
+def _item(dataset: Dataset, part: str, position: int) -> Any:
+    try:
+        return dataset[position]
+    except Exception as error:  # anybody's code, which may raise anything
         raise UserError(
-            f"expected (image, class) pairs in the {part} data, got {type(item).__name__} at "
+            f"expected an item at every position of the {part} data, got {first_line(error)} at "
+            f"{position}"
+        ) from error
+
+
+def _label(dataset: Dataset, part: str, position: int) -> int:
+    item = _item(dataset, part, position)
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        length = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        raise UserError(
+            f"expected (image, class) pairs in the {part} data, got {shown(item)}{length} at "
             f"{position}"
         )
-    label = np.asarray(item[1])
-    if label.size != 1 or label.dtype.kind not in "iu" or int(label.reshape(())) < 0:
+    label = _whole_number(item[1])
+    if label is None:
+        swapped = isinstance(item[1], Image.Image) or getattr(item[1], "ndim", 0) > 1
+        advice = "; are image and class swapped?" if swapped else ""
         raise UserError(
             f"expected a class 0 or more, a whole number, in the {part} data at {position}, got "
-            f"{item[1]!r}"
+            f"{shown(item[1])}{advice}"
         )
-    return int(label.reshape(()))
+    return label
+
+
+def _whole_number(value: Any) -> int | None:
+    """Return the class in a number, or in a tensor or array of one; None if there is none."""
+    if isinstance(value, torch.Tensor):
+        value = as_array("a class", value)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())[()]
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        return None
+    return int(value) if 0 <= value < _MOST_CLASSES else None
+
+
+def _check_repeatable(dataset: Dataset, part: str) -> None:
+    """Ask some items twice: images from a random transform would differ in every stage."""
+    count = len(dataset)
+    for position in sorted({n * (count - 1) // (_ASKED_TWICE - 1) for n in range(_ASKED_TWICE)}):
+        try:
+            first, second = (as_picture(dataset[position][0]) for _ in range(2))
+        except Exception:  # decoding names every image that cannot be read
+            continue
+        if first.tobytes() != second.tobytes():
+            raise UserError(
+                f"expected the same {part} image each time, got two that differ at {position}; "
+                "leave out random transforms"
+            )
 
 
 def as_picture(image: Any) -> Image.Image:
@@ -122,13 +174,11 @@ def as_picture(image: Any) -> Image.Image:
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range is unknown")
         return image
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        array = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
+    if not isinstance(image, (torch.Tensor, np.ndarray)):
         raise ValueError(f"a {type(image).__name__}, not an image, array or tensor")
+    array = as_array("an image", image)
+    if isinstance(image, torch.Tensor) and image.ndim == 3:
+        array = array.transpose(1, 2, 0)
     array = as_uint8(array)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -152,3 +202,71 @@ def as_uint8(array: npt.NDArray[Any]) -> UInt8Array:
         raise ValueError(f"floating-point pixels from {low:g} to {high:g}, not in [0, 1]")
     pixels: UInt8Array = np.rint(array * 255).astype(np.uint8)
     return pixels
+
+
+def given_images(name: str, images: Any) -> UInt8Array:
+    """Return images of one's own, in any layout that `shape_of` knows, as uint8 (N, C, H, W).
+
+    What is uint8 is not copied.
+
+    Raises:
+        UserError: they are no images, or of another type or range.
+    """
+    array = as_array(name, images)
+    try:
+        return channels_first(name, as_uint8(array) if array.size else array)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"expected {name} as uint8 or floating point in [0, 1], got {error}"
+        ) from error
+
+
+def given_labels(name: str, labels: Any) -> IntArray:
+    """Return labels of one's own as int64 (N,).
+
+    Raises:
+        UserError: they are no whole numbers (N,), 0 or more.
+    """
+    array = as_array(name, labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
+        got = f"{array.dtype} {array.shape}"
+        if array.ndim == 1 and array.dtype.kind in "iuf" and array.size:
+            got += f" from {array.min()}"
+        advice = "; of one row an image take argmax(1)" if array.ndim == 2 else ""
+        raise UserError(f"expected {name} as whole numbers (N,), 0 or more, got {got}{advice}")
+    if array.max() >= _MOST_CLASSES:
+        raise UserError(f"expected {name} below {_MOST_CLASSES}, got {array.max()}")
+    return array.astype(np.int64)
+
+
+def as_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """Return a tensor, an array or nested lists as an array, without a copy where that is possible.
+
+    Raises:
+        UserError: it is something else, or its rows are of different lengths.
+    """
+    wanted = f"expected {name} as a tensor or an array"
+    if isinstance(value, torch.Tensor):
+        kind = value.dtype
+        if value.layout != torch.strided or value.device.type == "meta" or value.is_quantized:
+            raise UserError(f"{wanted} with plain values, got {value.layout} on {value.device}")
+        if kind.is_complex:
+            raise UserError(f"{wanted} of real numbers, got {kind}")
+        # NumPy has no bfloat16 and nothing narrower.
+        known = not kind.is_floating_point or kind in (torch.float16, torch.float32, torch.float64)
+        plain = (value if known else value.float()).detach().cpu().resolve_neg()
+        array: npt.NDArray[Any] = plain.numpy()
+        return array
+    if np.ma.isMaskedArray(value):
+        raise UserError(f"{wanted} without a mask, got {shown(value)}")
+    if isinstance(value, list | tuple):
+        value = [as_array(name, v) if isinstance(v, torch.Tensor) else v for v in value]
+    try:
+        array = np.asanyarray(value)
+    except Exception as error:  # rows of different lengths, or somebody's object
+        raise UserError(f"{wanted}, got {shown(value)}: {first_line(error)}") from error
+    if array.dtype.kind == "O":
+        raise UserError(f"{wanted}, got {shown(value)}; a data set goes to from_datasets")
+    return array
