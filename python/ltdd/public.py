@@ -7,7 +7,6 @@ import contextlib
 import functools
 import inspect
 import math
-import numbers
 import os
 import types
 from collections.abc import Callable, Iterator
@@ -107,17 +106,17 @@ class _Unfit:
 
 def _converted(value: Any, kind: Any) -> Any:
     """Return the value as one of this kind, or `_Unfit`."""
-    truth = isinstance(value, bool | np.bool_)
-    if kind is bool and truth:
-        return bool(value)
-    if kind is int and isinstance(value, numbers.Integral) and not truth:
+    if isinstance(value, bool | np.bool_):
+        if kind is bool:
+            return bool(value)
+    elif kind is int and isinstance(value, int | np.integer):
         return int(value)
-    if kind is float and isinstance(value, numbers.Real) and not truth:
-        if math.isfinite(value):
-            return value if type(value) in (int, float) else float(value)
-    elif kind is Path:
+    elif kind is float and isinstance(value, int | float | np.integer | np.floating):
+        number = value if isinstance(value, int | float) else float(value)
+        return number if math.isfinite(number) else _Unfit()
+    if kind is Path:
         return _path(value)
-    elif get_origin(kind) is Literal:
+    if get_origin(kind) is Literal:
         if isinstance(value, str) and value in get_args(kind):
             return value
     elif _is_class_of(kind, value):
@@ -164,6 +163,6 @@ def _in_words(kind: Any) -> str:
     if kind in words:
         return words[kind]
     if get_origin(kind) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(kind))
+        return ", ".join(repr(choice) for choice in get_args(kind))
     name = (get_origin(kind) or kind).__name__
     return "a list" if name == "Sequence" else f"a {name}"
