@@ -31,6 +31,7 @@ from ltdd.engine.runtime import Runtime, resolve_device
 from ltdd.errors import UserError
 from ltdd.models.observer import batch_norm_layers, batch_norm_names
 from ltdd.preflight import check_disk_space, check_networks
+from ltdd.public import public
 from ltdd.results.distilled_set import record_files, save_distilled
 from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd.stages.baselines import Distillation, fkd_logits, score, static_logits, to_uint8
@@ -44,6 +45,10 @@ from ltdd.stages.statistics_drift import layer_drift
 REAL_EXAMPLES = 5  # real images a class kept for the report
 
 
+@public(
+    config="make one of a dict with DistillConfig.from_dict",
+    data="make it with ltdd.data.from_datasets or from_tensors",
+)
 def distill(
     config: DistillConfig,
     out: Path,
