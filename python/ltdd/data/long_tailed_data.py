@@ -24,13 +24,9 @@ from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.data.reading.arrays import Arrays
 from ltdd.data.reading.content import content_sha256
 from ltdd.data.reading.decoded_cache import LARGEST_SIZE, SMALLEST_SIZE, decode
+from ltdd.data.reading.given_arrays import given_images, given_labels
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
-from ltdd.data.reading.python_datasets import (
-    Dataset,
-    all_items,
-    given_images,
-    given_labels,
-)
+from ltdd.data.reading.python_datasets import Dataset, all_items
 from ltdd.data.sources import SOURCES, open_source
 from ltdd.errors import UserError, shown
 from ltdd.public import public

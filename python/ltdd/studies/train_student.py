@@ -14,7 +14,7 @@ from ltdd.config import DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.packed_logits import PackedLogits
-from ltdd.data.reading.python_datasets import given_images, given_labels
+from ltdd.data.reading.given_arrays import given_images, given_labels
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.errors import UserError, first_line, shown
 from ltdd.models.inference import predict_logits

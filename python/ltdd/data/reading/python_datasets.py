@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ltdd.data.reading.arrays import channels_first
-from ltdd.data.reading.decoder import UInt8Array
+from ltdd.data.reading.given_arrays import MOST_CLASSES, as_array, as_uint8
 from ltdd.data.reading.image_source import Images, IntArray, Labelled, Pictures
 from ltdd.errors import UserError, first_line, shown
 
-_MOST_CLASSES = 2**31  # labels beyond are identifiers of something else
 _ASKED_TWICE = 8  # items; a mirroring with p = 1/2 passes one time in 256
 
 
@@ -105,18 +102,14 @@ def all_items(
     return Labelled(Items(dataset, part, np.arange(count), known), labels)
 
 
-def _item(dataset: Dataset, part: str, position: int) -> Any:
+def _label(dataset: Dataset, part: str, position: int) -> int:
     try:
-        return dataset[position]
+        item = dataset[position]
     except Exception as error:  # anybody's code, which may raise anything
         raise UserError(
             f"expected an item at every position of the {part} data, got {first_line(error)} at "
             f"{position}"
         ) from error
-
-
-def _label(dataset: Dataset, part: str, position: int) -> int:
-    item = _item(dataset, part, position)
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         length = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
         raise UserError(
@@ -142,7 +135,7 @@ def _whole_number(value: Any) -> int | None:
         value = value.reshape(())[()]
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         return None
-    return int(value) if 0 <= value < _MOST_CLASSES else None
+    return int(value) if 0 <= value < MOST_CLASSES else None
 
 
 def _check_repeatable(dataset: Dataset, part: str) -> None:
@@ -185,88 +178,3 @@ def as_picture(image: Any) -> Image.Image:
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] == 3):
         raise ValueError(f"an array of shape {array.shape}")
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def as_uint8(array: npt.NDArray[Any]) -> UInt8Array:
-    """Return pixels as uint8; floating-point ones in [0, 1] are rounded to 0..255.
-
-    Raises:
-        ValueError: they have another type or range.
-    """
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f":
-        raise ValueError(f"pixels of type {array.dtype}, not uint8 or floating point")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise ValueError(f"floating-point pixels from {low:g} to {high:g}, not in [0, 1]")
-    pixels: UInt8Array = np.rint(array * 255).astype(np.uint8)
-    return pixels
-
-
-def given_images(name: str, images: Any) -> UInt8Array:
-    """Return images of one's own, in any layout that `shape_of` knows, as uint8 (N, C, H, W).
-
-    What is uint8 is not copied.
-
-    Raises:
-        UserError: they are no images, or of another type or range.
-    """
-    array = as_array(name, images)
-    try:
-        return channels_first(name, as_uint8(array) if array.size else array)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(
-            f"expected {name} as uint8 or floating point in [0, 1], got {error}"
-        ) from error
-
-
-def given_labels(name: str, labels: Any) -> IntArray:
-    """Return labels of one's own as int64 (N,).
-
-    Raises:
-        UserError: they are no whole numbers (N,), 0 or more.
-    """
-    array = as_array(name, labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
-        got = f"{array.dtype} {array.shape}"
-        if array.ndim == 1 and array.dtype.kind in "iuf" and array.size:
-            got += f" from {array.min()}"
-        advice = "; of one row an image take argmax(1)" if array.ndim == 2 else ""
-        raise UserError(f"expected {name} as whole numbers (N,), 0 or more, got {got}{advice}")
-    if array.max() >= _MOST_CLASSES:
-        raise UserError(f"expected {name} below {_MOST_CLASSES}, got {array.max()}")
-    return array.astype(np.int64)
-
-
-def as_array(name: str, value: Any) -> npt.NDArray[Any]:
-    """Return a tensor, an array or nested lists as an array, without a copy where that is possible.
-
-    Raises:
-        UserError: it is something else, or its rows are of different lengths.
-    """
-    wanted = f"expected {name} as a tensor or an array"
-    if isinstance(value, torch.Tensor):
-        kind = value.dtype
-        if value.layout != torch.strided or value.device.type == "meta" or value.is_quantized:
-            raise UserError(f"{wanted} with plain values, got {value.layout} on {value.device}")
-        if kind.is_complex:
-            raise UserError(f"{wanted} of real numbers, got {kind}")
-        # NumPy has no bfloat16 and nothing narrower.
-        known = not kind.is_floating_point or kind in (torch.float16, torch.float32, torch.float64)
-        plain = (value if known else value.float()).detach().cpu().resolve_neg()
-        array: npt.NDArray[Any] = plain.numpy()
-        return array
-    if np.ma.isMaskedArray(value):
-        raise UserError(f"{wanted} without a mask, got {shown(value)}")
-    if isinstance(value, list | tuple):
-        value = [as_array(name, v) if isinstance(v, torch.Tensor) else v for v in value]
-    try:
-        array = np.asanyarray(value)
-    except Exception as error:  # rows of different lengths, or somebody's object
-        raise UserError(f"{wanted}, got {shown(value)}: {first_line(error)}") from error
-    if array.dtype.kind == "O":
-        raise UserError(f"{wanted}, got {shown(value)}; a data set goes to from_datasets")
-    return array
