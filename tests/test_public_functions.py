@@ -363,6 +363,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         imbalance_factor=np.float32(2), image_size=np.int64(8),
     )  # fmt: skip
     assert data.image_size == 8
+    assert ltdd.data.load_data("digits", quiet=np.bool_(True)).num_classes == 10
 
 
 @pytest.mark.parametrize("values", [{"ipc": np.int64(3)}, {"imbalance_factor": np.float64(3)}])

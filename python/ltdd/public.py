@@ -1,4 +1,7 @@
-"""What every function that users call has in common: checked arguments, torch's own defaults."""
+"""What every function that users call has in common: checked arguments, torch's own defaults.
+
+Importing this module does not import torch, so that ``ltdd export --help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,13 @@ import contextlib
 import functools
 import inspect
 import math
+import numbers
 import os
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
-import torch
 
 from ltdd.errors import UserError, shown
 
@@ -59,6 +60,8 @@ def torch_defaults() -> Iterator[None]:
 
     They are the device and the dtype of new tensors, whether gradients are recorded, and autocast.
     """
+    import torch
+
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         if torch.get_default_device().type != "cpu":  # the context costs time in every call
@@ -106,12 +109,12 @@ class _Unfit:
 
 def _converted(value: Any, kind: Any) -> Any:
     """Return the value as one of this kind, or `_Unfit`."""
-    if isinstance(value, bool | np.bool_):
-        if kind is bool:
+    if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool":
+        if kind is bool and getattr(value, "shape", ()) == ():
             return bool(value)
-    elif kind is int and isinstance(value, int | np.integer):
+    elif kind is int and _is_number(value, numbers.Integral):
         return int(value)
-    elif kind is float and isinstance(value, int | float | np.integer | np.floating):
+    elif kind is float and _is_number(value, numbers.Real):
         number = value if isinstance(value, int | float) else float(value)
         return number if math.isfinite(number) else _Unfit()
     if kind is Path:
@@ -122,6 +125,10 @@ def _converted(value: Any, kind: Any) -> Any:
     elif _is_class_of(kind, value):
         return value
     return _Unfit()
+
+
+def _is_number(value: Any, numbers_of_a_kind: Any) -> bool:
+    return isinstance(value, numbers_of_a_kind)
 
 
 def _is_class_of(kind: Any, value: Any) -> bool:
@@ -158,11 +165,10 @@ def _in_words(kind: Any) -> str:
         str: "text",
         Path: "a path",
         type(None): "None",
-        torch.nn.Module: "an nn.Module",
     }
     if kind in words:
         return words[kind]
     if get_origin(kind) is Literal:
         return ", ".join(repr(choice) for choice in get_args(kind))
     name = (get_origin(kind) or kind).__name__
-    return "a list" if name == "Sequence" else f"a {name}"
+    return {"Sequence": "a list", "Module": "an nn.Module"}.get(name, f"a {name}")
