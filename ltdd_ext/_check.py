@@ -125,8 +125,11 @@ def _is_scalar(value: Any, method: str) -> bool:
 
     A tensor would have to be read, which waits for its device, and would lose its gradient.
     """
-    other = isinstance(value, bool | Tensor) or getattr(value, "shape", ()) != ()
-    return hasattr(value, method) and not other
+    if isinstance(value, bool | Tensor):
+        return False
+    if isinstance(value, int):  # symbolic ones, too, of which compilers cannot ask what is below
+        return True
+    return hasattr(value, method) and getattr(value, "shape", ()) == ()
 
 
 def sequence(op: str, argument: str, value: object) -> None:

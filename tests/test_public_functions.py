@@ -403,6 +403,13 @@ def test_the_settings_of_the_program_around_change_no_bit(run: Path, tmp_path: P
             assert torch.equal(mine, theirs)
 
 
+def test_missing_and_unknown_arguments_name_the_function() -> None:
+    with pytest.raises(TypeError, match=r"^load: missing a required argument: 'folder'"):
+        ltdd.load()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^distill: got an unexpected keyword argument 'ipc'"):
+        ltdd.distill(FINISHED, "run", ipc=3)  # type: ignore[call-arg]
+
+
 def test_every_public_name_has_rows() -> None:
     """A new function comes with what it refuses."""
     names = set(ltdd.__all__) - {"__version__", "data"}

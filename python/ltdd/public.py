@@ -39,7 +39,10 @@ def public(**hints: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            call = inspect.signature(function).bind(*args, **kwargs)
+            try:
+                call = inspect.signature(function).bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}: {error}") from None
             kinds = _annotations(function)
             for name, value in call.arguments.items():
                 if name in kinds:

@@ -324,6 +324,22 @@ def test_classes_and_networks_refuse_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_the_checks_hold_for_symbolic_sizes() -> None:
+    """A compiler passes the sizes of any image through them."""
+
+    def measure(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, m2 = ltdd_ext.row_moments(x)
+        size = x.shape[2] * x.shape[3]
+        loss = ltdd_ext.align_loss([mean], [m2], [size], Y, [TWO], [TWO], weights=[2.0])
+        return loss, ltdd_ext.class_moments(x, Y, x.shape[1]).total
+
+    compiled = torch.compile(measure, fullgraph=True, dynamic=True, backend="aot_eager")
+    for side in (6, 7, 9):
+        x = torch.rand(4, 2, side, side)
+        for ours, plain in zip(compiled(x), measure(x), strict=True):
+            torch.testing.assert_close(ours, plain)
+
+
 def test_every_public_name_has_rows() -> None:
     """A new operator comes with what it refuses."""
     names = set(ltdd_ext.__all__) - {"nn", "reference", "ClassMoments"} - WITHOUT_ARGUMENTS

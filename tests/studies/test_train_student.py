@@ -123,6 +123,8 @@ def test_test_images_of_any_kind_give_the_same_report(published: Path) -> None:
         ((IMAGES / 0.0, LABELS), "test images as uint8 or .* from nan to nan"),
         ((IMAGES.expand(-1, 3, -1, -1), LABELS), r"\(N, 1, 8, 8\)"),
         ((IMAGES[:, :, :4], LABELS), r"\(N, 1, 8, 8\)"),
+        ((IMAGES > 128, LABELS), "test images as uint8 or .* got pixels of type bool"),
+        (((IMAGES > 128).byte(), LABELS), "test images from 0 to 255, .* got nothing brighter"),
         ((IMAGES[:9], LABELS[:9]), "each at least once"),
         ((IMAGES, LABELS + 1), "from 0 to 9, each at least once"),
         ((IMAGES, LABELS[:9]), r"\(N,\), got \(20, 1, 8, 8\) and \(9,\)"),

@@ -24,7 +24,7 @@ from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.data.reading.arrays import Arrays
 from ltdd.data.reading.content import content_sha256
 from ltdd.data.reading.decoded_cache import LARGEST_SIZE, SMALLEST_SIZE, decode
-from ltdd.data.reading.given_arrays import given_images, given_labels
+from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
 from ltdd.data.reading.python_datasets import Dataset, all_items
 from ltdd.data.sources import SOURCES, open_source
@@ -265,13 +265,8 @@ def _in_python(
         raise UserError(f"expected different class names, got {names}")
     chosen = long_tailed_indices(train.labels, len(names), imbalance_factor)
     data = _cut(source, Parts(train, test, names), chosen, "", image_size, quiet=True)
-    for part, images in (("train", data.train_images), ("test", data.test_images)):
-        few = images[:: max(1, len(images) // 100)]  # enough of them, unless all are black
-        if int(few.max()) <= 1 and int(images.max()) <= 1:
-            raise UserError(
-                f"expected {part} images from 0 to 255, or floating point to 1, got nothing "
-                "brighter than 1 of 255; give 0 and 1 as floating point"
-            )
+    check_scale("train images", data.train_images)
+    check_scale("test images", data.test_images)
     # Positions in an object in memory name nothing: the content does.
     named = json.dumps(names) + data.content_sha256
     sha256 = hashlib.sha256(named.encode()).hexdigest()

@@ -14,7 +14,7 @@ from ltdd.config import DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.packed_logits import PackedLogits
-from ltdd.data.reading.given_arrays import given_images, given_labels
+from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.errors import UserError, first_line, shown
 from ltdd.models.inference import predict_logits
@@ -48,7 +48,7 @@ def train_student(
     model: nn.Module,
     *,
     labels: StudentLabels | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: tuple[Any, Any] | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
     quiet: bool = False,
@@ -176,6 +176,7 @@ def _test_set(test: Any, distilled: DistilledSet) -> tuple[Tensor, Tensor]:
             f"train_student: expected test images (N, {', '.join(map(str, shape))}) and labels "
             f"(N,), got {tuple(images.shape)} and {tuple(labels.shape)}"
         )
+    check_scale("test images", images)
     found = labels.unique().tolist()
     if found != list(range(classes)):
         raise UserError(

@@ -102,3 +102,17 @@ def as_uint8(array: npt.NDArray[Any]) -> UInt8Array:
         raise ValueError(f"floating-point pixels from {low:g} to {high:g}, not in [0, 1]")
     pixels: UInt8Array = np.rint(array * 255).astype(np.uint8)
     return pixels
+
+
+def check_scale(name: str, images: torch.Tensor) -> None:
+    """Refuse uint8 images (N, C, H, W) that are black: 0 and 1 that should have been 0 and 255.
+
+    Raises:
+        UserError: no pixel is brighter than 1 of 255.
+    """
+    few = images[:: max(1, len(images) // 100)]  # enough to look at, unless all are black
+    if int(few.max()) <= 1 and int(images.max()) <= 1:
+        raise UserError(
+            f"expected {name} from 0 to 255, or floating point to 1, got nothing brighter than 1 "
+            "of 255; give 0 and 1 as floating point"
+        )
