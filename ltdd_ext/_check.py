@@ -106,7 +106,7 @@ def fits(
 
 def whole(op: str, argument: str, value: Any, least: int) -> None:
     """Refuse what is not an integer of at least ``least``."""
-    if not _is_scalar(value, "__index__"):
+    if not _is_scalar(value, int, "__index__"):
         bad_type(op, argument, "a whole number", repr(value))
     if value < least:
         bad_value(op, argument, f">= {least}", value)
@@ -114,20 +114,20 @@ def whole(op: str, argument: str, value: Any, least: int) -> None:
 
 def number(op: str, argument: str, value: Any) -> None:
     """Refuse what is not a finite real number."""
-    if not _is_scalar(value, "__float__"):
+    if not _is_scalar(value, (int, float), "__float__"):
         bad_type(op, argument, "a number", repr(value))
     if not -math.inf < value < math.inf:
         bad_value(op, argument, "finite", value)
 
 
-def _is_scalar(value: Any, method: str) -> bool:
+def _is_scalar(value: Any, plain: type | tuple[type, ...], method: str) -> bool:
     """Tell numbers, those of NumPy and of compilers too, from truth values, arrays and tensors.
 
     A tensor would have to be read, which waits for its device, and would lose its gradient.
     """
     if isinstance(value, bool | Tensor):
         return False
-    if isinstance(value, int):  # symbolic ones, too, of which compilers cannot ask what is below
+    if isinstance(value, plain):  # compilers cannot ask their symbols what is asked below
         return True
     return hasattr(value, method) and getattr(value, "shape", ()) == ()
 
