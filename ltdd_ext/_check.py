@@ -6,8 +6,9 @@ for a wrong type or dtype and as a ValueError for anything else, the same on CPU
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -103,7 +104,42 @@ def fits(
     same_device(op, argument, value, device)
 
 
+def whole(op: str, argument: str, value: Any, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    if not _is_scalar(value, int, "__index__"):
+        bad_type(op, argument, "a whole number", repr(value))
+    if value < least:
+        bad_value(op, argument, f">= {least}", value)
+
+
+def number(op: str, argument: str, value: Any) -> None:
+    """Refuse what is not a finite real number."""
+    if not _is_scalar(value, (int, float), "__float__"):
+        bad_type(op, argument, "a number", repr(value))
+    if not -math.inf < value < math.inf:
+        bad_value(op, argument, "finite", value)
+
+
+def _is_scalar(value: Any, plain: type | tuple[type, ...], method: str) -> bool:
+    """Tell numbers, those of NumPy and of compilers too, from truth values, arrays and tensors.
+
+    A tensor would have to be read, which waits for its device, and would lose its gradient.
+    """
+    if isinstance(value, bool | Tensor):
+        return False
+    if isinstance(value, plain):  # compilers cannot ask their symbols what is asked below
+        return True
+    return hasattr(value, method) and getattr(value, "shape", ()) == ()
+
+
+def sequence(op: str, argument: str, value: object) -> None:
+    """Refuse what is not a list or the like; the rows of a tensor would pass for one."""
+    if isinstance(value, Tensor | str) or not hasattr(value, "__len__"):
+        bad_type(op, argument, "a sequence with one entry per layer", type(value).__name__)
+
+
 def length(op: str, argument: str, value: Sequence[object], wanted: int, per: str) -> None:
+    sequence(op, argument, value)
     if len(value) != wanted:
         bad_value(op, argument, f"to hold {wanted} entries, one per {per}", len(value))
 
@@ -127,3 +163,10 @@ def label_range(op: str, value: Tensor, num_classes: int) -> None:
     low, high = smallest.item(), largest.item()
     if low < 0 or high >= num_classes:
         bad_value(op, "labels", f"in [0, {num_classes})", low if low < 0 else high)
+
+
+def module(op: str, argument: str, value: object) -> None:
+    """Refuse what is no layer or network."""
+    if not isinstance(value, torch.nn.Module):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        bad_type(op, argument, "an nn.Module", got)

@@ -8,6 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from . import _check
 from .conv3x3 import conv3x3
 
 _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
@@ -39,12 +40,18 @@ def convolve(
     Returns:
         What the layer returns, up to the rounding of :func:`ltdd_ext.conv3x3`.
 
+    Raises:
+        TypeError: ``layer`` is no module or ``x`` no tensor.
+
     Example:
         >>> import torch, ltdd_ext
         >>> layer = torch.nn.Conv2d(3, 32, 3, padding=1)
         >>> ltdd_ext.nn.convolve(layer, torch.randn(2, 3, 8, 8)).shape
         torch.Size([2, 32, 8, 8])
     """
+    _check.module("convolve", "layer", layer)
+    if not isinstance(x, Tensor):
+        _check.bad_type("convolve", "x", "a torch.Tensor", type(x).__name__)
     if (
         is_conv3x3(layer)
         and x.is_cpu

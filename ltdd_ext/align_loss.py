@@ -25,13 +25,15 @@ def check_arguments(
     global_vars: Sequence[Tensor],
     class_means: Sequence[Tensor],
     class_vars: Sequence[Tensor],
-    weights: Sequence[float],
+    weights: Sequence[float] | None,
     class_weight: float,
 ) -> None:
     """Refuse lists of unequal length and tensors that do not fit the rows of their layer.
 
     The range of the labels is left to :func:`_check.label_range`.
     """
+    _check.number(op, "class_weight", class_weight)
+    _check.sequence(op, "means", means)
     layers = len(means)
     if layers == 0:
         _check.bad_value(op, "means", "to hold at least one layer", 0)
@@ -40,19 +42,25 @@ def check_arguments(
         "sizes": sizes,
         "global_means": global_means,
         "global_vars": global_vars,
-        "weights": weights,
+        **({} if weights is None else {"weights": weights}),
     }
     if class_weight != 0.0:
         per_layer |= {"class_means": class_means, "class_vars": class_vars}
     for name, values in per_layer.items():
         _check.length(op, name, values, layers, "layer")
+    for layer, weight in enumerate(weights or ()):
+        _check.number(op, f"weights[{layer}]", weight)
     _check.tensor(op, "means", means[0])
+    if means[0].dim() != 2:
+        _check.bad_value(op, "means[0]", "of shape (N, C)", tuple(means[0].shape))
     device, dtype, rows = means[0].device, means[0].dtype, means[0].shape[0]
     _check.dtype_in(op, "means", means[0], (torch.float32, torch.float64))
     _check.labels(op, labels, rows, device)
     num_classes = 0
     if class_weight != 0.0:
         _check.tensor(op, "class_means[0]", class_means[0])
+        if class_means[0].dim() != 2:
+            _check.bad_value(op, "class_means[0]", "of shape (K, C)", tuple(class_means[0].shape))
         num_classes = len(class_means[0])
     for layer in range(layers):
         mean = means[layer]
@@ -60,8 +68,7 @@ def check_arguments(
         if mean.dim() != 2 or mean.shape[0] != rows:
             _check.bad_value(op, f"means[{layer}]", f"of shape ({rows}, C)", tuple(mean.shape))
         channels = mean.shape[1]
-        if sizes[layer] < 1:
-            _check.bad_value(op, f"sizes[{layer}]", ">= 1", sizes[layer])
+        _check.whole(op, f"sizes[{layer}]", sizes[layer], 1)
         for name, values in (("means", means), ("m2s", m2s)):
             _check.fits(op, name, values[layer], (dtype,), (rows, channels), device, layer)
         for name, values in (("global_means", global_means), ("global_vars", global_vars)):
@@ -128,11 +135,11 @@ def align_loss(
         >>> round(float(ltdd_ext.align_loss([mean], [m2], [9], y, [0 * target], [target])), 6)
         1.414214
     """
-    layer_weights = [1.0] * len(means) if weights is None else list(weights)
     check_arguments(
         _OP, means, m2s, sizes, labels, global_means, global_vars, class_means, class_vars,
-        layer_weights, class_weight,
+        weights, class_weight,
     )  # fmt: skip
+    layer_weights = [1.0] * len(means) if weights is None else list(weights)
     if class_weight != 0.0 and labels.is_cuda:
         _check.label_range(_OP, labels, len(class_means[0]))
     arguments = (

@@ -23,9 +23,9 @@ _WIDEST_POOLED = 8192
 def check_fused(op: str, x: Tensor, act: str, pool: str) -> None:
     """Refuse an activation or switches that no fused operator takes."""
     _check.activation(op, "x", x)
-    if act not in ACTS:
+    if not isinstance(act, str) or act not in ACTS:
         _check.bad_value(op, "act", f"one of {tuple(ACTS)}", repr(act))
-    if pool not in POOLS:
+    if not isinstance(pool, str) or pool not in POOLS:
         _check.bad_value(op, "pool", f"one of {tuple(POOLS)}", repr(pool))
     if pool == "avg2":
         if x.dim() != 4:

@@ -53,8 +53,7 @@ def check_update(
         _check.bad_value(op, "mean", f"of shape (N, {mu.shape[1]})", tuple(mean.shape))
     _check.same_device(op, "mean", mean, mu.device)
     _check.fits(op, "m2", m2, (mean.dtype,), tuple(mean.shape), mu.device)
-    if spatial_size < 1:
-        _check.bad_value(op, "spatial_size", ">= 1", spatial_size)
+    _check.whole(op, "spatial_size", spatial_size, 1)
     _check.labels(op, labels, mean.shape[0], mu.device)
 
 
@@ -64,8 +63,7 @@ def check_batch(op: str, x: Tensor, labels: Tensor, num_classes: int) -> None:
     if 0 in x.shape[2:]:
         _check.bad_value(op, "x", "with at least one pixel", tuple(x.shape))
     _check.labels(op, labels, x.shape[0], x.device)
-    if num_classes < 1:
-        _check.bad_value(op, "num_classes", ">= 1", num_classes)
+    _check.whole(op, "num_classes", num_classes, 1)
 
 
 def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoments:
@@ -264,7 +262,9 @@ class ClassMoments:
     def zeros(
         cls, num_classes: int, channels: int, device: torch.device | str = "cpu"
     ) -> ClassMoments:
-        """Return the state before any image."""
+        """Return the state before any image; K and C are 1 or more."""
+        _check.whole("ClassMoments.zeros", "num_classes", num_classes, 1)
+        _check.whole("ClassMoments.zeros", "channels", channels, 1)
         parts = [
             torch.zeros(num_classes, channels, dtype=torch.float64, device=device) for _ in range(3)
         ]
@@ -281,6 +281,8 @@ class ClassMoments:
 
     def merge_(self, other: ClassMoments) -> None:
         """Add the images of another state; see :func:`class_moments_merge_`."""
+        if not isinstance(other, ClassMoments):
+            _check.bad_type("ClassMoments.merge_", "other", "a ClassMoments", type(other).__name__)
         class_moments_merge_(*self.state, *other.state)
 
     def finish(self) -> FinishedMoments:

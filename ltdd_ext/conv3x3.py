@@ -25,6 +25,7 @@ def check_arguments(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     _check.shape(op, "bias", bias, (weight.shape[0],))
     for name, value in (("x", x), ("weight", weight), ("bias", bias)):
         _check.dtype_in(op, name, value, (torch.float32,))
+        _check.same_device(op, name, value, x.device)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from . import _check
 from ._convolution import Convolution, convolve, is_conv3x3
 from ._rewrite import Fusion, find_fusion
 from .bn_act_moments import bn_act_moments
@@ -191,6 +192,7 @@ def convert_observer(
         per ``BatchNorm2d`` in order of registration.
 
     Raises:
+        TypeError: ``model`` is no module, or ``ops`` lacks an operator.
         ValueError: There is no ``BatchNorm2d``, one has no running statistics or is called other
             than once, or ``strict`` and something cannot be fused.
 
@@ -210,6 +212,10 @@ def convert_observer(
         >>> output.shape, moments[0].mean.shape, observed.fused
         (torch.Size([2, 8, 4, 4]), torch.Size([2, 8]), ['1'])
     """
+    _check.module(_OP, "model", model)
+    for name in _Ops._fields if ops is not None else ():
+        if not hasattr(ops, name):
+            _check.bad_type(_OP, "ops", f"with the operator {name}", type(ops).__name__)
     chosen = (
         _Ops(row_moments, bn_act_moments, conv3x3)
         if ops is None

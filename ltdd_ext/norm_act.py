@@ -28,6 +28,7 @@ def check_arguments(
     check_channel_vector(op, "bias", bias, x)
     if over not in _OVERS:
         _check.bad_value(op, "over", f"one of {_OVERS}", repr(over))
+    _check.number(op, "eps", eps)
     if not eps > 0:
         _check.bad_value(op, "eps", "> 0", eps)
     if over == "batch" and x.numel() == x.shape[1] > 0:

@@ -193,11 +193,11 @@ def align_loss(
     class_weight: float = 0.0,
 ) -> Tensor:
     """Compute the alignment objective of all layers; see :func:`ltdd_ext.align_loss`."""
-    layer_weights = [1.0] * len(means) if weights is None else list(weights)
     check_arguments(
         "align_loss", means, m2s, sizes, labels, global_means, global_vars, class_means,
-        class_vars, layer_weights, class_weight,
+        class_vars, weights, class_weight,
     )  # fmt: skip
+    layer_weights = [1.0] * len(means) if weights is None else list(weights)
     if class_weight != 0.0:
         _check.label_range("align_loss", labels, len(class_means[0]))
     dtype = means[0].dtype

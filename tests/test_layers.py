@@ -19,7 +19,7 @@ LTDD_EXT = ROOT / "ltdd_ext"
 # Lowest first. A module imports from its own folder or from a lower layer, and never in a circle.
 LAYERS = (
     ("errors",),
-    ("settings",),
+    ("public", "settings"),
     ("config", "recipes"),
     ("engine",),
     ("data",),

@@ -25,6 +25,7 @@ from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import resolve_device
 from ltdd.errors import UserError
 from ltdd.preflight import check_disk_space, check_networks
+from ltdd.public import public
 from ltdd.results.distilled_set import RESULTS, Origin, record_files, save_distilled
 from ltdd.results.scores import score
 from ltdd.stages.baselines import evaluate_references, training_sets
@@ -37,6 +38,10 @@ from ltdd.stages.run import Run
 from ltdd.stages.statistics import calibrate_statistics, measure_drift
 
 
+@public(
+    config="make one of a dict with DistillConfig.from_dict",
+    data="make it with ltdd.data.from_datasets or from_tensors",
+)
 def distill(
     config: DistillConfig,
     out: str | Path,

@@ -151,8 +151,8 @@ def test_images_of_many_kinds(image: Any, grey: bool) -> None:
     ("items", "message"),
     [
         ([], "images in the train data, got none"),
-        (iter([]), "train data with a length, got list_iterator"),
-        ([IMAGES[0]], r"\(image, class\) pairs in the train data, got ndarray at 0"),
+        (iter([]), "train data with a length and an item at every position, got a list_i"),
+        ([IMAGES[0]], r"\(image, class\) pairs in the train data, got a uint8 ndarray of .* at 0"),
         ([(IMAGES[0, 0], "cat")], "a class 0 or more, a whole number, .* at 0, got 'cat'"),
         ([(IMAGES[0, 0], 0.5)], "a whole number"),
         ([(IMAGES[0, 0], 0), (IMAGES[0], 1)], r"train image 1 \(an array of shape \(3, 10, 10\)\)"),

@@ -108,7 +108,7 @@ def test_validation_images_are_said_to_be_unused(
 
 
 def test_two_classes_of_one_image_each() -> None:
-    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 8, 8)
+    images = (60 * torch.arange(4)).to(torch.uint8).view(4, 1, 1, 1).expand(4, 1, 8, 8)
     data = from_tensors(images[:2], torch.tensor([0, 1]), images[2:], torch.tensor([1, 0]))
     assert "  head 1, medium 0, tail 1 classes; 2 with 20 images or fewer, 2 with fewer" in (
         describe(data)

@@ -22,13 +22,15 @@ from ltdd.config import OnBadImage
 from ltdd.data.duplicates import Duplicates
 from ltdd.data.image_spec import ImageSpec, Normalization
 from ltdd.data.long_tail import long_tailed_indices, split_sha256
-from ltdd.data.reading.arrays import Arrays, channels_first
+from ltdd.data.reading.arrays import Arrays
 from ltdd.data.reading.content import content_sha256
 from ltdd.data.reading.decoded_cache import LARGEST_SIZE, SMALLEST_SIZE, decode
+from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
-from ltdd.data.reading.python_datasets import Dataset, all_items, as_uint8
+from ltdd.data.reading.python_datasets import Dataset, all_items
 from ltdd.data.sources import SOURCES, open_source
-from ltdd.errors import UserError
+from ltdd.errors import UserError, shown
+from ltdd.public import public
 
 __all__ = ["SOURCES", "LongTailedData", "from_datasets", "from_tensors", "load_data"]
 
@@ -110,6 +112,7 @@ class LongTailedData:
         )
 
 
+@public()
 def load_data(
     source: str,
     imbalance_factor: float | None = None,
@@ -176,6 +179,7 @@ def load_data(
     return _cut(source, parts, chosen, sha256, image_size, quiet)
 
 
+@public(class_names="name every class")
 def from_tensors(
     train_images: Any,
     train_labels: Any,
@@ -208,17 +212,12 @@ def from_tensors(
         >>> from_tensors(images[:30], labels[:30], images[30:], labels[30:], ["cat", "dog"]).counts
         (15, 15)
     """
-    train = Labelled(_arrays(train_images, "train"), _labels(train_labels, "train_labels"))
-    test = Labelled(_arrays(test_images, "test"), _labels(test_labels, "test_labels"))
-    for part, labelled in (("train", train), ("test", test)):
-        images, labels = len(labelled.images), len(labelled.labels)
-        if images != labels:
-            raise UserError(
-                f"expected one label for each of the {images} {part}_images, got {labels}"
-            )
+    train = _labelled("train", train_images, train_labels)
+    test = _labelled("test", test_images, test_labels)
     return _in_python("tensors", train, test, class_names, imbalance_factor, image_size)
 
 
+@public(class_names="name every class")
 def from_datasets(
     train: Dataset,
     test: Dataset,
@@ -232,17 +231,37 @@ def from_datasets(
     Args:
         train, test: any `torch.utils.data.Dataset` with a length, without random transforms. Images
             are PIL images, arrays (H, W) or (H, W, C), or tensors (H, W) or (C, H, W), the latter
-            two uint8 or floating point in [0, 1]. Every item is asked for more than once.
+            two uint8 or floating point in [0, 1]. Every item is asked for more than once. The
+            class is a whole number, or a tensor or array of one.
         class_names: names in class order; by default `train.classes` if there is one, else numbers.
         imbalance_factor, image_size: as in `load_data`.
 
     Raises:
-        UserError: an item is not usable.
+        UserError: an item is not usable, differs from one request to the next, or the two data sets
+            name other classes.
     """
-    if class_names is None:
-        class_names = getattr(train, "classes", None)
+    own, others = (getattr(dataset, "classes", None) for dataset in (train, test))
+    for classes in (own, others):
+        if classes is not None and not isinstance(classes, list | tuple):
+            raise UserError(f"expected classes of a data set as a list, got {shown(classes)}")
+    if own and others and list(own) != list(others):
+        raise UserError(
+            f"expected the same classes in both data sets, got {shown(str(own))} and "
+            f"{shown(str(others))}"
+        )
+    class_names = own if class_names is None else class_names
     parts = all_items(train, "train"), all_items(test, "test")
     return _in_python("datasets", *parts, class_names, imbalance_factor, image_size)
+
+
+def _labelled(part: str, images: Any, labels: Any) -> Labelled:
+    pixels = given_images(f"{part}_images", images)
+    classes = given_labels(f"{part}_labels", labels)
+    if len(pixels) != len(classes):
+        raise UserError(
+            f"expected one label for each of the {len(pixels)} {part}_images, got {len(classes)}"
+        )
+    return Labelled(Arrays(pixels, part), classes)
 
 
 def _in_python(
@@ -255,11 +274,18 @@ def _in_python(
 ) -> LongTailedData:
     _check_size(image_size)
     count = int(train.labels.max()) + 1
+    if class_names is None and count > len(train.labels):  # before a name is made for each
+        raise UserError(
+            f"expected train images of every class from 0 to {count - 1}, got {len(train.labels)} "
+            "images; number the classes from 0 without gaps"
+        )
     names = tuple(str(n) for n in (range(count) if class_names is None else class_names))
     if len(set(names)) != len(names):
         raise UserError(f"expected different class names, got {names}")
     chosen = long_tailed_indices(train.labels, len(names), imbalance_factor)
     data = _cut(source, Parts(train, test, names), chosen, "", image_size, quiet=True)
+    check_scale("train images", data.train_images)
+    check_scale("test images", data.test_images)
     # Positions in an object in memory name nothing: the content does.
     named = json.dumps(names) + data.content_sha256
     sha256 = hashlib.sha256(named.encode()).hexdigest()
@@ -316,25 +342,3 @@ def _check_size(image_size: int | None) -> None:
         raise UserError(
             f"expected an image size between {SMALLEST_SIZE} and {LARGEST_SIZE}, got {image_size}"
         )
-
-
-def _arrays(images: Any, part: str) -> Arrays:
-    name = f"{part}_images"
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asanyarray(images)
-    try:
-        return Arrays(channels_first(name, as_uint8(array)), part)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(
-            f"expected {name} as uint8 or floating point in [0, 1], got {error}"
-        ) from error
-
-
-def _labels(labels: Any, name: str) -> IntArray:
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array) or array.min() < 0:
-        got = f"{array.dtype} {array.shape}"
-        got += f" from {array.min()}" if array.ndim == 1 and array.size else ""
-        raise UserError(f"expected {name} as whole numbers (N,), 0 or more, got {got}")
-    return array.astype(np.int64)

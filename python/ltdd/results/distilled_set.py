@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ltdd import __version__
 from ltdd.data.image_spec import ImageSet, Normalization
@@ -25,6 +25,7 @@ from ltdd.engine.files import (
 )
 from ltdd.engine.finite import is_finite
 from ltdd.errors import UserError
+from ltdd.public import public
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
 FKD = "fkd.safetensors"
@@ -82,6 +83,7 @@ class DistilledSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @public()
     def fkd_logits(self) -> PackedLogits | None:
         """Read the logits (epochs, M, K) of every view; None if the set has only static ones.
 
@@ -99,26 +101,51 @@ class DistilledSet:
             )
         return table
 
+    @public()
     def loader(
         self, batch_size: int, shuffle: bool = True, seed: int = 0
     ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
         """Return a loader of (images, labels, logits) batches, without augmentation.
 
         Args:
-            batch_size: images per batch; the last batch may be smaller.
+            batch_size: images per batch, 1 or more; the last batch may be smaller.
             shuffle: draw a new order every epoch.
             seed: of the orders; equal seeds give equal epochs.
 
         Returns:
             Batches of images float32 (N, C, H, W) normalised by ``normalization``, labels int64
             (N,) and logits float32 (N, K).
+
+        Raises:
+            UserError: an argument is out of range.
         """
-        data = _Batches(self)
-        generator = torch.Generator().manual_seed(seed)
-        order = RandomSampler(data, generator=generator) if shuffle else SequentialSampler(data)
+        if batch_size < 1:
+            raise UserError(f"loader: expected batch_size 1 or more, got {batch_size}")
+        if not 0 <= seed < 2**63:
+            raise UserError(f"loader: expected seed from 0 to 2^63 - 1, got {seed}")
         # Batches are indexed as a whole: one gather instead of one call per image.
-        batches = BatchSampler(order, batch_size, drop_last=False)
-        return DataLoader(data, sampler=batches, batch_size=None)
+        return DataLoader(
+            _Batches(self),
+            sampler=_Order(len(self), batch_size, seed if shuffle else None),
+            batch_size=None,
+        )
+
+
+class _Order(Sampler[list[int]]):
+    """Batches of positions. torch's own samplers stop in programs with another default device."""
+
+    def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
+        self._count, self._batch_size = count, batch_size
+        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return -(-self._count // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self._count, device="cpu")
+        if self._generator is not None:
+            order = torch.randperm(self._count, generator=self._generator, device="cpu")
+        yield from (batch.tolist() for batch in order.split(self._batch_size))
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -244,6 +271,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+@public()
 def load(folder: str | Path, class_names: Sequence[str] | None = None) -> DistilledSet:
     """Read a distilled set and check every file against its manifest.
 

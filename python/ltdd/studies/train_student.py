@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,11 @@ from ltdd.data.augmentation.crops import normalise
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.packed_logits import PackedLogits
+from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
 from ltdd.engine.runtime import NullLog, Runtime
-from ltdd.errors import UserError
+from ltdd.errors import UserError, first_line, shown
 from ltdd.models.inference import predict_logits
+from ltdd.public import public
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import StudentName
@@ -25,6 +28,7 @@ from ltdd.stages.metrics import Report, accuracy_report
 
 StudentLabels = Literal["static", "fkd", "hard"]
 _VIEW_SETTINGS = ("batch_size", "crop_min_scale", "cutmix", "randaugment")
+_OF_RUNS = ("student", "seeds", "baselines", "full_epochs")  # without effect on a given network
 
 
 class TrainedStudent(NamedTuple):
@@ -40,12 +44,13 @@ class TrainedStudent(NamedTuple):
     report: Report | None
 
 
+@public(model="build the network first")
 def train_student(
     folder: str | Path,
     model: nn.Module,
     *,
     labels: StudentLabels | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: tuple[Any, Any] | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     quiet: bool = False,
@@ -53,18 +58,23 @@ def train_student(
 ) -> TrainedStudent:
     """Train any network on a distilled set: optimizer, augmentation, loss and averaging as there.
 
+    The network is tried on two images before any work, and left as it was if it does not fit.
+
     Args:
         folder: a finished run, or its published files (``stages/`` is not needed).
-        model: maps normalised images (B, C, H, W) to logits (B, K); it is trained in place.
+        model: maps normalised float32 images (B, C, H, W) to logits (B, K), or to an object with
+            ``logits`` such as GoogLeNet's, whose auxiliary heads are then not trained. It is
+            trained in place.
         labels: ``static``, one logit vector an image; ``fkd``, the stored logits of every view;
             ``hard``, class labels alone. None takes ``fkd`` where the folder has them, else
             ``static``.
-        test: images (N, C, H, W), uint8 or float in [0, 1], and int64 (N,) labels.
+        test: images and labels as `ltdd.data.from_tensors` takes them, not normalised: uint8 or
+            floating point in [0, 1], of the set's channels and size; every class occurs.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16`` or ``auto``.
         quiet: no progress output.
         changes: fields of `EvaluationConfig` that replace those of the set's recipe, such as
-            ``epochs=100``.
+            ``epochs=100``; not those that only a run reads.
 
     Returns:
         The model and its accuracies.
@@ -73,6 +83,9 @@ def train_student(
         UserError: no distilled set there, labels that it has not, a network or test images that do
             not fit it, or a loss that is NaN or infinite.
     """
+    for name in _OF_RUNS:
+        if name in changes:
+            raise UserError(f"train_student: expected no {name}, which only a run reads, got one")
     distilled = load(folder)
     stored = DistillConfig.from_dict(distilled.manifest["config"])
     config = DistillConfig.from_dict(
@@ -85,11 +98,13 @@ def train_student(
     size, channels = distilled.images.shape[2], distilled.images.shape[1]
     classes = len(distilled.class_names)
     spec = ImageSpec(size, channels, classes, distilled.normalization, config.horizontal_flip)
-    if test is not None:
-        _check_test(test, distilled)
-    _check_model(model, distilled, runtime)
+    tested = None if test is None else _test_set(test, distilled)
+    batches = -(-len(distilled) // config.evaluation.batch_size)
+    two = distilled.images[: min(2, len(distilled) // batches)]  # no batch is smaller
+    _try(model, normalise(two, *spec.normalization.tensors()), classes, runtime)
+    student = _Logits(model)
     trained = evaluation.train_student(
-        model,
+        student,
         ImageSet(distilled.images, distilled.labels),
         source,
         ViewSchedule(
@@ -104,11 +119,11 @@ def train_student(
         StudentName("student", 0),
         runtime,
     )
-    model.load_state_dict(trained.state_dict())
+    student.load_state_dict(trained.state_dict())
     report = None
-    if test is not None:
-        predictions = predict_logits(model, test[0], spec.normalization, runtime).argmax(1)
-        report = accuracy_report(predictions, test[1].cpu(), distilled.manifest["counts"])
+    if tested is not None:
+        predictions = predict_logits(student, tested[0], spec.normalization, runtime).argmax(1)
+        report = accuracy_report(predictions, tested[1], distilled.manifest["counts"])
     return TrainedStudent(model.eval(), report)
 
 
@@ -121,8 +136,6 @@ def _label_source(
 ) -> LabelSource:
     if labels == "hard":
         return HardLabels()
-    if labels not in (None, "static", "fkd"):
-        raise UserError(f"train_student: expected labels static, fkd or hard, got {labels!r}")
     table = None if labels == "static" else distilled.fkd_logits()
     if table is not None:
         _check_views(table, stored, config)
@@ -151,35 +164,70 @@ def _check_views(table: PackedLogits, stored: DistillConfig, config: DistillConf
         )
 
 
-def _check_test(test: tuple[Tensor, Tensor], distilled: DistilledSet) -> None:
-    images, labels = test
+def _test_set(test: Any, distilled: DistilledSet) -> tuple[Tensor, Tensor]:
+    """Return test images uint8 (N, C, H, W) and int64 labels (N,)."""
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise UserError(f"train_student: expected test as (images, labels), got {shown(test)}")
+    images = torch.from_numpy(given_images("test images", test[0]))
+    labels = torch.from_numpy(given_labels("test labels", test[1]))
     shape, classes = tuple(distilled.images.shape[1:]), len(distilled.class_names)
     if images.shape[1:] != shape or labels.shape != images.shape[:1]:
         raise UserError(
             f"train_student: expected test images (N, {', '.join(map(str, shape))}) and labels "
             f"(N,), got {tuple(images.shape)} and {tuple(labels.shape)}"
         )
-    if labels.unique().tolist() != list(range(classes)):
+    check_scale("test images", images)
+    found = labels.unique().tolist()
+    if found != list(range(classes)):
         raise UserError(
             f"train_student: expected test labels from 0 to {classes - 1}, each at least once, "
-            f"got {sorted(set(labels.tolist()))}"
+            f"got {shown(str(found))}"
         )
+    return images, labels
 
 
-@torch.no_grad()
-def _check_model(model: nn.Module, distilled: DistilledSet, runtime: Runtime) -> None:
-    """Try the network on two images before any work."""
-    classes = len(distilled.class_names)
-    batch = normalise(distilled.images[:2], *distilled.normalization.tensors())
-    was_training = model.training
-    try:
-        logits = model.eval().to(runtime.device)(batch.to(runtime.device))
-        got = str(tuple(logits.shape))
-    except RuntimeError as error:
-        got = str(error).partition("\n")[0]
-    model.train(was_training)
-    if got != str((len(batch), classes)):
-        raise UserError(
-            f"train_student: expected a model from {tuple(batch.shape)} to "
-            f"{(len(batch), classes)}, got {got}"
-        )
+class _Logits(nn.Module):
+    """A network whose output, or the output's ``logits``, are the logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, C, H, W)."""
+        output = self.model(images)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        return logits
+
+
+def _try(model: nn.Module, batch: Tensor, classes: int, runtime: Runtime) -> None:
+    """Let a copy of the network predict a batch and learn from it, before any work.
+
+    The network keeps its parameters, buffers and mode, and torch's random generators their state.
+
+    Raises:
+        UserError: it cannot, or returns something else than logits.
+    """
+    wanted = f"expected a model from {tuple(batch.shape)} to {(len(batch), classes)}"
+    mode = "that can be copied"
+    batch = batch.to(runtime.device)
+    with torch.random.fork_rng():
+        try:
+            student = _Logits(copy.deepcopy(model)).to(runtime.device)
+            for mode in ("in evaluation mode", "in training mode"):
+                student.train(mode == "in training mode")
+                with runtime.autocast():
+                    output = student.model(batch)
+                    logits = getattr(output, "logits", output)
+                if not isinstance(logits, Tensor):
+                    raise UserError(f"train_student: {wanted}, got {shown(output)} {mode}")
+                if logits.shape != (len(batch), classes) or not logits.is_floating_point():
+                    got = f"{logits.dtype} {tuple(logits.shape)}".removeprefix("torch.")
+                    raise UserError(f"train_student: {wanted}, got {got} {mode}")
+            torch.autograd.backward(logits.float().square().mean())
+        except UserError:
+            raise
+        except Exception as error:  # anybody's code, which may raise anything
+            raise UserError(f"train_student: {wanted}, got {first_line(error)} {mode}") from error
+    if all(parameter.grad is None for parameter in student.parameters()):
+        raise UserError(f"train_student: {wanted} with parameters that learn, got none")

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from ltdd.data.reading.decoder import UInt8Array
+from ltdd.data.reading.given_arrays import MOST_CLASSES, as_array, as_uint8
 from ltdd.data.reading.image_source import Images, IntArray, Labelled, Pictures
-from ltdd.errors import UserError
+from ltdd.errors import UserError, first_line, shown
+
+_ASKED_TWICE = 8  # items; a mirroring with p = 1/2 passes one time in 256
 
 
 class Dataset(Protocol):
@@ -78,35 +80,78 @@ def all_items(
     """Return the images of a whole data set; without labels, every item is asked for its own.
 
     Raises:
-        UserError: there are no items, or one is no (image, class) pair.
+        UserError: it is no map-style data set, there are no items, one is no (image, class) pair,
+            or the same position gives different images.
     """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        loaded = "; give its .dataset" if isinstance(dataset, DataLoader) else ""
+        raise UserError(
+            f"expected {part} data with a length and an item at every position, got "
+            f"{shown(dataset)}{loaded}"
+        )
     try:
         count = len(dataset)
-    except TypeError as error:
+    except Exception as error:  # anybody's code, which may raise anything
         raise UserError(
-            f"expected {part} data with a length, got {type(dataset).__name__}"
+            f"expected {part} data with a length, got {first_line(error)} from {shown(dataset)}"
         ) from error
     if not count:
         raise UserError(f"expected images in the {part} data, got none")
     if labels is None:
         labels = np.array([_label(dataset, part, n) for n in range(count)], dtype=np.int64)
+        _check_repeatable(dataset, part)
     return Labelled(Items(dataset, part, np.arange(count), known), labels)
 
 
 def _label(dataset: Dataset, part: str, position: int) -> int:
-    item = dataset[position]
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
+    try:
+        item = dataset[position]
+    except Exception as error:  # anybody's code, which may raise anything
         raise UserError(
-            f"expected (image, class) pairs in the {part} data, got {type(item).__name__} at "
+            f"expected an item at every position of the {part} data, got {first_line(error)} at "
+            f"{position}"
+        ) from error
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        length = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+        raise UserError(
+            f"expected (image, class) pairs in the {part} data, got {shown(item)}{length} at "
             f"{position}"
         )
-    label = np.asarray(item[1])
-    if label.size != 1 or label.dtype.kind not in "iu" or int(label.reshape(())) < 0:
+    label = _whole_number(item[1])
+    if label is None:
+        swapped = isinstance(item[1], Image.Image) or getattr(item[1], "ndim", 0) > 1
+        advice = "; are image and class swapped?" if swapped else ""
         raise UserError(
             f"expected a class 0 or more, a whole number, in the {part} data at {position}, got "
-            f"{item[1]!r}"
+            f"{shown(item[1])}{advice}"
         )
-    return int(label.reshape(()))
+    return label
+
+
+def _whole_number(value: Any) -> int | None:
+    """Return the class in a number, or in a tensor or array of one; None if there is none."""
+    if isinstance(value, torch.Tensor):
+        value = as_array("a class", value)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())[()]
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        return None
+    return int(value) if 0 <= value < MOST_CLASSES else None
+
+
+def _check_repeatable(dataset: Dataset, part: str) -> None:
+    """Ask some items twice: images from a random transform would differ in every stage."""
+    count = len(dataset)
+    for position in sorted({n * (count - 1) // (_ASKED_TWICE - 1) for n in range(_ASKED_TWICE)}):
+        try:
+            first, second = (as_picture(dataset[position][0]) for _ in range(2))
+        except Exception:  # decoding names every image that cannot be read
+            continue
+        if first.tobytes() != second.tobytes():
+            raise UserError(
+                f"expected the same {part} image each time, got two that differ at {position}; "
+                "leave out random transforms"
+            )
 
 
 def as_picture(image: Any) -> Image.Image:
@@ -123,33 +168,14 @@ def as_picture(image: Any) -> Image.Image:
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range is unknown")
         return image
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        array = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
+    if not isinstance(image, (torch.Tensor, np.ndarray)):
         raise ValueError(f"a {type(image).__name__}, not an image, array or tensor")
+    array = as_array("an image", image)
+    if isinstance(image, torch.Tensor) and image.ndim == 3:
+        array = array.transpose(1, 2, 0)
     array = as_uint8(array)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] == 3):
         raise ValueError(f"an array of shape {array.shape}")
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def as_uint8(array: npt.NDArray[Any]) -> UInt8Array:
-    """Return pixels as uint8; floating-point ones in [0, 1] are rounded to 0..255.
-
-    Raises:
-        ValueError: they have another type or range.
-    """
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f":
-        raise ValueError(f"pixels of type {array.dtype}, not uint8 or floating point")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise ValueError(f"floating-point pixels from {low:g} to {high:g}, not in [0, 1]")
-    pixels: UInt8Array = np.rint(array * 255).astype(np.uint8)
-    return pixels

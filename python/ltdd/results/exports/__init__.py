@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.errors import UserError
+from ltdd.public import public
 
 FORMATS = ("imagefolder", "npz", "ddranking", "parquet", "webdataset")
 """Modules of this package."""
 INFO = "info.json"
 
 
+@public()
 def export(folder: str | Path, format: str, to: str | Path, license: str | None = None) -> Path:
     """Write a distilled set in another format, with a card that says how to use it.
 
