@@ -120,7 +120,7 @@ def test_robust_scores_by_hand() -> None:
         ([0, 1], [0, 1, 1], "one shape"),
         ([0, 2], [0, 1], r"predictions in 0\.\.1, got 0\.\.2"),
         ([0, 1], [0, -1], r"labels in 0\.\.1, got -1\.\.0"),
-        ([0, 1], [0, 0], "none of class 1"),
+        ([], [], "expected test images, got none"),
     ],
 )
 def test_bad_input(predictions: list[int], labels: list[int], message: str) -> None:

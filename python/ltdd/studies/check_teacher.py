@@ -18,6 +18,7 @@ from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
 from ltdd.models.weights import load_weights, read_weights
+from ltdd.pipeline import load_source
 from ltdd.stages.metrics import GROUPS, accuracy_report, usual_floor
 from ltdd.stages.run import Context
 
@@ -62,7 +63,8 @@ class TeacherCheck:
         width = max(5, *(len(name) for name in self.data.class_names))
         lines.append(f"{'class':<{width}}  training images  accuracy")
         lines += [
-            f"{name:<{width}}  {count:>15}  {100 * value:6.1f} %"
+            f"{name:<{width}}  {count:>15}  "
+            + ("     - (no test images)" if value is None else f"{100 * value:6.1f} %")
             for name, count, value in zip(
                 self.data.class_names, self.data.counts, self.report["per_class"], strict=True
             )
@@ -92,11 +94,17 @@ def check_run(
     if not isinstance(stored, dict):
         raise UserError(f"check-teacher: expected the configuration of a run in {out / 'run.json'}")
     config = DistillConfig.from_dict(stored)
-    data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
+    data = load_source(config, on_bad_image, quiet=True)
     shown = data
     if source is not None:
         size = image_size or data.image_size
-        shown = load_data(source, imbalance_factor, size, on_bad_image)
+        shown = load_source(
+            dataclasses.replace(
+                config, data=source, imbalance_factor=imbalance_factor, image_size=size
+            ),
+            on_bad_image,
+            quiet=True,
+        )
         if (shown.class_names, shown.channels) != (data.class_names, data.channels):
             raise UserError(
                 f"check-teacher: expected data with the run's {data.num_classes} classes and "
