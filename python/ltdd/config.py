@@ -19,6 +19,8 @@ Backend = Literal["compiled", "reference"]
 Labels = Literal["static", "fkd", "online", "hard"]
 Precision = Literal["auto", "bf16", "fp32"]
 OnBadImage = Literal["fail", "skip"]
+Fit = Literal["crop", "pad", "squeeze"]
+IncompleteClasses = Literal["fail", "keep", "hold_out"]
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,13 @@ class DistillConfig:
     """Cut the training set to the exponential profile with n_max / n_min = this; None keeps it."""
     image_size: int | None = None
     """Side in pixels, 8..224, to which all images are brought; None keeps a common native size."""
+    fit: Fit = "crop"
+    """How images that are not square become so: `crop` keeps the central square, `pad` adds black
+    bars, `squeeze` scales each side alone."""
+    incomplete_classes: IncompleteClasses = "fail"
+    """Classes without test images: `fail` refuses them, `keep` distils them but cannot measure
+    them, `hold_out` tests on a fifth of their training images. With the latter two, classes without
+    training images are left out."""
     horizontal_flip: bool = True
     """Mirroring keeps the class (not so for digits or text)."""
     seed: int = 0

@@ -107,6 +107,7 @@ def distill(
         drift = statistics_drift(context, made)
         results = score(context, made, config.evaluation.student, config.relabeling.labels)
         results["drift"] = drift
+        results["originals"] = data.originals
         results["provenance"] = origin | {
             "seconds": sum(stage["seconds"] for stage in results["stages"].values())
         }
@@ -118,7 +119,15 @@ def distill(
 
 def load_source(config: DistillConfig, on_bad_image: OnBadImage, quiet: bool) -> LongTailedData:
     """Load the data that a configuration names."""
-    return load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image, quiet)
+    return load_data(
+        config.data,
+        config.imbalance_factor,
+        config.image_size,
+        on_bad_image,
+        quiet,
+        config.fit,
+        config.incomplete_classes,
+    )
 
 
 def with_data(config: DistillConfig, data: LongTailedData) -> DistillConfig:
@@ -132,7 +141,8 @@ def with_data(config: DistillConfig, data: LongTailedData) -> DistillConfig:
             f"expected imbalance_factor None with data= given, got {config.imbalance_factor:g}; "
             "give it to from_tensors or from_datasets"
         )
-    return dataclasses.replace(config, data=data.source, image_size=data.image_size)
+    fit = config.fit if data.originals is None else data.originals.fit
+    return dataclasses.replace(config, data=data.source, image_size=data.image_size, fit=fit)
 
 
 def build(context: Context) -> Distillation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltdd.cli.options import Parser, add_on_bad_image
+from ltdd.config import DistillConfig, Fit, IncompleteClasses
 
 SUMMARY = "Show the classes of a training split, images that occur twice, and its hash."
 
@@ -21,21 +22,29 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--image-size", type=int | None, default=None, help="Side in pixels, 8..224."
     )
+    parser.add_argument(
+        "--fit", type=Fit, default="crop", help="Images that are not square: crop, pad, squeeze."
+    )
+    parser.add_argument(
+        "--incomplete-classes",
+        type=IncompleteClasses,
+        default="fail",
+        help="Classes without test images: fail, keep, hold_out; see ltdd distill --help.",
+    )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
-    from ltdd.config import DistillConfig
     from ltdd.data.long_tail import accuracy_groups
-    from ltdd.data.long_tailed_data import load_data
     from ltdd.data.summary import describe
+    from ltdd.pipeline import load_source
 
     wanted = DistillConfig(  # checks the ranges
         data=options.data,
         imbalance_factor=options.imbalance_factor,
         image_size=options.image_size,
+        fit=options.fit,
+        incomplete_classes=options.incomplete_classes,
     )
-    data = load_data(
-        wanted.data, wanted.imbalance_factor, wanted.image_size, options.on_bad_image, quiet=False
-    )
+    data = load_source(wanted, options.on_bad_image, quiet=False)
     groups = accuracy_groups(data.counts)
     width = max(5, *(len(name) for name in data.class_names))
     print(f"{'':>4} {'class':<{width}} {'images':>7}  third   shot")

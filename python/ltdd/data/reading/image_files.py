@@ -91,16 +91,20 @@ def class_folders(root: Path) -> list[Path]:
         raise UserError(f"expected a readable folder at {root}, got {error.strerror}") from error
 
 
-def list_files(root: Path) -> FileList:
+def list_files(root: Path, fewest: int = 2) -> FileList:
     """List the images of `root/<class>/**`; hidden and thumbnail-cache files are left out.
 
+    Args:
+        root: the folder.
+        fewest: class folders that must be there.
+
     Raises:
-        UserError: no class folders, only one, or a class folder without files.
+        UserError: there are fewer class folders, or one cannot be read.
     """
     folders = class_folders(root)
     if not folders:
         raise UserError(f"expected one folder per class in {root}, got no folder")
-    if len(folders) == 1:
+    if len(folders) < fewest:
         raise UserError(f"expected at least 2 class folders in {root}, got only {folders[0].name}")
     paths: list[str] = []
     labels: list[int] = []
@@ -111,8 +115,6 @@ def list_files(root: Path) -> FileList:
                 f"got {folder.name!r}"
             )
         files = sorted(_files_below(folder), key=lambda p: p.relative_to(folder).as_posix())
-        if not files:
-            raise UserError(f"expected images in every class folder, got none in {folder}")
         paths += map(str, files)
         labels += [label] * len(files)
     return FileList(

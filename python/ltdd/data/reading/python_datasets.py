@@ -45,6 +45,7 @@ class Items(Pictures):
 
     # The object may be anything: one thread only, the caller's rules of use.
     threads: ClassVar[int] = 1
+    can_be_skipped: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def image_folder(path: str, on_bad_image: OnBadImage) -> Parts:
     """List ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or ``PATH/<class>/`` alone.
 
     Raises:
-        UserError: folders are missing, or differ in their classes.
+        UserError: folders are missing.
     """
     root = Path(path).expanduser()
     if is_archive(root):
@@ -44,9 +45,10 @@ def image_folder(path: str, on_bad_image: OnBadImage) -> Parts:
             f"expected {root / missing} with class folders beside {present}, got none; "
             f"to hold out a test part of one folder, give that folder"
         )
-    _check_same_classes(parts["train"], held_out)
-    train, names, bad_train = _list_files(parts["train"], on_bad_image)
-    test, _, bad_test = _list_files(held_out, on_bad_image)
+    train, trained, bad_train = _list_files(parts["train"], on_bad_image)
+    test, tested, bad_test = _list_files(held_out, on_bad_image, fewest=1)
+    names = tuple(sorted({*trained, *tested}))
+    train, test = _renamed(train, trained, names), _renamed(test, tested, names)
     notes = [
         f"{folder} is neither trained nor tested on"
         for name, folder in parts.items()
@@ -56,28 +58,20 @@ def image_folder(path: str, on_bad_image: OnBadImage) -> Parts:
 
 
 def _list_files(
-    root: Path, on_bad_image: OnBadImage
+    root: Path, on_bad_image: OnBadImage, fewest: int = 2
 ) -> tuple[Labelled, tuple[str, ...], tuple[str, ...]]:
     """List the images and classes of a folder, and what was left out of it, if that is allowed."""
-    listed = list_files(root)
+    listed = list_files(root, fewest)
     files, names = Files(listed.paths), listed.class_names
     images = Labelled(files, listed.labels)
     if on_bad_image == "fail":
         return images, names, ()
     good, bad = files.readable()
-    present = np.bincount(listed.labels[good], minlength=len(names))
-    if present.min() == 0:
-        empty = root / names[int(present.argmin())]
-        raise UserError(f"expected a readable image in every class folder, got none in {empty}")
     return images.take(good), names, bad
 
 
-def _check_same_classes(train: Path, test: Path) -> None:
-    names = {folder: {p.name for p in class_folders(folder)} for folder in (train, test)}
-    for here, there in ((test, train), (train, test)):
-        missing = sorted(names[here] - names[there])
-        if missing:
-            raise UserError(
-                f"expected the same classes in {train} and {test}, got {missing[0]!r} only in "
-                f"{here}"
-            )
+def _renamed(images: Labelled, own: Sequence[str], names: Sequence[str]) -> Labelled:
+    """Number classes as in another list of names."""
+    number = {name: label for label, name in enumerate(names)}
+    numbers = np.asarray([number[name] for name in own], dtype=np.int64)
+    return Labelled(images.images, numbers[images.labels])

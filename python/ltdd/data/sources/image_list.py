@@ -21,6 +21,8 @@ from ltdd.errors import UserError
 
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
+_MOST_GAPS = 10  # numbers up to the largest label, for each that occurs
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -154,33 +156,29 @@ def _entry(where: str, root: Path, path: str, label: str, split: str = "") -> _E
 
 
 def _class_names(train: Sequence[_Entry], test: Sequence[_Entry]) -> tuple[str, ...]:
-    """Return the classes in order, after checking that both parts have the same ones."""
-    present = [{entry.label for entry in part} for part in (train, test)]
-    numbers = all(_is_number(label) for part in present for label in part)
-    present = [{str(int(label)) for label in part} if numbers else part for part in present]
-    for part, other, kind, missing in (
-        (train, present[1], "training", "test"),
-        (test, present[0], "test", "training"),
-    ):
-        for entry in part if test else ():
-            label = str(int(entry.label)) if numbers else entry.label
-            if label not in other:
-                raise UserError(
-                    f"expected the same classes in training and test images, got {label!r} of "
-                    f"{entry.where} without {missing} images, only {kind} ones"
-                )
-    if len(present[0]) < 2:
-        raise UserError(f"expected at least 2 classes in the list, got {len(present[0])}")
-    if not numbers:
-        return tuple(sorted(present[0]))
-    largest = max(train, key=lambda entry: int(entry.label))
-    for number in range(len(present[0])):
-        if str(number) not in present[0]:
-            raise UserError(
-                f"expected labels 0 to K - 1 without a gap, got none of {number} but "
-                f"{largest.label} in {largest.where}"
-            )
-    return tuple(str(number) for number in range(len(present[0])))
+    """Return the classes of both parts in order."""
+    labels = {entry.label for part in (train, test) for entry in part}
+    if not all(_is_number(label) for label in labels):
+        found = tuple(sorted(labels))
+    else:
+        found = tuple(str(number) for number in range(max(map(int, labels)) + 1))
+        _check_numbers(train, test, len(found))
+    if len(found) < 2:
+        raise UserError(f"expected at least 2 classes in the list, got {len(found)}")
+    return found
+
+
+def _check_numbers(train: Sequence[_Entry], test: Sequence[_Entry], count: int) -> None:
+    """Refuse numbers of which most are missing: they are something else than classes."""
+    entries = [*train, *test]
+    present = {int(entry.label) for entry in entries}
+    if count > _MOST_GAPS * len(present):
+        absent = next(number for number in range(count) if number not in present)
+        largest = max(entries, key=lambda entry: int(entry.label))
+        raise UserError(
+            f"expected labels 0 to K - 1 without a gap, got none of {absent} but "
+            f"{largest.label} in {largest.where}"
+        )
 
 
 def _is_number(label: str) -> bool:
@@ -198,11 +196,10 @@ def _labelled(
     if on_bad_image == "fail":
         for entry in entries:
             if not entry.path.exists():
-                raise UserError(f"{entry.where}: expected an image at {entry.path}, got nothing")
+                raise UserError(
+                    f"{entry.where}: expected an image at {entry.path}, got nothing; "
+                    "--on-bad-image skip leaves out what cannot be read"
+                )
         return images, ()
     good, bad = files.readable()
-    present = np.bincount(images.labels[good], minlength=len(names))
-    if present.min() == 0:
-        empty = names[int(present.argmin())]
-        raise UserError(f"expected a readable image of every class, got none of {empty!r}")
     return images.take(good), bad
