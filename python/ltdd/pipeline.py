@@ -28,6 +28,7 @@ from ltdd.engine.events import Sink
 from ltdd.engine.files import fingerprint, write_json
 from ltdd.engine.run_folder import open_run
 from ltdd.engine.runtime import Runtime, resolve_device
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.models.observer import batch_norm_layers, batch_norm_names
 from ltdd.preflight import check_disk_space, check_networks
@@ -78,6 +79,7 @@ def distill(
         FolderInUse: another process works in the folder.
     """
     resolve_device(config.device)
+    out = user_path(out)
     if data is None:
         data = load_source(config, on_bad_image, quiet)
     else:

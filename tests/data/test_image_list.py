@@ -84,7 +84,11 @@ def test_csv_with_names_and_splits(images: Path, tmp_path: Path) -> None:
     assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([1, 0], [1, 0])
     assert data.notes == ("1 images of split val are neither trained nor tested on",)
     path.write_text("\n".join(row for row in rows if ",test," not in row).replace("val", "train"))
-    refused(f"list:{path}", "expected test images of every class, got none of 'emu'", "with one image; or give")
+    refused(
+        f"list:{path}",
+        "expected test images of every class, got none of 'emu'",
+        "with one image; or give",
+    )
     lines(path, *rows[:3], "emu,images/3.png,validation,9", "cat,images/4.png,val,9")
     assert values(load_data(f"list:{path}").test_images) == [3, 4]
 
@@ -116,7 +120,9 @@ def test_unreadable_images_can_be_left_out(images: Path, tmp_path: Path) -> None
     assert sum(data.counts) + len(data.test_labels) == 11
     for n in range(1, 12, 2):
         (images / f"{n}.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"training images of every class, got none of '1' .*1\.png \(not such an"):
+    with pytest.raises(
+        ValueError, match=r"training images of every class, got none of '1' .*1\.png \(not such an"
+    ):
         load_data(f"list:{path}", on_bad_image="skip")
 
 
@@ -126,8 +132,14 @@ def test_unreadable_images_can_be_left_out(images: Path, tmp_path: Path) -> None
         ("", ["expected images in", "got none"]),
         ("images/1.png\n", ["line 1: expected a path, a space and a label", "'images/1.png'"]),
         ("images/1.png 0\nimages/2.png 0\n", ["at least 2 classes", "got 1"]),
-        ("images/1.png 0\nimages/2.png 2\n" * 2, ["training images of every class, got none of '1'"]),
-        ("images/1.png 1\nimages/2.png 30\n" * 2, ["without a gap, got none of 0 but 30", "line 2"]),
+        (
+            "images/1.png 0\nimages/2.png 2\n" * 2,
+            ["training images of every class, got none of '1'"],
+        ),
+        (
+            "images/1.png 1\nimages/2.png 30\n" * 2,
+            ["without a gap, got none of 0 but 30", "line 2"],
+        ),
         (
             "images/1.png 0\nimages/no.png 1\n" * 2,
             ["line 2: expected an image at", "images/no.png"],

@@ -220,7 +220,8 @@ def test_train_missing(class_folder: Builder, tmp_path: Path) -> None:
 
 
 def test_nothing_to_hold_out(class_folder: Builder) -> None:
-    refuse(class_folder("pets", {"cat": 9, "dog": 1}), "test images of every class, got none of 'dog'", "with one image")
+    root = class_folder("pets", {"cat": 9, "dog": 1})
+    refuse(root, "test images of every class, got none of 'dog'", "of those with one image")
 
 
 def test_unreadable_and_foreign_files_are_named(class_folder: Builder, tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_medmnist_naming(tmp_path: Path) -> None:
     del given["test_images"], given["test_labels"]
     assert len(load_data(saved(path, given)).test_labels) == 3
     one = {k: v for k, v in given.items() if k.startswith("train")}
-    refused(saved(path, one), "test images of every class", "got none of '2'", "or give test_images")
+    refused(
+        saved(path, one), "test images of every class", "got none of '2'", "or give test_images"
+    )
 
 
 def test_a_cut_is_read_in_a_stream_of_blocks(

@@ -168,7 +168,8 @@ def test_unreadable_files_and_folders_are_named(folder: Path) -> None:
 def test_a_class_without_a_readable_image_is_named(folder: Path) -> None:
     for path in (folder / "cat").iterdir():
         path.write_bytes(b"no")
-    with pytest.raises(UserError, match=r"training images of every class, got none of 'cat' .*/0.png \(not such"):
+    why = r"training images of every class, got none of 'cat' .*/0.png \(not such"
+    with pytest.raises(UserError, match=why):
         load_data(f"imagefolder:{folder}", on_bad_image="skip")
 
 

@@ -21,6 +21,7 @@ import jsonargparse
 
 from ltdd import config as config_module
 from ltdd.config import STAGES, DistillConfig, OnBadImage
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.recipes.presets import PRESETS, preset
 
@@ -293,7 +294,7 @@ def parse_distill(argv: Sequence[str]) -> Request:
     config = DistillConfig.from_dict(values)
     if out is None:
         raise UserError("expected --out DIR, a folder for the results, got none")
-    request = Request(config, Path(out), preset_name, *others)
+    request = Request(config, user_path(out), preset_name, *others)
     if not 0 <= request.checkpoint_seconds < math.inf:
         raise UserError(
             f"expected --checkpoint-seconds 0 or more, got {request.checkpoint_seconds:g}"

@@ -78,8 +78,10 @@ def _refuse(parts: Parts) -> None:
         "test": "keep distils them unmeasured, hold_out tests on a fifth of their training images",
         "training": "keep leaves them out",
     }
-    way = ways[next(iter(absent))] if len(absent) == 1 else (
-        f"{ways['test']}, and both leave out classes without training images"
+    way = (
+        ways[next(iter(absent))]
+        if len(absent) == 1
+        else (f"{ways['test']}, and both leave out classes without training images")
     )
     because = (parts.notes[-1:] if untested else ()) + tuple(
         f"left out: {file}" for file in parts.left_out[:1]

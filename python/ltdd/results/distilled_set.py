@@ -22,6 +22,7 @@ from ltdd.engine.files import (
     write_json,
     write_tensors,
 )
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
@@ -262,7 +263,7 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
         UserError: no finished set there, a file that is missing or differs from its SHA-256, parts
             that do not fit together, or another class order.
     """
-    root = Path(folder)
+    root = user_path(folder)
     manifest = read_manifest(root)
     try:
         _check_files(root, manifest["files"])

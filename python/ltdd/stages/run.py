@@ -19,6 +19,7 @@ from ltdd.engine.events import EVENTS, EventLog, Sink
 from ltdd.engine.files import fingerprint
 from ltdd.engine.runtime import Runtime, choose_kernels, keep_freed_memory
 from ltdd.engine.stage_runner import StageRunner
+from ltdd.engine.surroundings import user_path
 from ltdd.models import Network, build_model
 from ltdd.models.ensemble import MeanLogits
 from ltdd.models.inference import predict_logits
@@ -42,9 +43,7 @@ WHO_FIELDS = frozenset(
 def given_weights(settings: ExpertsConfig, file: str) -> Weights:
     """Read a weights file that the configuration names, with the class map."""
     class_map = settings.class_map
-    return read_weights(
-        Path(file).expanduser(), None if class_map is None else Path(class_map).expanduser()
-    )
+    return read_weights(user_path(file), None if class_map is None else user_path(class_map))
 
 
 @dataclass(frozen=True)

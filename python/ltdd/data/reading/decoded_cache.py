@@ -163,7 +163,7 @@ def _stored(folder: Path, cut: Parts, image_size: int | None, fit: Fit, quiet: b
     if found is None:
         raise UserError(f"expected the images just decoded in {folder}, got a damaged file")
     note = f"the decoded images in {folder} were damaged and have been decoded again"
-    return dataclasses.replace(found, notes=(note,) if damaged else ())
+    return dataclasses.replace(found, notes=(*found.notes, note)) if damaged else found
 
 
 def _read(folder: Path, cut: Parts) -> Decoded | None:

@@ -22,6 +22,7 @@ from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.decoder import opened
 from ltdd.data.reading.held_out import hold_out
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts, Pictures
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "class")
@@ -112,7 +113,7 @@ def hugging_face(place: str, on_bad_image: OnBadImage) -> Parts:
 
 
 def _splits(datasets: Any, location: str) -> dict[str, Any]:
-    path = Path(location).expanduser()
+    path = user_path(location)
     cache = str(cache_folder() / "huggingface")
     # Not a progress bar for every file of a local folder.
     shown = datasets.is_progress_bar_enabled()

@@ -13,6 +13,7 @@ from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.held_out import hold_out
 from ltdd.data.reading.image_files import Files, class_folders, list_files
 from ltdd.data.reading.image_source import Labelled, Parts
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 
@@ -22,7 +23,7 @@ def image_folder(path: str, on_bad_image: OnBadImage) -> Parts:
     Raises:
         UserError: folders are missing.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     if is_archive(root):
         root = unpacked(root, cache_folder() / "archives")
     folders = {folder.name: folder for folder in class_folders(root)}

@@ -17,6 +17,7 @@ from ltdd.config import OnBadImage
 from ltdd.data.reading.held_out import hold_out
 from ltdd.data.reading.image_files import Files
 from ltdd.data.reading.image_source import Labelled, Parts
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -77,20 +78,20 @@ def image_list(place: str, on_bad_image: OnBadImage) -> Parts:
 
 def _lists(place: str) -> tuple[list[Path], Path | None]:
     """Split ``TRAIN[,TEST][@ROOT]``; names of existing lists may hold commas and at signs."""
-    whole = Path(place).expanduser()
+    whole = user_path(place)
     if whole.is_file():
         return [whole], None
     names, root = place, ""
-    if "@" in place and not all(Path(n).expanduser().is_file() for n in place.split(",")):
+    if "@" in place and not all(user_path(n).is_file() for n in place.split(",")):
         names, _, root = place.rpartition("@")
-    lists = [Path(name).expanduser() for name in names.split(",")]
+    lists = [user_path(name) for name in names.split(",")]
     if len(lists) > 2:
         raise UserError(f"expected list:TRAIN[,TEST][@ROOT], got {len(lists)} lists in {place!r}")
     for path in lists:
         if not path.is_file():
             what = "a folder" if path.is_dir() else "nothing there"
             raise UserError(f"expected a list of images at {path}, got {what}")
-    folder = Path(root).expanduser() if root else None
+    folder = user_path(root) if root else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"expected the folder of the images at {folder}, got no folder")
     return lists, folder

@@ -24,6 +24,7 @@ from ltdd.data.reading.arrays import bring_to, channels_first, images_at_once, s
 from ltdd.data.reading.decoder import Form, Header, UInt8Array
 from ltdd.data.reading.held_out import hold_out
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 _MOST_LABEL_BYTES = 1 << 30
@@ -98,7 +99,7 @@ def npz(place: str) -> Parts:
     Raises:
         UserError: the file is no such archive.
     """
-    path = Path(place).expanduser()
+    path = user_path(place)
     try:
         status = path.stat()
         with zipfile.ZipFile(path) as file:
