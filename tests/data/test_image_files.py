@@ -45,6 +45,8 @@ def decode(path: Path, channels: int = 3, size: int = 16) -> np.ndarray:
         ("a.jpeg", 6),
         ("no_suffix", 0),
         ("wrong.jpg", 0),
+        ("a.tif", 0),
+        ("A.TIFF", 0),
     ],
 )
 def test_formats_and_suffixes(tmp_path: Path, name: str, tolerance: int) -> None:
@@ -199,7 +201,7 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path) -> None
 
 def test_mutated_files_never_escape_as_another_error(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    for suffix in ("png", "jpg", "webp", "bmp", "ppm"):
+    for suffix in ("png", "jpg", "webp", "bmp", "ppm", "tiff", "gif"):
         path = tmp_path / f"image.{suffix}"
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
         whole = path.read_bytes()

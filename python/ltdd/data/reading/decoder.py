@@ -90,22 +90,22 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
     # Opening a pipe would wait for ever.
     if isinstance(source, Path) and not stat.S_ISREG(os.stat(source).st_mode):
         raise ValueError("not a regular file")
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        check_tiff(file)
-        with _identified(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}")
-            if image.mode == "F":
-                raise ValueError("floating-point pixels, whose range is unknown")
-            yield image
+    content = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    with content as file, _identified(file) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}")
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range is unknown")
+        yield image
 
 
 def _identified(file: IO[bytes]) -> Image.Image:
-    file.seek(0)
     try:
+        check_tiff(file)
+        file.seek(0)
         return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, ValueError):
         file.seek(0)
         name = foreign_format(file)
         if name is None:
@@ -151,7 +151,9 @@ def pixels_of(image: Image.Image, form: Form) -> UInt8Array:
     mode = "L" if form.channels == 1 else "RGB"
     # Lets the JPEG decoder skip detail that the resize would average away.
     image.draft(mode, (4 * form.size, 4 * form.size))
-    plain = _opaque_8_bit(ImageOps.exif_transpose(image), form.limits).convert(mode)
+    # Pillow turns such values round where they have 8 bits, but not where they have more.
+    inverted = _is_wide(image) and getattr(image, "tag_v2", {}).get(262) == _WHITE_IS_ZERO
+    plain = _opaque_8_bit(ImageOps.exif_transpose(image), form.limits, inverted).convert(mode)
     pixels = np.asarray(_square(plain, form), dtype=np.uint8)
     return pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -190,11 +192,9 @@ def _is_wide(image: Image.Image) -> bool:
     return image.mode.startswith("I")
 
 
-def _opaque_8_bit(image: Image.Image, limits: tuple[int, int]) -> Image.Image:
+def _opaque_8_bit(image: Image.Image, limits: tuple[int, int], inverted: bool) -> Image.Image:
     if _is_wide(image):
         scaled = _scaled(np.asarray(image), limits)
-        # Pillow turns such files round where they have 8 bits, but not where they have more.
-        inverted = getattr(image, "tag_v2", {}).get(262) == _WHITE_IS_ZERO
         return Image.fromarray(255 - scaled if inverted else scaled)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
