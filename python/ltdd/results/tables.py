@@ -45,10 +45,10 @@ def unmeasured(results: Mapping[str, Any]) -> str:
     Args:
         results: the content of ``results.json``.
     """
-    per_class = results["student"]["per_class"]
-    absent = [n for n, a in zip(results["class_names"], per_class, strict=True) if a is None]
-    if not absent:
+    per_class = results["student"].get("per_class", ())
+    if None not in per_class:
         return ""
+    absent = [n for n, a in zip(results["class_names"], per_class, strict=True) if a is None]
     names = ", ".join(absent[:_LISTED]) + (
         f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
     )
