@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.tiny_run import distill, smaller
 
 import ltdd
 from ltdd.cli.main import main
@@ -73,6 +75,11 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     ):
         assert main(words) == 0, words
     assert (run.parent / "second").is_dir()
+    config = dataclasses.replace(smaller(run.parent / "digits"), data="imagefolder:~/digits")
+    for name in ("one", "two"):
+        distill(Path("~", name), config=config)
+    assert main(["compare", "~/one", "~/two", "--to=~/page.html"]) == 0
+    assert (run.parent / "page.html").is_file()
     assert list(tmp_path.iterdir()) == []  # no folder of the name ~
     for spec in ("imagefolder:~/no", "npz:~/no", "list:~/no"):
         assert main(["split", f"--data={spec}"]) == 2
