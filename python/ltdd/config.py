@@ -38,6 +38,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 OnBadImage = Literal["fail", "skip"]
 ImbalanceFactor = Annotated[Number, Ge(1)]
 ImageSize = Annotated[Whole, Interval(ge=8, le=224)]
+Fit = Literal["crop", "pad", "squeeze"]
+IncompleteClasses = Literal["fail", "keep", "hold_out"]
 BASELINES = (
     "random_real",
     "full_long_tailed",
@@ -405,6 +407,13 @@ class DistillConfig(Settings):
     """Cut the training set to the exponential profile with n_max / n_min = this; None keeps it."""
     image_size: ImageSize | None = None
     """Side in pixels, 8..224, to which all images are brought; None keeps a common native size."""
+    fit: Fit = "crop"
+    """How images that are not square become so: `crop` keeps the central square, `pad` adds black
+    bars, `squeeze` scales each side alone."""
+    incomplete_classes: IncompleteClasses = "fail"
+    """Classes without test images: `fail` refuses them, `keep` distils them but cannot measure
+    them, `hold_out` tests on a fifth of their training images. With the latter two, classes without
+    training images are left out."""
     horizontal_flip: bool = True
     """Mirroring keeps the class (not so for digits or text)."""
     seed: Annotated[Whole, Interval(ge=0, le=2**63 - 1)] = 0

@@ -23,6 +23,7 @@ from ltdd.engine.files import write_json
 from ltdd.engine.run_folder import open_run
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import resolve_device
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.public import public
@@ -65,7 +66,7 @@ def distill(
         UserError: the data, the configuration or the folder cannot be used, or the disk is full.
         FolderInUse: another process works in the folder.
     """
-    out, options = Path(out).expanduser(), options or RunOptions()
+    out, options = user_path(out), options or RunOptions()
     resolve_device(config.device)
     if data is None:
         data = load_source(config, options)
@@ -86,7 +87,8 @@ def distill(
         drift = measure_drift(run, experts.observers[0], statistics[0], start, images)
         students = evaluate_students(run, training_sets(run, images, labels))
         predictions = students | evaluate_references(run, experts)
-        results = score(run, images.value, labels, predictions) | {"drift": drift}
+        results = score(run, images.value, labels, predictions)
+        results |= {"drift": drift, "originals": data.originals}
         seconds = sum(stage["seconds"] for stage in results["stages"].values())
         results["provenance"] = origin | {"seconds": seconds}
         write_json(out / RESULTS, results)
@@ -103,6 +105,8 @@ def load_source(config: DistillConfig, options: RunOptions) -> LongTailedData:
         config.image_size,
         options.on_bad_image,
         options.quiet,
+        config.fit,
+        config.incomplete_classes,
     )
 
 
@@ -117,7 +121,8 @@ def with_data(config: DistillConfig, data: LongTailedData) -> DistillConfig:
             f"expected imbalance_factor None with data= given, got {config.imbalance_factor:g}; "
             "give it to from_tensors or from_datasets"
         )
-    return dataclasses.replace(config, data=data.source, image_size=data.image_size)
+    fit = config.fit if data.originals is None else data.originals.fit
+    return dataclasses.replace(config, data=data.source, image_size=data.image_size, fit=fit)
 
 
 def introduce(run: Run) -> None:

@@ -102,4 +102,4 @@ def test_arrays_of_numbers_with_gaps(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **given)
     assert load_data(f"npz:{tmp_path / 'a.npz'}").class_names == ("1", "9")
     np.savez(tmp_path / "b.npz", **given, class_names=np.array(list("abcdefghij")))
-    refused(f"npz:{tmp_path / 'b.npz'}", "got 0 in", "b.npz/a")
+    refused(f"npz:{tmp_path / 'b.npz'}", "training images of every class, got none of 'a', 'c'")

@@ -19,6 +19,7 @@ from PIL import Image
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.reading import decoded_cache
 from ltdd.data.reading import image_source as images_module
+from ltdd.data.reading.decoder import Form
 from ltdd.errors import UserError
 
 
@@ -51,9 +52,9 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count = [0]
     decode = images_module.pixels_of
 
-    def counted(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    def counted(image: Image.Image, form: Form) -> np.ndarray:
         count[0] += 1
-        return decode(image, size, channels)
+        return decode(image, form)
 
     monkeypatch.setattr(images_module, "pixels_of", counted)
     return count
@@ -93,6 +94,7 @@ def test_everything_that_decides_the_pixels_is_in_the_key(root: Path, decodings:
         [
             lambda: load(root, 3),
             lambda: load(root, None, 9),
+            lambda: load_data(f"imagefolder:{root}", fit="pad"),
             lambda: (os.utime(root / "train/cat/0000.png", (1, 1)), load(root)),
             lambda: (shutil.move(root / "test/dog/0000.png", root / "test/dog/9.png"), load(root)),
             lambda: (os.remove(root / "train/cat/0008.png"), load(root)),
@@ -170,11 +172,11 @@ def test_a_killed_writer_leaves_nothing_behind(root: Path, monkeypatch: pytest.M
     shutil.rmtree(root / "cache")
     decode, seen = images_module.pixels_of, [0]
 
-    def killed(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    def killed(image: Image.Image, form: Form) -> np.ndarray:
         seen[0] += 1
         if seen[0] > 13:  # the training images are written
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(image, size, channels)
+        return decode(image, form)
 
     with monkeypatch.context() as patch:
         patch.setattr(images_module, "pixels_of", killed)

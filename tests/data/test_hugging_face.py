@@ -156,10 +156,10 @@ def test_broken_pictures_are_named_and_can_be_left_out(parts: Any, tmp_path: Pat
 
 def test_only_our_decoders_see_the_bytes(parts: Any, tmp_path: Path) -> None:
     file = io.BytesIO()
-    pictures(1, 0)[0].save(file, "TIFF")
+    pictures(1, 0)[0].save(file, "TGA")
     raw = parts["test"].cast_column("img", hf.Image(decode=False))
-    as_tiff = {"img": {"bytes": file.getvalue(), "path": None}}
-    parts["test"] = raw.map(lambda _: as_tiff).cast_column("img", hf.Image())
+    as_tga = {"img": {"bytes": file.getvalue(), "path": None}}
+    parts["test"] = raw.map(lambda _: as_tga).cast_column("img", hf.Image())
     parts.save_to_disk(str(tmp_path / "saved"))
     refused(f"hf:{tmp_path / 'saved'}", "test row 0 (not such an image)")
 

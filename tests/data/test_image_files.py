@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltdd.data.reading.decoder import MAX_PIXELS, Header
+from ltdd.data.reading.decoder import MAX_PIXELS, Form, Header
 from ltdd.data.reading.image_files import Files, Folder, list_files
 from ltdd.errors import UserError
 
@@ -16,7 +16,7 @@ GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16).astype(np.uint8)
 
 
 def read_images(paths: list[Path], size: int, channels: int) -> np.ndarray:
-    blocks = list(Files(tuple(map(str, paths))).blocks(size, channels))
+    blocks = list(Files(tuple(map(str, paths))).blocks(Form(size, channels)))
     assert np.concatenate([positions for positions, _ in blocks]).tolist() == [*range(len(paths))]
     return np.concatenate([pixels for _, pixels in blocks])
 
@@ -45,6 +45,8 @@ def decode(path: Path, channels: int = 3, size: int = 16) -> np.ndarray:
         ("a.jpeg", 6),
         ("no_suffix", 0),
         ("wrong.jpg", 0),
+        ("a.tif", 0),
+        ("A.TIFF", 0),
     ],
 )
 def test_formats_and_suffixes(tmp_path: Path, name: str, tolerance: int) -> None:
@@ -57,7 +59,7 @@ def test_formats_and_suffixes(tmp_path: Path, name: str, tolerance: int) -> None
     assert np.abs(decode(path) - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.ico"])
+@pytest.mark.parametrize("name", ["a.tga", "a.pcx", "a.ico"])
 def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     Image.fromarray(GRADIENT).save(tmp_path / name)
     for read in (lambda paths: read_header(*paths), lambda paths: read_images(paths, 16, 3)):
@@ -199,7 +201,7 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path) -> None
 
 def test_mutated_files_never_escape_as_another_error(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    for suffix in ("png", "jpg", "webp", "bmp", "ppm"):
+    for suffix in ("png", "jpg", "webp", "bmp", "ppm", "tiff", "gif"):
         path = tmp_path / f"image.{suffix}"
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
         whole = path.read_bytes()

@@ -84,7 +84,11 @@ def test_csv_with_names_and_splits(images: Path, tmp_path: Path) -> None:
     assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([1, 0], [1, 0])
     assert data.notes == (f"split val of {path} is neither trained nor tested on",)
     path.write_text("\n".join(row for row in rows if ",test," not in row).replace("val", "train"))
-    refused(f"list:{path}", "expected at least 2 images of every class", "got 1", "emu")
+    refused(
+        f"list:{path}",
+        "expected test images of every class, got none of 'emu'",
+        "with one image; or give",
+    )
     lines(path, *rows[:3], "emu,images/3.png,validation,9", "cat,images/4.png,val,9")
     assert values(load_data(f"list:{path}").test_images) == [3, 4]
 
@@ -116,7 +120,9 @@ def test_unreadable_images_can_be_left_out(images: Path, tmp_path: Path) -> None
     assert sum(data.counts) + len(data.test_labels) == 11
     for n in range(1, 12, 2):
         (images / f"{n}.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="a readable image of every class, got none of '1'"):
+    with pytest.raises(
+        ValueError, match=r"training images of every class, got none of '1' .*1\.png \(not such an"
+    ):
         load_data(f"list:{path}", on_bad_image="skip")
 
 
@@ -139,11 +145,11 @@ def test_unreadable_images_can_be_left_out(images: Path, tmp_path: Path) -> None
         ("path,label,split\nimages/1.png,0,test\n", ["a split train in", "got test"]),
         (
             "path,label,split\nimages/1.png,a,train\nimages/2.png,b,train\nimages/3.png,a,test\n",
-            ["same classes", "'b' only in split train of", "images/2.png"],
+            ["test images of every class, got none of 'b'", "--incomplete-classes keep"],
         ),
         (
             "path,label,split\nimages/1.png,a,train\nimages/2.png,b,test\n",
-            ["same classes", "'b' only in split test of", "images/2.png"],
+            ["got no training images of 'b' and no test images of 'a'"],
         ),
     ],
 )

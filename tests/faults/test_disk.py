@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import mmap
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_run import QUIET, TINY, Forked, Outcome, distill, open_to_others
+from helpers.tiny_run import QUIET, TINY, Forked, Outcome, distill, open_to_others, smaller
 
 from ltdd import pipeline, preflight
 from ltdd.cli import main, options
@@ -134,3 +135,76 @@ def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
 
     open_to_others(tmp_path)
     assert Forked(as_nobody).wait() == 0
+
+
+class Unmapped:
+    """A disk that answers as some FUSE file systems do: no file of it can be mapped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+
+        def refuse(*_: object, **__: object) -> None:
+            self.asked += 1
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+        monkeypatch.setattr(mmap, "mmap", refuse)
+        monkeypatch.setattr(files.safetensors, "safe_open", refuse)
+
+
+def test_tensors_are_read_where_nothing_can_be_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "a": torch.arange(6).reshape(2, 3),
+        "b": torch.tensor(2.5, dtype=torch.bfloat16),
+        "c": torch.zeros(0, 4),
+    }
+    path = tmp_path / "x.safetensors"
+    write_sealed_tensors(path, given, {"about": "Überhund"})
+    disk = Unmapped(monkeypatch)
+    tensors, metadata = read_sealed_tensors(path)
+    assert disk.asked
+    assert metadata == {"about": "Überhund"}
+    assert set(tensors) == set(given)
+    for name, tensor in given.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    content = path.read_bytes()
+    for damaged in (b"", content[:9], content[:-3], b"\xff" * 40, bytes(8) + b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"expected a safetensors file|SHA-256"):
+            read_sealed_tensors(path)
+
+
+def test_safetensors_alone_may_be_refused_a_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    write_sealed_tensors(path, {"x": torch.ones(3)}, {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(files.safetensors, "safe_open", refuse)
+    assert torch.equal(read_sealed_tensors(path)[0]["x"], torch.ones(3))
+
+
+def test_a_run_where_nothing_can_be_mapped(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LTDD_DATA", str(tmp_path / "cache"))
+    config = smaller(tmp_path / "digits")
+    wanted = load_data(config.data)
+    disk = Unmapped(monkeypatch)
+    assert [found for found in verify(finished) if found.problem] == []
+    for _ in range(2):  # made, and found
+        data = load_data(config.data)
+        assert data.content_sha256 == wanted.content_sha256
+        (note,) = data.notes
+        assert "read into memory, because the disk of" in note
+        assert "cannot map files" in note
+        for path in (tmp_path / "cache").rglob("test.npy"):
+            os.utime(path)
+    distill(tmp_path / "run", config=config)
+    assert [found for found in verify(tmp_path / "run") if found.problem] == []
+    assert disk.asked > 10

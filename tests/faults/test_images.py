@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from PIL import Image
 from ltdd.data.long_tailed_data import load_data
 from ltdd.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
 
 def picture(form: str, number: int = 0) -> bytes:
@@ -61,7 +63,7 @@ def broken() -> dict[str, bytes]:
             cases[f"{form} cut at {percent} %"] = whole[: len(whole) * percent // 100]
         cases[f"{form} without its first bytes"] = whole[4:]
         cases[f"{form} of zeros"] = bytes(len(whole))
-    for form in ("GIF", "TIFF", "ICO", "TGA", "PCX"):
+    for form in ("ICO", "TGA", "PCX"):
         cases[form] = other_format(form)
     whole = picture("PNG")
     return cases | {
@@ -85,6 +87,66 @@ def broken() -> dict[str, bytes]:
         "BMP with a negative width": b"BM"
         + struct.pack("<IHHIIiiHH", 822, 0, 0, 54, 40, -16, 16, 1, 24)
         + bytes(792),
+    }
+
+
+class Tag(NamedTuple):
+    """An entry of a TIFF table: its type is a number, with the bytes of one value."""
+
+    number: int
+    kind: int
+    count: int
+    value: int
+
+
+def tiff(*tags: Tag, order: str = "<", rest: bytes = bytes(768), start: int = 8) -> bytes:
+    """Return a 16x16 RGB file with tags beside or instead of those it needs."""
+    usual = [
+        Tag(256, 4, 1, 16), Tag(257, 4, 1, 16), Tag(259, 3, 1, 1), Tag(262, 3, 1, 2),
+        Tag(277, 3, 1, 3), Tag(258, 3, 1, 8), Tag(278, 4, 1, 16), Tag(279, 4, 1, 768),
+        Tag(273, 4, 1, 8),
+    ]  # fmt: skip
+    chosen = {tag.number: tag for tag in (*usual, *tags)}
+    body = b"".join(
+        struct.pack(order + "HHI", *tag[:3])
+        + struct.pack(order + ("HH" if tag.kind == 3 else "I"), tag.value, *[0] * (tag.kind == 3))
+        for _, tag in sorted(chosen.items())
+    )
+    table = struct.pack(order + "H", len(chosen)) + body + bytes(4)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, len(rest) + 8)
+    return head + rest + table
+
+
+def hostile_tiffs() -> dict[str, tuple[bytes, str]]:
+    """Return files that ask for more than they hold, with what is said of them."""
+    large = bytes(1 << 20)
+    same = [Tag(n, 7, len(large), 8) for n in range(40000, 40900)]
+    many = [Tag(n, 3, 1, 0) for n in range(40000, 42000)]
+    return {
+        "many tags over the same bytes": (tiff(*same, rest=large), "larger than the file"),
+        "more tags than anybody needs": (tiff(*many), "TIFF tags"),
+        "a million strips": (tiff(Tag(273, 3, 500_000, 8), rest=large), "more than 262,144 values"),
+        "a text longer than the file": (tiff(Tag(270, 2, 1 << 31, 8)), "larger than the file"),
+        "tiles of four gigapixels": (
+            tiff(Tag(322, 4, 1, 65536), Tag(323, 4, 1, 65536), Tag(259, 3, 1, 8)),
+            "tiles of 65536x65536",
+        ),
+        "tables that hold each other": (tiff(Tag(34665, 4, 1, 776)), "contain each other"),
+        "a table behind the end": (tiff(Tag(34665, 4, 1, 1 << 30)), "outside of the file"),
+        "an unknown compression": (tiff(Tag(259, 3, 1, 34712)), "compression 34712"),
+        "a table at nowhere": (b"II*\0\xff\xff\xff\x7f" + bytes(99), "outside of the file"),
+        "bytes of the version turned round": (
+            b"II\0*" + tiff(*same, rest=large)[4:],
+            "larger than the file",
+        ),
+        "a big TIFF with more tags than bytes": (
+            b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 40) + bytes(99),
+            "TIFF tags",
+        ),
+        "more pixels than there may be": (
+            tiff(Tag(256, 4, 1, 60_000), Tag(257, 4, 1, 60_000)),
+            "pixels",
+        ),
     }
 
 
@@ -118,6 +180,31 @@ def test_broken_files_are_named_and_can_be_left_out(folder: Path) -> None:
     for why, content in cases.items():
         bad.write_bytes(content)
         refused_and_left_out(folder, bad, clean, why)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_plain_tiffs_are_read(folder: Path, order: str) -> None:
+    (folder / "dog" / "plain.tif").write_bytes(tiff(order=order))
+    assert sum(load_data(f"imagefolder:{folder}").counts) == 11
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("why", hostile_tiffs())
+def test_tiffs_that_ask_for_more_than_they_hold_are_refused_in_little_memory(
+    folder: Path, why: str
+) -> None:
+    content, said = hostile_tiffs()[why]
+    bad = folder / "dog" / "broken.tif"
+    bad.write_bytes(content)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    def refused() -> None:
+        most = mapped + (400 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        with pytest.raises(UserError, match=f"broken.tif .*{said}"):
+            load_data(f"imagefolder:{folder}")
+
+    assert Forked(refused).wait() == 0
 
 
 def test_things_that_are_no_files_are_named(folder: Path, tmp_path: Path) -> None:
@@ -168,7 +255,8 @@ def test_unreadable_files_and_folders_are_named(folder: Path) -> None:
 def test_a_class_without_a_readable_image_is_named(folder: Path) -> None:
     for path in (folder / "cat").iterdir():
         path.write_bytes(b"no")
-    with pytest.raises(UserError, match=r"readable image in every class folder, got none in .*cat"):
+    why = r"training images of every class, got none of 'cat' .*/0.png \(not such"
+    with pytest.raises(UserError, match=why):
         load_data(f"imagefolder:{folder}", on_bad_image="skip")
 
 

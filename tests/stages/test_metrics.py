@@ -70,6 +70,23 @@ def test_empty_groups_are_none() -> None:
     assert summarize([report])["few_shot"] is None
 
 
+def test_classes_without_test_images_are_left_out_of_every_mean() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 5])
+    predictions = torch.tensor([0, 0, 1, 2, 3, 5])
+    counts = [500, 300, 150, 90, 50, 21]
+    report = accuracy_report(predictions, labels, counts)
+    assert report["per_class"] == [pytest.approx(2 / 3), None, 0.5, None, None, 1.0]
+    assert report["accuracy"] == pytest.approx(4 / 6)
+    assert (report["head"], report["medium"], report["tail"]) == (pytest.approx(2 / 3), 0.5, 1.0)
+    assert report["few_shot"] is None
+    other = accuracy_report(labels, labels, counts)
+    summary = summarize([report, other])
+    assert summary["per_class"] == [pytest.approx(5 / 6), None, 0.75, None, None, 1.0]
+    assert summary["head"]["mean"] == pytest.approx(5 / 6)
+    alone = accuracy_report(torch.tensor([1]), torch.tensor([1]), counts)
+    assert (alone["medium"], summarize([alone])["tail"]) == (None, None)
+
+
 def test_summary_is_mean_and_sample_deviation() -> None:
     reports = [accuracy_report(*draw(seed), COUNTS) for seed in range(3)]
     summary = summarize(reports)
@@ -120,7 +137,7 @@ def test_robust_scores_by_hand() -> None:
         ([0, 1], [0, 1, 1], "one shape"),
         ([0, 2], [0, 1], r"predictions in 0\.\.1, got 0\.\.2"),
         ([0, 1], [0, -1], r"labels in 0\.\.1, got -1\.\.0"),
-        ([0, 1], [0, 0], "none of class 1"),
+        ([], [], "expected test images, got none"),
     ],
 )
 def test_bad_input(predictions: list[int], labels: list[int], message: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ltdd.cli import commands, completion
 from ltdd.engine import interruption
+from ltdd.engine.surroundings import prepare_streams
 from ltdd.errors import UserError
 
 COMMANDS = (
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         or memory, 3 for a folder in use (one sentence on stderr); what a shell reports for a
         process that a signal ended (130 for SIGINT, 143 for SIGTERM).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
+    words = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     if completion.requested():
         completion.complete(COMMANDS)
         return 0
@@ -68,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(reason: str, status: int = 2) -> int:
     print(f"ltdd: error: {' '.join(reason.splitlines())}", file=sys.stderr)
     return status
+
+
+def _with_home(word: str) -> str:
+    """Expand ``~`` where a shell leaves it: behind the equals sign of an option."""
+    name, equals, value = word.partition("=")
+    if name.startswith("--") and equals:
+        return name + equals + os.path.expanduser(value)
+    return os.path.expanduser(word)
 
 
 def _dispatch(words: list[str]) -> int:

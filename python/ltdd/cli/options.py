@@ -95,7 +95,7 @@ def folder(name: str, text: str) -> Path:
     try:
         if "\0" in text:
             raise ValueError("it holds a null byte")
-        path = Path(text).expanduser()
+        path = user_path(text)
         blocked = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
     except (RuntimeError, ValueError, OSError) as error:  # nobody's home, or no path at all
         reason = str(error).rstrip(".")

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltdd.config import OnBadImage
+from ltdd.config import Fit, IncompleteClasses, OnBadImage
 from ltdd.data.duplicates import Duplicates
 from ltdd.data.image_spec import ImageSpec, Normalization
+from ltdd.data.incomplete_classes import complete
 from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.data.reading.arrays import Arrays
 from ltdd.data.reading.content import content_sha256
-from ltdd.data.reading.decoded_cache import LARGEST_SIZE, SMALLEST_SIZE, decode
+from ltdd.data.reading.decoded_cache import decode
 from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
+from ltdd.data.reading.originals import LARGEST_SIZE, SMALLEST_SIZE, Originals
 from ltdd.data.reading.python_datasets import Dataset, all_items
 from ltdd.data.sources import SOURCES, open_source
 from ltdd.errors import UserError, shown
@@ -60,6 +62,9 @@ class LongTailedData:
         left_out: Files that could not be read, with the reason.
         notes: Sentences that the user should read before the run starts.
         duplicates: Images that occur twice.
+        originals: What the images were before they were brought to one form; None if unknown.
+        levels: Different values of the training pixels, 256 at most.
+        flat: Training images that are nearly constant.
     """
 
     train_images: Tensor
@@ -74,6 +79,9 @@ class LongTailedData:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     duplicates: Duplicates = field(default_factory=Duplicates)
+    originals: Originals | None = None
+    levels: int = 256
+    flat: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -105,6 +113,11 @@ class LongTailedData:
         return tuple(torch.bincount(self.train_labels, minlength=self.num_classes).tolist())
 
     @cached_property
+    def test_counts(self) -> tuple[int, ...]:
+        """Test images of every class; 0 where a class cannot be measured."""
+        return tuple(torch.bincount(self.test_labels, minlength=self.num_classes).tolist())
+
+    @cached_property
     def content_sha256(self) -> str:
         """SHA-256 of all pixels and labels: changes when a file behind the same split changes."""
         return content_sha256(
@@ -119,6 +132,8 @@ def load_data(
     image_size: int | None = None,
     on_bad_image: OnBadImage = "fail",
     quiet: bool = True,
+    fit: Fit = "crop",
+    incomplete_classes: IncompleteClasses = "fail",
 ) -> LongTailedData:
     """Load a source, cut its long-tailed training set and bring all images to one size.
 
@@ -164,6 +179,11 @@ def load_data(
         on_bad_image: `skip` decodes every file first and leaves the unreadable ones out before the
             training set is cut; `fail` refuses to go on.
         quiet: No progress output while images are decoded.
+        fit: How images that are not square become so: `crop` keeps the central square, `pad` adds
+            black bars, `squeeze` scales each side alone.
+        incomplete_classes: Classes without test images: `fail` refuses them, `keep` keeps them
+            unmeasured, `hold_out` tests on a fifth of their training images. With the latter two,
+            classes without training images are left out.
 
     Returns:
         The data; grey if all chosen files are grey.
@@ -172,11 +192,11 @@ def load_data(
         UserError: the source or an argument is not usable; the sentence says what was expected.
     """
     _check_size(image_size)
-    parts = open_source(source, on_bad_image)
+    parts = complete(open_source(source, on_bad_image), incomplete_classes)
     names, labels = parts.class_names, parts.train.labels
     chosen = long_tailed_indices(labels, len(names), imbalance_factor)
     sha256 = split_sha256(chosen, labels, names)
-    return _cut(source, parts, chosen, sha256, image_size, quiet)
+    return _cut(source, parts, chosen, sha256, image_size, fit, quiet)
 
 
 @public(class_names="name every class")
@@ -189,6 +209,8 @@ def from_tensors(
     *,
     imbalance_factor: float | None = None,
     image_size: int | None = None,
+    fit: Fit = "crop",
+    incomplete_classes: IncompleteClasses = "fail",
 ) -> LongTailedData:
     """Make the data of a run from tensors or arrays.
 
@@ -198,7 +220,7 @@ def from_tensors(
             wanted size with channels first, so they may be mapped from a file.
         train_labels, test_labels: whole numbers (N,) from 0 to K - 1.
         class_names: names in class order; numbers by default.
-        imbalance_factor, image_size: as in `load_data`.
+        imbalance_factor, image_size, fit, incomplete_classes: as in `load_data`.
 
     Returns:
         The data, for ``ltdd.distill(config, out, data=...)``.
@@ -214,7 +236,8 @@ def from_tensors(
     """
     train = _labelled("train", train_images, train_labels)
     test = _labelled("test", test_images, test_labels)
-    return _in_python("tensors", train, test, class_names, imbalance_factor, image_size)
+    parts = _named(train, test, class_names, incomplete_classes)
+    return _in_python("tensors", parts, imbalance_factor, image_size, fit)
 
 
 @public(class_names="name every class")
@@ -225,6 +248,8 @@ def from_datasets(
     *,
     imbalance_factor: float | None = None,
     image_size: int | None = None,
+    fit: Fit = "crop",
+    incomplete_classes: IncompleteClasses = "fail",
 ) -> LongTailedData:
     """Make the data of a run from map-style data sets of (image, class); images go to memory.
 
@@ -234,7 +259,7 @@ def from_datasets(
             two uint8 or floating point in [0, 1]. Every item is asked for more than once. The
             class is a whole number, or a tensor or array of one.
         class_names: names in class order; by default `train.classes` if there is one, else numbers.
-        imbalance_factor, image_size: as in `load_data`.
+        imbalance_factor, image_size, fit, incomplete_classes: as in `load_data`.
 
     Raises:
         UserError: an item is not usable, differs from one request to the next, or the two data sets
@@ -251,7 +276,8 @@ def from_datasets(
         )
     class_names = own if class_names is None else class_names
     parts = all_items(train, "train"), all_items(test, "test")
-    return _in_python("datasets", *parts, class_names, imbalance_factor, image_size)
+    named = _named(*parts, class_names, incomplete_classes)
+    return _in_python("datasets", named, imbalance_factor, image_size, fit)
 
 
 def _labelled(part: str, images: Any, labels: Any) -> Labelled:
@@ -264,15 +290,12 @@ def _labelled(part: str, images: Any, labels: Any) -> Labelled:
     return Labelled(Arrays(pixels, part), classes)
 
 
-def _in_python(
-    source: str,
+def _named(
     train: Labelled,
     test: Labelled,
     class_names: Sequence[str] | None,
-    imbalance_factor: float | None,
-    image_size: int | None,
-) -> LongTailedData:
-    _check_size(image_size)
+    incomplete_classes: IncompleteClasses,
+) -> Parts:
     count = int(train.labels.max()) + 1
     if class_names is None and count > len(train.labels):  # before a name is made for each
         raise UserError(
@@ -282,8 +305,20 @@ def _in_python(
     names = tuple(str(n) for n in (range(count) if class_names is None else class_names))
     if len(set(names)) != len(names):
         raise UserError(f"expected different class names, got {names}")
-    chosen = long_tailed_indices(train.labels, len(names), imbalance_factor)
-    data = _cut(source, Parts(train, test, names), chosen, "", image_size, quiet=True)
+    return complete(Parts(train, test, names), incomplete_classes)
+
+
+def _in_python(
+    source: str,
+    parts: Parts,
+    imbalance_factor: float | None,
+    image_size: int | None,
+    fit: Fit,
+) -> LongTailedData:
+    _check_size(image_size)
+    names = parts.class_names
+    chosen = long_tailed_indices(parts.train.labels, len(names), imbalance_factor)
+    data = _cut(source, parts, chosen, "", image_size, fit, quiet=True)
     check_scale("train images", data.train_images)
     check_scale("test images", data.test_images)
     # Positions in an object in memory name nothing: the content does.
@@ -298,12 +333,12 @@ def _cut(
     chosen: IntArray,
     sha256: str,
     image_size: int | None,
+    fit: Fit,
     quiet: bool,
 ) -> LongTailedData:
-    _check_parts(parts)
     whole = np.array_equal(chosen, np.arange(len(parts.train.labels)))
     train = parts.train if whole else parts.train.take(chosen)
-    decoded = decode(dataclasses.replace(parts, train=train), image_size, quiet)
+    decoded = decode(dataclasses.replace(parts, train=train), image_size, fit, quiet)
     examined = decoded.examined
     mean, std = _NORMALIZATION.get(source) or (examined.mean, examined.std)
     data = LongTailedData(
@@ -317,24 +352,15 @@ def _cut(
         split_sha256=sha256,
         source=source,
         left_out=parts.left_out,
-        notes=parts.notes + decoded.notes,
+        notes=(*parts.notes, *decoded.originals.notes(), *decoded.notes),
         duplicates=examined.duplicates,
+        originals=decoded.originals,
+        levels=examined.levels,
+        flat=examined.flat,
     )
     # Known already; a copy with other images computes its own.
     vars(data)["content_sha256"] = examined.content_sha256
     return data
-
-
-def _check_parts(parts: Parts) -> None:
-    names, labels = parts.class_names, parts.test.labels
-    if len(names) < 2:
-        raise UserError(f"expected at least 2 classes, got {len(names)}")
-    if labels.max() >= len(names):
-        raise UserError(f"expected test labels 0 to {len(names) - 1}, got {labels.max()}")
-    tested = np.bincount(labels, minlength=len(names))
-    if tested.min() == 0:
-        untested = names[int(tested.argmin())]
-        raise UserError(f"expected test images of every class, got none of {untested!r}")
 
 
 def _check_size(image_size: int | None) -> None:

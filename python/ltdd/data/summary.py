@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
-
-import torch
 
 from ltdd.data.long_tail import FEW_SHOT_UP_TO, accuracy_groups
 from ltdd.data.long_tailed_data import LongTailedData
 
 FEW = 5
 """A class with fewer training images than this can hardly be learned or tested."""
+_FEW_LEVELS = 16
+_MANY_FLAT = 10  # one image in so many
 
 
 def facts(data: LongTailedData) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def facts(data: LongTailedData) -> dict[str, Any]:
         "head_medium_tail": [len(g) for g in (groups.head, groups.medium, groups.tail)],
         "image_size": data.image_size,
         "channels": data.channels,
+        "originals": None if data.originals is None else dataclasses.asdict(data.originals),
+        "classes_without_test_images": data.test_counts.count(0),
         "test_images_in_train": data.duplicates.leaked,
         "contradictory_train_images": data.duplicates.contradictory,
         "duplicates": list(data.duplicates.examples),
@@ -49,6 +52,7 @@ def describe(data: LongTailedData) -> str:
         f"{data.source}: {len(data.train_labels):,} training images of {data.num_classes:,} "
         f"classes, {kind} {data.image_size}x{data.image_size}; "
         f"{len(data.test_labels):,} test images, {_test_images_a_class(data)}",
+        *_found(data),
         f"  imbalance factor {largest / smallest:.4g}: from {largest:,} "
         f"({names[counts.index(largest)]}) to {smallest:,} ({names[counts.index(smallest)]})",
         f"  head {len(groups.head)}, medium {len(groups.medium)}, tail {len(groups.tail)} classes; "
@@ -63,11 +67,21 @@ def describe(data: LongTailedData) -> str:
 
 def warnings(data: LongTailedData) -> Iterator[str]:
     """Yield what may make results mean something else than they seem to."""
-    tested = _tested(data)
+    tested = [count for count in data.test_counts if count]
     if max(tested) > min(tested):
         yield (
             f"the test set is not balanced ({min(tested):,} to {max(tested):,} images a class), so "
             "overall accuracy favours its large classes"
+        )
+    if data.levels < _FEW_LEVELS:
+        yield (
+            f"the training images have only {data.levels} different pixel values of 256; unless "
+            "they are line drawings, their range was lost before or while they were read"
+        )
+    if data.flat * _MANY_FLAT >= len(data.train_labels):
+        yield (
+            f"{data.flat:,} of {len(data.train_labels):,} training images are nearly constant: "
+            "they show nothing"
         )
     found = data.duplicates
     shown = "; ".join(found.examples)
@@ -80,11 +94,13 @@ def warnings(data: LongTailedData) -> Iterator[str]:
         yield f"{' and '.join(kinds)}: {shown}"
 
 
-def _tested(data: LongTailedData) -> list[int]:
-    counts: list[int] = torch.bincount(data.test_labels, minlength=data.num_classes).tolist()
-    return counts
+def _found(data: LongTailedData) -> Iterator[str]:
+    """Say what the images were, if it is something else than what they are."""
+    found, side = data.originals, data.image_size
+    if found is not None and found.sizes != f"{side}x{side}":
+        yield f"  {found.described}"
 
 
 def _test_images_a_class(data: LongTailedData) -> str:
-    low, high = min(_tested(data)), max(_tested(data))
+    low, high = min(data.test_counts), max(data.test_counts)
     return f"{low:,} a class" if low == high else f"{low:,} to {high:,} a class"

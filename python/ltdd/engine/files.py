@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ltdd.engine.surroundings import NO_MAPS, can_be_mapped
 from ltdd.errors import UserError
 
 # The safetensors writer orders several metadata keys by a per-process random hash, which would make
@@ -179,9 +180,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: the file is missing, truncated or not safetensors.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = _mapped(path) if can_be_mapped(path) else _read_whole(path)
         if _METADATA_KEY in metadata:
             metadata = dict(json.loads(metadata[_METADATA_KEY]))
     except OSError as error:
@@ -189,6 +188,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"expected a safetensors file in {path}, got {error}") from error
     return tensors, metadata
+
+
+def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except OSError as error:
+        if error.errno in NO_MAPS:
+            return _read_whole(path)
+        raise
+
+
+def _read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file without mapping it."""
+    content = path.read_bytes()
+    tensors = safetensors.torch.load(content)  # checks the header
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, dict(header.get("__metadata__") or {})
 
 
 def write_sealed_tensors(

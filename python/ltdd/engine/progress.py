@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ltdd.engine import units
 from ltdd.engine.memory import peak_bytes
+from ltdd.engine.surroundings import shown_on_terminal
 
 _REFRESH = 0.5  # seconds between two looks at the figures behind the bar
 _LINE_EVERY = 10  # seconds between two plain lines
@@ -38,7 +39,7 @@ class Progress:
     ) -> None:
         self._total, self._label, self._restored = total, label, done
         self._device = device or torch.device("cpu")
-        self._terminal = sys.stderr.isatty()
+        self._terminal = shown_on_terminal()
         self._plain = not quiet and not self._terminal
         self._start = self._last = time.monotonic()
         self._done, self._images, self._note = done, 0, ""

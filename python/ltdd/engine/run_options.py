@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltdd.config import OnBadImage
+from ltdd.engine.surroundings import user_path
 
 if TYPE_CHECKING:
     from ltdd.engine.events import Sink
@@ -28,7 +29,7 @@ def default_store() -> Path | None:
     if named == NO_STORE:
         return None
     beside = os.path.join(os.environ.get("LTDD_DATA") or "~/.cache/ltdd", "stages")
-    return Path(named or beside).expanduser()
+    return user_path(named or beside)
 
 
 def no_sinks(folder: Path) -> Sequence[Sink]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltdd.config import AnyExperts
 from ltdd.engine.files import read_tensors
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.models import Network
 
@@ -180,6 +181,4 @@ def _json(path: Path, text: str) -> Any:
 def given_weights(settings: AnyExperts, file: str) -> Weights:
     """Read a weights file that the configuration names, with the class map."""
     class_map = settings.class_map
-    return read_weights(
-        Path(file).expanduser(), None if class_map is None else Path(class_map).expanduser()
-    )
+    return read_weights(user_path(file), None if class_map is None else user_path(class_map))

@@ -14,6 +14,7 @@ import yaml
 from ltdd.engine.files import write_text
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet
+from ltdd.results.tables import found_images, unmeasured
 
 CARD = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -113,6 +114,8 @@ def render_card(distilled: DistilledSet, license: str | None, layout: Layout) ->
         recipe=manifest["student_training"],
         static=_static_bytes(distilled),
         rows=_rows(distilled.results),
+        found=found_images(distilled.results or {}),
+        unmeasured=_plain(unmeasured(distilled.results)) if distilled.results else "",
         classes=[
             (_plain(name), count)
             for name, count in zip(distilled.class_names, manifest["counts"], strict=True)

@@ -24,6 +24,7 @@ from ltdd.engine.files import (
     write_tensors,
 )
 from ltdd.engine.finite import is_finite
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.public import public
 
@@ -286,7 +287,7 @@ def load(folder: str | Path, class_names: Sequence[str] | None = None) -> Distil
         UserError: no finished set there, a file that is missing or differs from its SHA-256, parts
             that do not fit together, or another class order.
     """
-    root = Path(folder)
+    root = user_path(folder)
     manifest = read_manifest(root)
     try:
         _check_files(root, manifest["files"])

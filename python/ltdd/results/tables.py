@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ltdd.data.reading.originals import Originals
+
 GROUP_COLUMNS = {
     "accuracy": "overall",
     "head": "head",
@@ -15,6 +17,7 @@ GROUP_COLUMNS = {
     "few_shot": "few",
 }
 """Field of an accuracy report -> title of its column."""
+_LISTED = 5  # classes that a sentence names
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,6 +37,35 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return f"| {' | '.join(padded)} |"
 
     return "\n".join(text(line) for line in (lines[0], rule, *lines[1:]))
+
+
+def unmeasured(results: Mapping[str, Any]) -> str:
+    """Return a sentence about classes without test images, an empty string if there are none.
+
+    Args:
+        results: the content of ``results.json``.
+    """
+    per_class = results["student"].get("per_class", ())
+    if None not in per_class:
+        return ""
+    absent = [n for n, a in zip(results["class_names"], per_class, strict=True) if a is None]
+    names = ", ".join(absent[:_LISTED]) + (
+        f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
+    )
+    return (
+        f"{len(absent)} of {len(per_class)} classes have no test images and are not measured "
+        f"({names}); all accuracies are of the other {len(per_class) - len(absent)}"
+    )
+
+
+def found_images(results: Mapping[str, Any]) -> str:
+    """Return the sizes of the real images before they became squares, and how they did.
+
+    Args:
+        results: the content of ``results.json``; an empty string where it does not say.
+    """
+    values = results.get("originals")
+    return Originals.from_dict(values).described if values else ""
 
 
 def percent(score: Mapping[str, Any] | None) -> str:
@@ -58,11 +90,20 @@ def architecture_tables(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     rows.append(["teacher", *(percent(first["teacher"].get(group)) for group in GROUP_COLUMNS)])
     classes = [
-        [name, str(count), *(f"{100 * r['student']['per_class'][c]:.1f}" for r in results.values())]
+        [
+            name,
+            str(count),
+            *(_fraction(r["student"]["per_class"][c]) for r in results.values()),
+        ]
         for c, (name, count) in enumerate(zip(first["class_names"], first["counts"], strict=True))
     ]
     by_class = markdown_table(["class", "images", *results], classes)
-    return "\n\n".join([markdown_table(header, rows), *_robust_scores(results), by_class])
+    parts = [markdown_table(header, rows), *_robust_scores(results), by_class, unmeasured(first)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _fraction(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 _ROBUST_SCORES = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.engine import units
+from ltdd.results.tables import unmeasured
 from ltdd.stages.metrics import usual_floor
 
 
@@ -52,7 +53,8 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
         f"student: {student['arch']} on {student['labels']} labels, {student['epochs']} epochs, "
         f"n = {student['accuracy']['n']}"
     )
-    return "\n".join(lines)
+    missing = unmeasured(results)
+    return "\n".join([*lines, f"note: {missing}"] if missing else lines)
 
 
 def cost_table(results: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,33 +55,39 @@ def accuracy_report(predictions: Tensor, labels: Tensor, counts: Sequence[int]) 
 
     Args:
         predictions: int64 (N,) predicted classes.
-        labels: int64 (N,) true classes; every class occurs.
+        labels: int64 (N,) true classes; those that do not occur are not measured.
         counts: Training images of every class.
 
     Returns:
-        `accuracy` over all images; `per_class`, K floats; and one value per group of `GROUPS`,
-        None when no class belongs to it.
+        `accuracy` over all images; `per_class`, K floats, None for a class without test images;
+        and one value per group of `GROUPS`, None when no measured class belongs to it.
 
     Raises:
-        ValueError: shapes differ, a class is out of range, or a class has no test image.
+        ValueError: shapes differ, a class is out of range, or there is no test image.
     """
+    if not len(labels):
+        raise ValueError("accuracy_report: expected test images, got none")
     confusion = confusion_matrix(predictions, labels, len(counts)).double()
     totals = confusion.sum(dim=1)
-    if float(totals.min()) == 0:
-        raise ValueError(
-            f"accuracy_report: expected test images of every class, got none of class "
-            f"{int(totals.argmin())}"
-        )
-    per_class = (confusion.diagonal() / totals).tolist()
+    right = confusion.diagonal().tolist()
+    per_class = [
+        correct / total if total else None
+        for correct, total in zip(right, totals.tolist(), strict=True)
+    ]
     groups = accuracy_groups(counts)
     report: Report = {
         "accuracy": float(confusion.trace() / totals.sum()),
         "per_class": per_class,
     }
     for name in GROUPS:
-        members = getattr(groups, name)
-        report[name] = sum(per_class[c] for c in members) / len(members) if members else None
+        report[name] = mean_of(per_class[c] for c in getattr(groups, name))
     return report
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that were measured; None if none was."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if measured else None
 
 
 def usual_floor(num_classes: int) -> float:
@@ -101,7 +107,8 @@ def summarize(reports: Sequence[Mapping[str, Any]]) -> Report:
 
     Returns:
         For `accuracy` and every group `{"mean", "std", "n"}` with the sample standard deviation
-        (0 for one network), or None for an empty group; `per_class` holds means.
+        (0 for one network), or None for an empty group; `per_class` holds means, and None for
+        classes without test images.
 
     Raises:
         ValueError: no reports.
@@ -112,8 +119,8 @@ def summarize(reports: Sequence[Mapping[str, Any]]) -> Report:
     for name in SCALARS:
         values = [report[name] for report in reports]
         summary[name] = None if values[0] is None else _mean_and_std(values)
-    per_class = torch.tensor([report["per_class"] for report in reports], dtype=torch.float64)
-    summary["per_class"] = per_class.mean(dim=0).tolist()
+    classes = zip(*(report["per_class"] for report in reports), strict=True)
+    summary["per_class"] = [mean_of(of_networks) for of_networks in classes]
     return summary
 
 

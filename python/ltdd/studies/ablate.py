@@ -17,7 +17,7 @@ from ltdd.engine.files import write_json, write_text
 from ltdd.engine.run_options import RunOptions
 from ltdd.errors import UserError
 from ltdd.pipeline import distill
-from ltdd.results.tables import markdown_table, percent
+from ltdd.results.tables import markdown_table, percent, unmeasured
 from ltdd.studies.switches import Variant
 
 COLUMNS = (
@@ -97,6 +97,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
             f"{len(base['counts'])} classes, {base['ipc']} images a class.",
             _EXPLANATION,
             table(outcomes),
+            *([f"\n{missing}."] if (missing := unmeasured(base)) else []),
             f"\n{where}, ltdd {origin['ltdd']}, commit {origin['commit'] or '-'}, "
             f"{origin['date'][:10]}:\n\n```sh\n{origin['command']}\n```\n",
         ]

@@ -19,6 +19,7 @@ from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
 from ltdd.models.weights import load_weights, read_weights
+from ltdd.pipeline import load_source
 from ltdd.stages.experts import train_experts
 from ltdd.stages.metrics import GROUPS, accuracy_report, usual_floor
 from ltdd.stages.run import Run
@@ -64,7 +65,8 @@ class TeacherCheck:
         width = max(5, *(len(name) for name in self.data.class_names))
         lines.append(f"{'class':<{width}}  training images  accuracy")
         lines += [
-            f"{name:<{width}}  {count:>15}  {100 * value:6.1f} %"
+            f"{name:<{width}}  {count:>15}  "
+            + ("     - (no test images)" if value is None else f"{100 * value:6.1f} %")
             for name, count, value in zip(
                 self.data.class_names, self.data.counts, self.report["per_class"], strict=True
             )
@@ -94,11 +96,17 @@ def check_run(
     if not isinstance(stored, dict):
         raise UserError(f"check-teacher: expected the configuration of a run in {out / 'run.json'}")
     config = DistillConfig.from_dict(stored)
-    data = load_data(config.data, config.imbalance_factor, config.image_size, on_bad_image)
+    options = RunOptions(quiet=True, on_bad_image=on_bad_image)
+    data = load_source(config, options)
     shown = data
     if source is not None:
         size = image_size or data.image_size
-        shown = load_data(source, imbalance_factor, size, on_bad_image)
+        shown = load_source(
+            dataclasses.replace(
+                config, data=source, imbalance_factor=imbalance_factor, image_size=size
+            ),
+            options,
+        )
         if (shown.class_names, shown.channels) != (data.class_names, data.channels):
             raise UserError(
                 f"check-teacher: expected data with the run's {data.num_classes} classes and "
@@ -106,7 +114,6 @@ def check_run(
                 f"channels, or another order, in {source}"
             )
     with open_run(out, config.to_dict(), data.split_sha256):
-        options = RunOptions(quiet=True)
         run = Run.create(config, data, out, options, finished=frozenset({"experts"}))
         teacher = train_experts(run).teacher.value
         # Normalised as in the run, whatever the data that are shown.

@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     from ltdd.studies.check_teacher import check_run, check_weights
 
-    place = Path(options.teacher).expanduser()
+    place = Path(options.teacher)
     if place.is_dir():
         for name in ("arch", "class_map"):
             if getattr(options, name) is not None:
@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
         found = check_weights(
             place,
             options.arch,
-            None if options.class_map is None else Path(options.class_map).expanduser(),
+            None if options.class_map is None else Path(options.class_map),
             options.data,
             options.imbalance_factor,
             options.image_size,

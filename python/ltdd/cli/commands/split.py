@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ltdd.cli.options import add_on_bad_image
 from ltdd.cli.parser import Parser
-from ltdd.config import ImageSize, ImbalanceFactor
+from ltdd.config import DistillConfig, Fit, ImageSize, ImbalanceFactor, IncompleteClasses
 
 SUMMARY = "Show the classes of a training split, images that occur twice, and its hash."
 
@@ -26,19 +26,30 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--image-size", type=ImageSize | None, default=None, help="Side in pixels, 8..224."
     )
+    parser.add_argument(
+        "--fit", type=Fit, default="crop", help="Images that are not square: crop, pad, squeeze."
+    )
+    parser.add_argument(
+        "--incomplete-classes",
+        type=IncompleteClasses,
+        default="fail",
+        help="Classes without test images: fail, keep, hold_out; see ltdd distill --help.",
+    )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
     from ltdd.data.long_tail import accuracy_groups
-    from ltdd.data.long_tailed_data import load_data
     from ltdd.data.summary import describe
+    from ltdd.engine.run_options import RunOptions
+    from ltdd.pipeline import load_source
 
-    data = load_data(
-        options.data,
-        options.imbalance_factor,
-        options.image_size,
-        options.on_bad_image,
-        quiet=False,
+    wanted = DistillConfig(
+        data=options.data,
+        imbalance_factor=options.imbalance_factor,
+        image_size=options.image_size,
+        fit=options.fit,
+        incomplete_classes=options.incomplete_classes,
     )
+    data = load_source(wanted, RunOptions(on_bad_image=options.on_bad_image))
     groups = accuracy_groups(data.counts)
     width = max(5, *(len(name) for name in data.class_names))
     print(f"{'':>4} {'class':<{width}} {'images':>7}  third   shot")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ltdd.data.reading.decoder import Header, UInt8Array
+from ltdd.data.reading.decoder import Form, Header, UInt8Array, padded_sides
 from ltdd.data.reading.image_source import BLOCK_BYTES, IntArray
 from ltdd.errors import UserError
 
@@ -36,22 +37,25 @@ class Arrays:
         """As `Images.take`."""
         return replace(self, positions=self._indices(positions))
 
-    def headers(self) -> set[Header]:
+    def headers(self) -> Counter[Header]:
         """As `Images.headers`."""
         _, channels, height, width = self.array.shape
-        return {Header(width, height, channels == 1)}
+        return Counter({Header(width, height, channels == 1): len(self)})
 
-    def ready(self, size: int, channels: int) -> UInt8Array | None:
+    def value_range(self) -> None:
+        """As `Images.value_range`: all have 8 bits."""
+
+    def ready(self, form: Form) -> UInt8Array | None:
         """Return the array itself if it is what decoding would copy."""
-        as_wanted = self.array.shape[1:] == (channels, size, size)
+        as_wanted = self.array.shape[1:] == (form.channels, form.size, form.size)
         return self.array if as_wanted and self.positions is None else None
 
-    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+    def blocks(self, form: Form) -> Iterator[tuple[IntArray, UInt8Array]]:
         """As `Images.blocks`, in order."""
-        at_once = images_at_once(self.array.shape[1:], size, channels)
+        at_once = images_at_once(self.array.shape[1:], form)
         for start in range(0, len(self), at_once):
             positions = np.arange(start, min(start + at_once, len(self)))
-            yield positions, fit(self.array[self._indices(positions)], size, channels)
+            yield positions, bring_to(form, self.array[self._indices(positions)])
 
     def identity(self) -> str | None:
         """Nothing names arrays in memory."""
@@ -65,39 +69,53 @@ class Arrays:
         return positions if self.positions is None else self.positions[positions]
 
 
-def images_at_once(shape: Sequence[int], size: int, channels: int) -> int:
+def images_at_once(shape: Sequence[int], form: Form) -> int:
     """Return how many images of this shape make a block."""
     # Resizing works in float32.
-    largest = 4 * max(int(np.prod(shape)), channels * size * size)
+    largest = 4 * max(int(np.prod(shape)), form.channels * form.size**2)
     return max(1, BLOCK_BYTES // largest)
 
 
-def fit(images: UInt8Array, size: int, channels: int) -> UInt8Array:
-    """Crop arrays to the central square, resize them with antialiasing, repeat a grey channel.
+def bring_to(form: Form, images: UInt8Array) -> UInt8Array:
+    """Do to arrays what `pixels_of` does to pictures: fit, resize with antialiasing, repeat grey.
 
     Args:
+        form: what they are brought to; its channels are C, or 3 where C is 1.
         images: uint8 (n, C, H, W).
-        size: side S in pixels.
-        channels: C, or 3 where C is 1.
 
     Returns:
         uint8 (n, channels, S, S).
     """
-    height, width = images.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = images[:, :, top : top + side, left : left + side]
-    if side != size:
-        resized = torch.nn.functional.interpolate(
-            torch.from_numpy(np.ascontiguousarray(square)),
-            size=(size, size),
-            mode="bilinear",
-            antialias=True,
+    size, (height, width) = form.size, images.shape[2:]
+    if form.fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = _resized(images[:, :, top : top + side, left : left + side], size, size)
+    elif form.fit == "squeeze":
+        square = _resized(images, size, size)
+    else:
+        inner_width, inner_height = padded_sides(width, height, size)
+        top, left = (size - inner_height) // 2, (size - inner_width) // 2
+        square = np.zeros((*images.shape[:2], size, size), dtype=np.uint8)  # black
+        square[:, :, top : top + inner_height, left : left + inner_width] = _resized(
+            images, inner_height, inner_width
         )
-        square = resized.numpy()
     return np.ascontiguousarray(
-        square.repeat(channels, axis=1) if square.shape[1] < channels else square
+        square.repeat(form.channels, axis=1) if square.shape[1] < form.channels else square
     )
+
+
+def _resized(images: UInt8Array, height: int, width: int) -> UInt8Array:
+    if images.shape[2:] == (height, width):
+        return images
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        size=(height, width),
+        mode="bilinear",
+        antialias=True,
+    )
+    array: UInt8Array = resized.numpy()
+    return array
 
 
 def shape_of(name: str, shape: Sequence[int]) -> tuple[int, int, int]:

@@ -19,6 +19,8 @@ from ltdd.data.duplicates import Duplicates, find_duplicates
 from ltdd.data.reading.decoder import UInt8Array
 from ltdd.data.reading.image_source import BLOCK_BYTES, Parts
 
+_FLAT = 3  # of 255: the largest difference inside a channel of an image that shows nothing
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -28,12 +30,16 @@ class Examined:
         mean, std: of the training images per channel, in units of [0, 1].
         duplicates: images that occur twice.
         content_sha256: as `content_sha256` gives it.
+        levels: different values of the pixels of the training images.
+        flat: training images whose pixels are all nearly equal.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     duplicates: Duplicates
     content_sha256: str
+    levels: int
+    flat: int
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Examined:
@@ -48,6 +54,8 @@ class Examined:
             std=tuple(map(float, values["std"])),
             duplicates=Duplicates(**found | {"examples": tuple(found["examples"])}),
             content_sha256=str(values["content_sha256"]),
+            levels=int(values["levels"]),
+            flat=int(values["flat"]),
         )
 
 
@@ -59,13 +67,15 @@ def examine(cut: Parts, train_images: UInt8Array, test_images: UInt8Array) -> Ex
         train_images, test_images: uint8 (N, C, S, S).
     """
     train, test = as_tensor(train_images), as_tensor(test_images)
-    mean, std = channel_statistics(train)
+    counts = histograms(train)
+    mean, std = channel_statistics(counts)
     duplicates = find_duplicates(
         train_images, cut.train.labels, test_images, cut.train.images.name, cut.test.images.name
     )
     train_labels, test_labels = (torch.from_numpy(p.labels) for p in (cut.train, cut.test))
     sha256 = content_sha256(train, train_labels, test, test_labels)
-    return Examined(mean, std, duplicates, sha256)
+    levels = int((counts.sum(0) > 0).sum())
+    return Examined(mean, std, duplicates, sha256, levels, flat_images(train))
 
 
 def as_tensor(array: UInt8Array) -> Tensor:
@@ -86,14 +96,21 @@ def content_sha256(*parts: Tensor) -> str:
     return digest.hexdigest()
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of all pixels of a channel, exactly, in [0, 1] units."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    # Histograms of 8-bit values: exact, and no float copy of the data set.
+def histograms(images: Tensor) -> Tensor:
+    """Count the values of every channel, int64 (C, 256)."""
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
     for piece in images.split(_rows(images)):
         for histogram, channel in zip(counts, piece.unbind(1), strict=True):
             histogram += torch.bincount(channel.reshape(-1), minlength=256)
+    return counts
+
+
+def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of every channel in [0, 1] units, from `histograms`.
+
+    They are exact, and need no float copy of the data set.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for weights in counts.double():
         weights /= weights.sum()
@@ -103,6 +120,15 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         # A constant channel would be divided by zero; it carries nothing, so leave its scale.
         deviations.append(float(variance.sqrt()) or 1.0)
     return tuple(means), tuple(deviations)
+
+
+def flat_images(images: Tensor) -> int:
+    """Count the images of which every channel is nearly constant."""
+    count = 0
+    for piece in images.split(_rows(images)):
+        low, high = piece.flatten(2).aminmax(dim=2)
+        count += int(((high - low) <= _FLAT).all(dim=1).sum())
+    return count
 
 
 def _rows(images: Tensor) -> int:

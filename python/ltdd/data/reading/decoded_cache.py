@@ -9,7 +9,10 @@ cache folder/decoded/KEY/train.npy, test.npy  uint8 (N, C, S, S)
                          content.json         what is known about them; written last
 
 KEY hashes what decides the pixels: the files' paths, sizes and times of change in the order of the
-cut, the image size, and `FORMAT`. The folder appears by a rename when it is whole.
+cut, the image size, the fit, and `FORMAT`. The scale of images of more than 8 bits follows from
+these files. The folder appears by a rename when it is whole.
+
+On a disk that cannot map files (some FUSE file systems) the pixels are read into memory instead.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import numpy as np
@@ -30,16 +33,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ltdd.config import Fit
 from ltdd.data.reading.arrays import Arrays
 from ltdd.data.reading.content import Examined, as_tensor, content_sha256, examine
-from ltdd.data.reading.decoder import UInt8Array
+from ltdd.data.reading.decoder import Form, UInt8Array
 from ltdd.data.reading.image_source import Images, Parts
+from ltdd.data.reading.originals import Originals, common_form
 from ltdd.engine.files import fingerprint, read_json, write_json
+from ltdd.engine.surroundings import can_be_mapped, shown_on_terminal, user_path
 from ltdd.errors import UserError
 
-FORMAT = 1  # part of every key; raise it when the decoder gives other pixels
-SMALLEST_SIZE, LARGEST_SIZE = 8, 224
-FALLBACK_SIZE = 32
+FORMAT = 2  # part of every key; raise it when the decoder gives other pixels
 
 _PARTS = ("train", "test")
 _CONTENT = "content.json"
@@ -47,8 +51,18 @@ _WORTH_A_WORD = 100 << 20  # bytes; less takes seconds
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads, unpacked archives and decoded images."""
-    return Path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd").expanduser()
+    """Return the folder of downloads, unpacked archives and decoded images.
+
+    Raises:
+        UserError: no folder is named, and the user has no home.
+    """
+    folder = user_path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd")
+    if folder.parts[:1] == ("~",):
+        raise UserError(
+            "expected a folder for the cache in the environment variable LTDD_DATA, because this "
+            "user has no home folder, got none"
+        )
+    return folder
 
 
 @dataclass(frozen=True)
@@ -58,21 +72,24 @@ class Decoded:
     Attributes:
         train_images, test_images: uint8 (N, C, S, S), in memory or mapped read-only.
         examined: their statistics, duplicates and hash.
+        originals: what the pictures were, and what was lost.
         notes: what the user should know about the cache.
     """
 
     train_images: Tensor
     test_images: Tensor
     examined: Examined
+    originals: Originals
     notes: tuple[str, ...] = ()
 
 
-def decode(cut: Parts, image_size: int | None, quiet: bool) -> Decoded:
+def decode(cut: Parts, image_size: int | None, fit: Fit, quiet: bool) -> Decoded:
     """Decode both parts to one size, or find them decoded.
 
     Args:
         cut: the images of the run.
         image_size: side in pixels; None as in `load_data`.
+        fit: how they are brought to a square.
         quiet: no progress output.
 
     Raises:
@@ -80,12 +97,15 @@ def decode(cut: Parts, image_size: int | None, quiet: bool) -> Decoded:
     """
     identities = [part.images.identity() for part in (cut.train, cut.test)]
     if None in identities:
-        return _kept_in_memory(cut, image_size)
+        return _kept_in_memory(cut, image_size, fit)
     labels = [
         hashlib.sha256(p.labels.astype("<i8").data).hexdigest() for p in (cut.train, cut.test)
     ]
-    key = fingerprint([FORMAT, identities, labels, image_size])[:32]
-    parent = cache_folder() / "decoded"
+    key = fingerprint([FORMAT, identities, labels, image_size, fit])[:32]
+    try:
+        parent = cache_folder() / "decoded"
+    except UserError as error:
+        return _uncached(cut, image_size, fit, str(error))
     found = _read(parent / key, cut)  # appears whole, so this needs no lock
     if found is not None:
         return found
@@ -94,11 +114,9 @@ def decode(cut: Parts, image_size: int | None, quiet: bool) -> Decoded:
         parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        reason = f"{error.strerror or error} in {parent}"
-        note = f"decoded images are kept in memory, because they cannot be cached: {reason}"
-        return dataclasses.replace(_kept_in_memory(cut, image_size), notes=(note,))
+        return _uncached(cut, image_size, fit, f"{error.strerror or error} in {parent}")
     try:
-        return _stored(parent / key, cut, image_size, quiet)
+        return _stored(parent / key, cut, image_size, fit, quiet)
     except OSError as error:
         raise UserError(
             f"cannot keep decoded images in {parent}: {error.strerror or error}; the environment "
@@ -108,28 +126,23 @@ def decode(cut: Parts, image_size: int | None, quiet: bool) -> Decoded:
         lock.release()
 
 
-def _kept_in_memory(cut: Parts, image_size: int | None) -> Decoded:
-    size, channels = _common_form(cut, image_size)
-    train, test = (_in_memory(p.images, size, channels) for p in (cut.train, cut.test))
-    return Decoded(as_tensor(train), as_tensor(test), examine(cut, train, test))
+def _uncached(cut: Parts, image_size: int | None, fit: Fit, why: str) -> Decoded:
+    note = f"decoded images are kept in memory, because they cannot be cached: {why}"
+    return dataclasses.replace(_kept_in_memory(cut, image_size, fit), notes=(note,))
 
 
-def _common_form(cut: Parts, image_size: int | None) -> tuple[int, int]:
-    """Return the side in pixels and the number of channels of the run's images."""
-    headers = cut.train.images.headers() | cut.test.images.headers()
-    sizes = {(header.width, header.height) for header in headers}
-    width, height = next(iter(sizes))
-    common = len(sizes) == 1 and width == height and SMALLEST_SIZE <= width <= LARGEST_SIZE
-    size = image_size or (width if common else FALLBACK_SIZE)
-    return size, 1 if all(header.grey for header in headers) else 3
+def _kept_in_memory(cut: Parts, image_size: int | None, fit: Fit) -> Decoded:
+    form, originals = common_form(cut, image_size, fit)
+    train, test = (_in_memory(p.images, form) for p in (cut.train, cut.test))
+    return Decoded(as_tensor(train), as_tensor(test), examine(cut, train, test), originals)
 
 
-def _in_memory(images: Images, size: int, channels: int) -> UInt8Array:
-    ready = images.ready(size, channels) if isinstance(images, Arrays) else None
+def _in_memory(images: Images, form: Form) -> UInt8Array:
+    ready = images.ready(form) if isinstance(images, Arrays) else None
     if ready is not None:
         return ready
-    pixels = np.empty((len(images), channels, size, size), dtype=np.uint8)
-    for positions, block in images.blocks(size, channels):
+    pixels = np.empty((len(images), form.channels, form.size, form.size), dtype=np.uint8)
+    for positions, block in images.blocks(form):
         pixels[positions] = block
     return pixels
 
@@ -137,7 +150,7 @@ def _in_memory(images: Images, size: int, channels: int) -> UInt8Array:
 # --- the cache ---
 
 
-def _stored(folder: Path, cut: Parts, image_size: int | None, quiet: bool) -> Decoded:
+def _stored(folder: Path, cut: Parts, image_size: int | None, fit: Fit, quiet: bool) -> Decoded:
     """Return the content of a folder of the cache, made if need be; the caller holds its lock."""
     found = _read(folder, cut)
     if found is not None:
@@ -145,12 +158,12 @@ def _stored(folder: Path, cut: Parts, image_size: int | None, quiet: bool) -> De
     damaged = folder.exists()
     if damaged:
         shutil.rmtree(folder)
-    _write(folder, cut, image_size, quiet)
+    _write(folder, cut, image_size, fit, quiet)
     found = _read(folder, cut)
     if found is None:
         raise UserError(f"expected the images just decoded in {folder}, got a damaged file")
     note = f"the decoded images in {folder} were damaged and have been decoded again"
-    return dataclasses.replace(found, notes=(note,) if damaged else ())
+    return dataclasses.replace(found, notes=(*found.notes, note)) if damaged else found
 
 
 def _read(folder: Path, cut: Parts) -> Decoded | None:
@@ -158,6 +171,7 @@ def _read(folder: Path, cut: Parts) -> Decoded | None:
     try:
         content = read_json(folder / _CONTENT)
         examined = Examined.from_dict(content["examined"])
+        originals = Originals.from_dict(content["originals"])
         train, test = (as_tensor(_map(folder / f"{name}.npy")) for name in _PARTS)
         if (len(train), len(test)) != (len(cut.train.labels), len(cut.test.labels)):
             return None
@@ -168,11 +182,18 @@ def _read(folder: Path, cut: Parts) -> Decoded | None:
                 return None
     except (UserError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return Decoded(train, test, examined)
+    notes: tuple[str, ...] = ()
+    if not can_be_mapped(folder / "train.npy"):
+        notes = (
+            f"decoded images are read into memory, because the disk of {folder} cannot map files; "
+            "the environment variable LTDD_DATA names another folder",
+        )
+    return Decoded(train, test, examined, originals, notes)
 
 
 def _map(path: Path) -> UInt8Array:
-    array: UInt8Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    mode: Literal["r"] | None = "r" if can_be_mapped(path) else None
+    array: UInt8Array = np.load(path, mmap_mode=mode, allow_pickle=False)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
         raise ValueError(f"no images in {path}")
     return array
@@ -184,10 +205,10 @@ def _files(folder: Path) -> list[list[int]]:
     return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
-def _write(folder: Path, cut: Parts, image_size: int | None, quiet: bool) -> None:
-    size, channels = _common_form(cut, image_size)
+def _write(folder: Path, cut: Parts, image_size: int | None, fit: Fit, quiet: bool) -> None:
+    form, originals = common_form(cut, image_size, fit)
     parts = dict(zip(_PARTS, (cut.train.images, cut.test.images), strict=True))
-    needed = sum(len(images) for images in parts.values()) * channels * size * size
+    needed = sum(len(images) for images in parts.values()) * form.channels * form.size**2
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise UserError(
@@ -202,22 +223,26 @@ def _write(folder: Path, cut: Parts, image_size: int | None, quiet: bool) -> Non
     try:
         temporary.mkdir()
         for name, images in parts.items():
-            _write_pixels(temporary / f"{name}.npy", images, size, channels, quiet)
+            _write_pixels(temporary / f"{name}.npy", images, form, quiet)
         train, test = (_map(temporary / f"{name}.npy") for name in _PARTS)
-        content = {"examined": examine(cut, train, test), "files": _files(temporary)}
+        content = {
+            "examined": examine(cut, train, test),
+            "originals": originals,
+            "files": _files(temporary),
+        }
         write_json(temporary / _CONTENT, content)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_pixels(path: Path, images: Images, size: int, channels: int, quiet: bool) -> None:
-    shape = (len(images), channels, size, size)
+def _write_pixels(path: Path, images: Images, form: Form, quiet: bool) -> None:
+    shape = (len(images), form.channels, form.size, form.size)
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        start, length = file.tell(), channels * size * size
-        for positions, block in _shown(images.blocks(size, channels), len(images), quiet):
+        start, length = file.tell(), form.channels * form.size**2
+        for positions, block in _shown(images.blocks(form), len(images), quiet):
             for position, pixels in zip(positions, block, strict=True):
                 file.seek(start + int(position) * length)
                 file.write(np.ascontiguousarray(pixels).data)
@@ -228,7 +253,7 @@ def _write_pixels(path: Path, images: Images, size: int, channels: int, quiet: b
 def _shown(
     blocks: Iterator[tuple[Any, UInt8Array]], total: int, quiet: bool
 ) -> Iterator[tuple[Any, UInt8Array]]:
-    hidden = quiet or not sys.stderr.isatty()
+    hidden = quiet or not shown_on_terminal()
     with tqdm(total=total, desc="decoding images", delay=2, unit="image", disable=hidden) as bar:
         for positions, block in blocks:
             yield positions, block

@@ -18,6 +18,8 @@ def hold_out(
 ) -> tuple[Labelled, Labelled, str]:
     """Split a balanced test part off: a fifth of the smallest class, at least one of every class.
 
+    A class of one image keeps it for training.
+
     Args:
         images: all images.
         class_names: names in class order.
@@ -28,18 +30,20 @@ def hold_out(
         The rest, the test part, and a note that says what was done.
 
     Raises:
-        UserError: a class has one image only.
+        UserError: no class has two images.
     """
     counts = np.bincount(images.labels, minlength=len(class_names))
-    smallest = int(counts.argmin())
-    if counts[smallest] < 2:
+    several = counts[counts > 1]
+    if not len(several):
         raise UserError(
-            f"expected at least 2 images of every class to hold one out for testing, got "
-            f"{counts[smallest]} in {where}/{class_names[smallest]}; or give {instead}"
+            f"expected at least 2 images of a class to hold one out for testing, got "
+            f"{counts.max(initial=0)} in {where}; or give {instead}"
         )
-    per_class = max(1, int(counts[smallest]) // _SHARE)
+    per_class = max(1, int(several.min()) // _SHARE)
     train, test = held_out_positions(images.labels, per_class)
     note = f"{where} has no test part: {per_class} of every class held out for it"
+    if (counts == 1).any():
+        note += f", none of those with one image; or give {instead}"
     return images.take(train), images.take(test), note
 
 
@@ -49,5 +53,7 @@ def held_out_positions(labels: IntArray, per_class: int) -> tuple[IntArray, IntA
     generator = np.random.default_rng(_SEED)
     for class_id in range(int(labels.max()) + 1):
         positions = np.flatnonzero(labels == class_id)
+        if len(positions) == 1:
+            continue
         held_out[generator.permutation(positions)[:per_class]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ltdd.data.reading.decoder import FORMATS, Header, UInt8Array, header_of, pixels_of, reason
+from ltdd.data.reading.decoder import (
+    FORMATS,
+    ForeignFormatError,
+    Form,
+    Header,
+    UInt8Array,
+    header_of,
+    pixels_of,
+    reason,
+    value_range,
+)
 from ltdd.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
@@ -35,10 +46,13 @@ class Images(Protocol):
     def take(self, positions: IntArray) -> Images:
         """Return the images at these positions, in their order."""
 
-    def headers(self) -> set[Header]:
-        """Return the sizes and colours that occur, without decoding."""
+    def headers(self) -> Counter[Header]:
+        """Return how often which sizes and colours occur, without decoding."""
 
-    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+    def value_range(self) -> tuple[int, int] | None:
+        """Return the ends of the values of more than 8 bits; None if there are none."""
+
+    def blocks(self, form: Form) -> Iterator[tuple[IntArray, UInt8Array]]:
         """Decode all images in bounded memory: yield positions (n,) and pixels (n, C, S, S)."""
 
     def identity(self) -> str | None:
@@ -104,23 +118,34 @@ class Pictures(ABC):
     def name(self, position: int) -> str:
         """As `Images.name`."""
 
-    def headers(self) -> set[Header]:
+    def headers(self) -> Counter[Header]:
         """Open every picture without decoding it.
 
         Raises:
             UserError: names the pictures that cannot be read.
         """
-        return {header for block in self._blocks(header_of, _MOST_IN_BLOCK) for header in block}
+        blocks = self._blocks(header_of, _MOST_IN_BLOCK)
+        return Counter(header for block in blocks for header in block)
 
-    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+    def value_range(self) -> tuple[int, int] | None:
+        """Decode every picture of more than 8 bits.
+
+        Raises:
+            UserError: names the pictures that cannot be read.
+        """
+        blocks = self._blocks(value_range, _MOST_IN_BLOCK)
+        found = [ends for block in blocks for ends in block if ends is not None]
+        return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+    def blocks(self, form: Form) -> Iterator[tuple[IntArray, UInt8Array]]:
         """Decode every picture, in order.
 
         Raises:
             UserError: names the pictures that cannot be read.
         """
-        at_once = min(_MOST_IN_BLOCK, max(1, BLOCK_BYTES // (channels * size * size)))
+        at_once = min(_MOST_IN_BLOCK, max(1, BLOCK_BYTES // (form.channels * form.size**2)))
         start = 0
-        for block in self._blocks(lambda image: pixels_of(image, size, channels), at_once):
+        for block in self._blocks(lambda image: pixels_of(image, form), at_once):
             yield np.arange(start, start + len(block)), np.stack(block)
             start += len(block)
 
@@ -144,9 +169,12 @@ class Pictures(ABC):
         """Yield results in lists of `at_once`; report all failures in one sentence at the end."""
         block: list[Result] = []
         failures: list[str] = []
+        hints: dict[str, None] = {}
         for position, outcome in enumerate(self._attempts(work, at_once)):
             if isinstance(outcome, BaseException):
                 failures.append(f"{self.name(position)} ({reason(outcome)})")
+                if isinstance(outcome, ForeignFormatError):
+                    hints[outcome.hint] = None
             elif not failures:
                 block.append(outcome)
                 if len(block) == at_once:
@@ -154,10 +182,12 @@ class Pictures(ABC):
                     block = []
         if failures:
             listed, more = "; ".join(failures[:_LISTED]), len(failures) - _LISTED
+            if self.can_be_skipped:
+                hints["--on-bad-image skip leaves out what cannot be read"] = None
             raise UserError(
                 f"expected readable {', '.join(FORMATS)} images, got {listed}"
                 + (f" and {more} more" if more > 0 else "")
-                + ("; --on-bad-image skip leaves out what cannot be read" * self.can_be_skipped)
+                + "".join(f"; {hint}" for hint in hints)
             )
         if block:
             yield block
@@ -184,4 +214,4 @@ class Pictures(ABC):
 
 
 def _decode_small(image: Image.Image) -> None:
-    pixels_of(image, 8, 3)
+    pixels_of(image, Form(8, 3))

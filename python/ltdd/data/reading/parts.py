@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,10 +68,11 @@ def parts_of(
 ) -> Parts:
     """Bring the classes of both splits into one order, and leave unreadable images out if asked to.
 
-    Without a test split, a balanced part of the training split is held out.
+    Without a test split, a balanced part of the training split is held out. A class may be without
+    images of a part.
 
     Raises:
-        UserError: the splits differ in their classes, or a class has no (readable) image.
+        UserError: there are fewer than two classes, or too few images to hold some out.
     """
     present = [train] if test is None else [train, test]
     names, notes = train.class_names, origin.notes
@@ -79,8 +80,8 @@ def parts_of(
         renamed = by_value(name for split in present for name in split.class_names)
         present = [_renamed(split, renamed) for split in present]
     if naming != "declared":
-        _check_same_classes(present, naming)
-        names, order_notes = in_order(present[0].class_names, origin.where)
+        every = dict.fromkeys(name for split in present for name in split.class_names)
+        names, order_notes = in_order(every, origin.where)
         notes += order_notes + (_gap_note(names, origin.where) if naming == "labels" else ())
     if len(names) < 2:
         what = "class folders" if naming == "folders" else "classes"
@@ -94,7 +95,7 @@ def parts_of(
         left_out += bad
     if len(parts) == 1:
         held = hold_out(parts[0], names, origin.where, origin.instead)
-        return Parts(held[0], held[1], names, tuple(left_out), (held[2], *notes))
+        return Parts(held[0], held[1], names, tuple(left_out), (*notes, held[2]))
     return Parts(parts[0], parts[1], names, tuple(left_out), notes)
 
 
@@ -104,20 +105,6 @@ def _renamed(split: Split, names: dict[str, str]) -> Split:
     positions = [merged.setdefault(names[name], len(merged)) for name in split.class_names]
     labels = np.array(positions, dtype=np.int64)[split.labels]
     return replace(split, labels=labels, class_names=tuple(merged))
-
-
-def _check_same_classes(splits: Iterable[Split], naming: Naming) -> None:
-    train, *others = splits
-    for test in others:
-        for here, there in ((test, train), (train, test)):
-            missing = sorted(set(here.class_names) - set(there.class_names))
-            if missing:
-                first = np.flatnonzero(here.labels == here.class_names.index(missing[0]))
-                image = "" if naming == "folders" else f", as {here.images.name(int(first[0]))}"
-                raise UserError(
-                    f"expected the same classes in {train.where} and {test.where}, got "
-                    f"{missing[0]!r} only in {here.where}{image}"
-                )
 
 
 def _gap_note(names: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -145,15 +132,4 @@ def _readable(
     if on_bad_image == "skip" and isinstance(split.images, Pictures):
         good, bad = split.images.readable()
         images = images.take(good)
-    there = np.bincount(images.labels, minlength=len(names))
-    # Declared classes without any image are judged where the training set is cut.
-    expected = there >= 0 if naming != "declared" else np.bincount(labels, minlength=len(there)) > 0
-    empty = np.flatnonzero(expected & (there == 0))
-    if len(empty):
-        what, name = "a readable image" if bad else "images", names[int(empty[0])]
-        if naming == "folders":
-            raise UserError(
-                f"expected {what} in every class folder, got none in {split.where}/{name}"
-            )
-        raise UserError(f"expected {what} of every class, got none of {name!r} in {split.where}")
     return images, bad

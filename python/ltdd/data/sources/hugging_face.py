@@ -25,7 +25,8 @@ from ltdd.data.reading.image_source import IntArray, Parts, Pictures
 from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
 from ltdd.data.reading.splits import choose_splits, split_kind
 from ltdd.data.sources.hf_files import parquet_splits
-from ltdd.data.sources.spec import Spec, given_path
+from ltdd.data.sources.spec import Spec
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "class")
@@ -110,7 +111,7 @@ def hugging_face(spec: Spec, on_bad_image: OnBadImage) -> Parts:
 
 
 def _splits(datasets: Any, location: str) -> dict[str, Any]:
-    path = given_path(location)
+    path = user_path(location)
     cache = str(cache_folder() / "huggingface")
     # Not a progress bar for every file of a local folder.
     shown = datasets.is_progress_bar_enabled()

@@ -12,7 +12,8 @@ from ltdd.data.reading.parts import Origin, Split, parts_of
 from ltdd.data.reading.splits import choose_splits, split_kind
 from ltdd.data.sources.annotated_folder import annotated_split, has_annotations
 from ltdd.data.sources.other_forms import refuse_other_forms
-from ltdd.data.sources.spec import Spec, given_folder, given_path
+from ltdd.data.sources.spec import Spec, given_folder
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 
@@ -22,7 +23,7 @@ def image_folder(spec: Spec, on_bad_image: OnBadImage) -> Parts:
     Raises:
         UserError: folders are missing, or differ in their classes.
     """
-    given = given_folder(given_path(spec.place))
+    given = given_folder(user_path(spec.place))
     refuse_other_forms(given)
     root = _without_wrappers(given, spec.levels or 1)
     splits = _split_folders(root)

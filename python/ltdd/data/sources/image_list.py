@@ -19,7 +19,8 @@ from ltdd.data.sources.coco import read_coco
 from ltdd.data.sources.file_lookup import FileLookup
 from ltdd.data.sources.label_file import Entry, LabelFile
 from ltdd.data.sources.label_table import read_text
-from ltdd.data.sources.spec import Spec, given_folder, given_path
+from ltdd.data.sources.spec import Spec, given_folder
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 
@@ -67,21 +68,21 @@ def image_list(spec: Spec, on_bad_image: OnBadImage) -> Parts:
 
 def _lists(place: str) -> tuple[list[Path], Folder | None]:
     """Split ``TRAIN[,TEST][@ROOT]``; names of existing lists may hold commas and at signs."""
-    if given_path(place).is_file():
-        return [given_path(place)], None
+    if user_path(place).is_file():
+        return [user_path(place)], None
     names, root = place, ""
-    if "@" in place and not all(given_path(name).is_file() for name in place.split(",")):
+    if "@" in place and not all(user_path(name).is_file() for name in place.split(",")):
         names, _, root = place.rpartition("@")
-    lists = [given_path(name) for name in names.split(",")]
-    if given_path(names).is_file():
-        lists = [given_path(names)]
+    lists = [user_path(name) for name in names.split(",")]
+    if user_path(names).is_file():
+        lists = [user_path(names)]
     if len(lists) > 2:
         raise UserError(f"expected list:TRAIN[,TEST][@ROOT], got {len(lists)} lists in {place!r}")
     for path in lists:
         if not path.is_file():
             what = "a folder" if path.is_dir() else "nothing there"
             raise UserError(f"expected a list of images at {path}, got {what}")
-    folder = given_path(root)
+    folder = user_path(root)
     if root and not (folder.is_dir() or is_archive(folder)):
         raise UserError(f"expected the folder of the images at {folder}, got no folder")
     return lists, given_folder(folder) if root else None

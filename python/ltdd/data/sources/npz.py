@@ -10,6 +10,7 @@ import hashlib
 import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,12 +20,13 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from ltdd.data.reading.arrays import channels_first, fit, images_at_once, shape_of
-from ltdd.data.reading.decoder import Header, UInt8Array
+from ltdd.data.reading.arrays import bring_to, channels_first, images_at_once, shape_of
+from ltdd.data.reading.decoder import Form, Header, UInt8Array
 from ltdd.data.reading.image_source import IntArray, Parts
 from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
 from ltdd.data.reading.splits import choose_splits
-from ltdd.data.sources.spec import Spec, given_path
+from ltdd.data.sources.spec import Spec
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 _MOST_LABEL_BYTES = 1 << 30
@@ -55,16 +57,19 @@ class _NpzImages:
     def take(self, positions: IntArray) -> _NpzImages:
         return replace(self, positions=self.positions[positions])
 
-    def headers(self) -> set[Header]:
+    def headers(self) -> Counter[Header]:
         channels, height, width = shape_of(self.array, self.shape)
-        return {Header(width, height, channels == 1)}
+        return Counter({Header(width, height, channels == 1): len(self)})
 
-    def blocks(self, size: int, channels: int) -> Iterator[tuple[IntArray, UInt8Array]]:
+    def value_range(self) -> None:
+        """All have 8 bits."""
+
+    def blocks(self, form: Form) -> Iterator[tuple[IntArray, UInt8Array]]:
         """Yield images in the order of the archive, which need not be that of the positions."""
         order = np.argsort(self.positions, kind="stable")
         ranked = self.positions[order]
         row_bytes = math.prod(self.shape[1:])
-        at_once = images_at_once(self.shape[1:], size, channels)
+        at_once = images_at_once(self.shape[1:], form)
         with _array(self.path, self.array) as (_, _, stream):
             for start in range(0, self.shape[0], at_once):
                 rows = min(at_once, self.shape[0] - start)
@@ -74,7 +79,7 @@ class _NpzImages:
                     continue
                 block = np.frombuffer(content, np.uint8).reshape(rows, *self.shape[1:])
                 wanted = channels_first(self.array, block[ranked[first:last] - start])
-                yield order[first:last], fit(wanted, size, channels)
+                yield order[first:last], bring_to(form, wanted)
             _at_end(stream, self.path, self.array)
 
     def identity(self) -> str:
@@ -98,7 +103,7 @@ def npz(spec: Spec) -> Parts:
     Raises:
         UserError: the file is no such archive.
     """
-    path = given_path(spec.place)
+    path = user_path(spec.place)
     try:
         status = path.stat()
         with zipfile.ZipFile(path) as file:

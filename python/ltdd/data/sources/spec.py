@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from ltdd.data.reading.archives import is_archive, unpacked
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.image_files import Folder
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 _BRACKETS = re.compile(r"\[(\w+)=([^\[\]]*)\](?=$|[@#\[])")
@@ -41,7 +41,7 @@ def read_spec(kind: str, text: str) -> Spec:
     """
     allowed = _OPTIONS.get(kind, ())
     # A name may hold brackets itself.
-    found = [] if given_path(text).exists() else _BRACKETS.findall(text)
+    found = [] if user_path(text).exists() else _BRACKETS.findall(text)
     levels: int | None = None
     columns: tuple[str, ...] = ()
     for name, value in found:
@@ -53,11 +53,6 @@ def read_spec(kind: str, text: str) -> Spec:
         else:
             columns = _columns(value)
     return Spec(_BRACKETS.sub("", text) if found else text, levels, columns)
-
-
-def given_path(text: str) -> Path:
-    """Return a path as a user gives it, with ``~`` for a home folder."""
-    return Path(os.path.expanduser(text))
 
 
 def given_folder(path: Path) -> Folder:

@@ -40,17 +40,18 @@ def export(folder: str | Path, format: str, to: str | Path, license: str | None 
     if format not in FORMATS:
         raise UserError(f"expected a format among {', '.join(FORMATS)}; got {format!r}")
     from ltdd.engine.files import new_folder, write_json
+    from ltdd.engine.surroundings import user_path
     from ltdd.results.card import Layout, write_card
     from ltdd.results.distilled_set import load
 
-    distilled = load(folder)
+    distilled, target = load(folder), user_path(to)
     module = importlib.import_module(f"ltdd.results.exports.{format}")
-    with new_folder(Path(to)) as temporary:
+    with new_folder(target) as temporary:
         module.write(distilled, temporary)
         write_json(temporary / INFO, _info(distilled.manifest))
         layout = Layout(format, module.FILES, module.LOAD)
         write_card(distilled, temporary, license, layout)
-    return Path(to)
+    return target
 
 
 def _info(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -95,9 +95,14 @@ def class_chart(
     """
     return charts.class_lines(
         [names[c] for c in order],
-        [Series(s.name, [s.row["per_class"][c] for c in order], s.style) for s in scores],
+        [Series(s.name, [_drawn(s.row["per_class"][c]) for c in order], s.style) for s in scores],
         _bands(groups),
     )
+
+
+def _drawn(fraction: float | None) -> float:
+    """Return what a chart leaves out where nothing was measured."""
+    return float("nan") if fraction is None else fraction
 
 
 def _bands(groups: Mapping[str, Sequence[int]]) -> list[Band]:

@@ -140,11 +140,14 @@ def class_lines(names: Sequence[str], series: Sequence[Series], bands: Sequence[
         points = [
             (LEFT + (i + 0.5) * step, _FLOOR - 100 * value * scale)
             for i, value in enumerate(one.values)
+            if not math.isnan(value)
         ]
         parts.append(polyline(points, one.style))
         if len(names) <= 40:
             tips = (
-                f"{one.name}, {n}: {_percent(v)}" for n, v in zip(names, one.values, strict=True)
+                f"{one.name}, {n}: {_percent(v)}"
+                for n, v in zip(names, one.values, strict=True)
+                if not math.isnan(v)
             )
             parts += [marker(*p, one.style, tip) for p, tip in zip(points, tips, strict=True)]
     return Chart(

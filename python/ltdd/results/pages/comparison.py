@@ -17,6 +17,7 @@ from ltdd.results.pages.galleries import ImagesOfClass, gallery
 from ltdd.results.pages.rendering import render
 from ltdd.results.pages.report import class_order, load_finished
 from ltdd.results.pages.run_charts import drift_summary
+from ltdd.results.tables import unmeasured
 from ltdd.results.terminal import total_cost
 
 
@@ -117,6 +118,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "runs": runs,
         "class_names": names,
+        "unmeasured": {run.name: unmeasured(run.results) for run in runs},
         "best": max(students, key=lambda s: s.mean("accuracy")),
         "tables": {title: rows for title, rows in tables.items() if rows},
         "same_groups": all(run.results["groups"] == groups for run in runs),

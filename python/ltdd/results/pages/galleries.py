@@ -227,10 +227,12 @@ def heat_map(
     """
     matrix = matrix[np.ix_(order, order)]
     sorted_names = [names[c] for c in order]
+    known = matrix.sum(axis=1) > 0  # not so for classes without test images
+    right = np.diag(matrix)[known].mean()
     off = matrix - np.diag(np.diag(matrix))
     row, column = np.unravel_index(int(off.argmax()), off.shape)
     label = (
-        f"Mean of the diagonal: {100 * np.diag(matrix).mean():.0f} %. Largest confusion: for "
+        f"Mean of the diagonal: {100 * right:.0f} %. Largest confusion: for "
         f"{sorted_names[row]} it {verb} {sorted_names[column]} ({100 * off[row, column]:.0f} %)."
     )
     if len(names) <= _NUMBERED_CLASSES:

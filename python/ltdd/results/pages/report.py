@@ -24,6 +24,7 @@ from ltdd.results.pages.galleries import (
 )
 from ltdd.results.pages.rendering import chart_style, render
 from ltdd.results.pages.run_charts import drift_charts, drift_summary, loss_charts
+from ltdd.results.tables import found_images, unmeasured
 from ltdd.results.terminal import total_cost
 
 REPORT, FIGURES = "report.html", "report"
@@ -97,6 +98,8 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
         "results": results,
         "config": distilled.manifest["config"],
         "provenance": results.get("provenance", {}),
+        "unmeasured": unmeasured(results),
+        "found": found_images(results),
         "counts": counts,
         "training_bytes": sum(counts) * distilled.images[0].numel(),
         "named": scores,
