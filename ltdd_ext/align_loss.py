@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _check
+from . import _autograd, _check, _composed
 
 _OP = "align_loss"
 _TARGET_DTYPES = (torch.float32, torch.float64)
@@ -133,17 +132,20 @@ def align_loss(
         _OP, means, m2s, sizes, labels, global_means, global_vars, class_means, class_vars,
         layer_weights, class_weight,
     )  # fmt: skip
-    if class_weight != 0.0 and labels.is_cuda:
+    transformed = _autograd.is_transformed()
+    if class_weight != 0.0 and (labels.is_cuda or transformed):
         _check.label_range(_OP, labels, len(class_means[0]))
     arguments = (
         list(sizes), labels, list(global_means), list(global_vars), list(class_means),
         list(class_vars), layer_weights, float(class_weight),
     )  # fmt: skip
     loss: Tensor
-    if torch.compiler.is_compiling():
+    if transformed:
+        loss = _composed.align_loss(means, m2s, *arguments)
+    elif torch.compiler.is_compiling():
         loss = torch.ops.ltdd_ext.align_loss(list(means), list(m2s), *arguments)[0]
     else:
-        loss = _EagerAlignLoss.apply(len(means), arguments, *means, *m2s)
+        loss = _EagerAlignLoss.apply(arguments, *means, *m2s)
     return loss
 
 
@@ -154,20 +156,52 @@ class _EagerAlignLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, layers: int, arguments: tuple[Any, ...], *rows: Tensor) -> Tensor:
+    def forward(ctx: Any, arguments: tuple[Any, ...], *rows: Tensor) -> Tensor:
         """Compute the loss and keep its gradients."""
-        with torch._C._AutoDispatchBelowAutograd():
-            loss, grad_means, grad_m2s = torch.ops.ltdd_ext.align_loss(
-                list(rows[:layers]), list(rows[layers:]), *arguments
-            )
-        ctx.save_for_backward(*grad_means, *grad_m2s)
-        return loss  # type: ignore[no-any-return]
+        layers = len(rows) // 2
+        inputs = (list(rows[:layers]), list(rows[layers:]), *arguments)
+        output = _autograd.compute(torch.ops.ltdd_ext.align_loss, *inputs)
+        _keep(ctx, inputs, output)
+        return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         """Scale them."""
-        return (None, None, *(grad_loss * gradient for gradient in ctx.saved_tensors))
+        return (None, *_row_gradients(ctx, grad_loss, ctx.needs_input_grad[1:]))
+
+
+def _keep(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]
+) -> None:
+    """Keep the gradients, and what they were computed from in case they are differentiated."""
+    means, m2s, sizes, labels, *targets, weights, class_weight = inputs
+    ctx.layers, ctx.numbers = len(means), (sizes, weights, class_weight)
+    ctx.lengths = [len(group) for group in targets]
+    flat = [target for group in targets for target in group]
+    ctx.save_for_backward(*output[1], *output[2], *means, *m2s, labels, *flat)
+
+
+def _row_gradients(
+    ctx: Any, grad_loss: Tensor, needed: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Return the gradients of all means and m2s."""
+    count = 2 * ctx.layers
+    saved = ctx.saved_tensors
+    if not _autograd.is_differentiated():
+        return [grad_loss * gradient for gradient in saved[:count]]
+    labels, flat = saved[2 * count], iter(saved[2 * count + 1 :])
+    targets = [[next(flat) for _ in range(length)] for length in ctx.lengths]
+    sizes, weights, class_weight = ctx.numbers
+
+    def loss(*rows: Tensor) -> tuple[Tensor]:
+        means, m2s = rows[: ctx.layers], rows[ctx.layers :]
+        return (
+            _composed.align_loss(
+                means, m2s, sizes, labels, *targets, weights, class_weight
+            ),
+        )
+
+    return _autograd.pull_back(loss, saved[count : 2 * count], needed, (grad_loss,))
 
 
 def _fake(
@@ -190,19 +224,17 @@ def _fake(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]
 ) -> None:
-    _, grad_means, grad_m2s = output
-    ctx.layers = len(grad_means)
-    ctx.lengths = [len(value) for value in inputs[4:8]]
-    ctx.mark_non_differentiable(*grad_means, *grad_m2s)
-    ctx.save_for_backward(*grad_means, *grad_m2s)
+    ctx.mark_non_differentiable(*output[1], *output[2])
+    _keep(ctx, inputs, output)
 
 
 def _backward(
     ctx: Any, grad_loss: Tensor, _means: list[Tensor], _m2s: list[Tensor]
 ) -> tuple[Any, ...]:
-    scaled = [grad_loss * gradient for gradient in ctx.saved_tensors]
+    needed = [*ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
+    found = list(_row_gradients(ctx, grad_loss, needed))
     targets = [[None] * length for length in ctx.lengths]
-    return (scaled[: ctx.layers], scaled[ctx.layers :], None, None, *targets, None, None)
+    return (found[: ctx.layers], found[ctx.layers :], None, None, *targets, None, None)
 
 
 torch.library.register_fake("ltdd_ext::align_loss", _fake)

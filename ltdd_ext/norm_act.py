@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _autograd, _check
+from . import _autograd, _check, _composed
 from .bn_act_moments import ACTS, POOLS, Act, Pool, check_channel_vector, check_fused, fused_output
 from .row_moments import empty_rows, output_like
 
@@ -117,12 +117,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
-    dx, grad_weight, grad_bias = torch.ops.ltdd_ext.norm_act_backward(
-        grad_y, *ctx.saved_tensors, *ctx.switches
+    if _autograd.is_differentiated():
+        inputs = (*ctx.saved_tensors[:3], *ctx.switches)
+        grads = (grad_y, grad_mean, grad_m2)
+        return _autograd.pull_back(_composed.norm_act, inputs, ctx.needs_input_grad, grads)
+    dx, grad_weight, grad_bias = _autograd.compute(
+        torch.ops.ltdd_ext.norm_act_backward, grad_y, *ctx.saved_tensors, *ctx.switches
     )
     return dx, grad_weight, grad_bias, None, None, None, None
 
 
 torch.library.register_fake("ltdd_ext::norm_act", _fake)
 torch.library.register_fake("ltdd_ext::norm_act_backward", _fake_backward)
-_call = _autograd.differentiable(_OP, _backward, _setup_context)
+_autograd.refuse_gradient("norm_act_backward")
+_call = _autograd.differentiable(_OP, _composed.norm_act, _backward, _setup_context)

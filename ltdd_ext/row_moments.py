@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _check
+from . import _autograd, _check, _composed
 
 _OP = "row_moments"
 
@@ -90,12 +90,21 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor
     ctx.save_for_backward(x, output[0])
 
 
-def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor:
+def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor | None:
     x, mean = ctx.saved_tensors
-    dx: Tensor = torch.ops.ltdd_ext.row_moments_backward(grad_mean, grad_m2, x, mean)
+    dx: Tensor | None
+    if _autograd.is_differentiated():
+        (dx,) = _autograd.pull_back(
+            _composed.row_moments, (x,), ctx.needs_input_grad, (grad_mean, grad_m2)
+        )
+    else:
+        dx = _autograd.compute(
+            torch.ops.ltdd_ext.row_moments_backward, grad_mean, grad_m2, x, mean
+        )
     return dx
 
 
 torch.library.register_fake("ltdd_ext::row_moments", _fake)
 torch.library.register_fake("ltdd_ext::row_moments_backward", _fake_backward)
-_call = _autograd.differentiable(_OP, _backward, _setup_context)
+_autograd.refuse_gradient("row_moments_backward")
+_call = _autograd.differentiable(_OP, _composed.row_moments, _backward, _setup_context)
