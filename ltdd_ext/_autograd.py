@@ -28,12 +28,6 @@ def is_differentiated() -> bool:
     return torch.is_grad_enabled() or is_transformed()
 
 
-def compute(operator: Callable[..., Any], *inputs: Any) -> Any:
-    """Call the kernel of an operator, autograd aside."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*inputs)
-
-
 def pull_back(
     composed: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Any],
@@ -115,11 +109,12 @@ def differentiable(
     return call
 
 
-def refuse_gradient(name: str) -> None:
-    """Make the gradient of a backward operator an error instead of nothing.
+def last_derivative(name: str) -> Callable[..., Any]:
+    """Return the function that calls a backward operator, and make its own gradient an error.
 
-    The formula of the operator it belongs to does not use it where it is differentiated again.
+    A formula that :func:`is_differentiated` does not call it.
     """
+    operator = getattr(torch.ops.ltdd_ext, name).default
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
@@ -128,4 +123,9 @@ def refuse_gradient(name: str) -> None:
             "create_graph=True)"
         )
 
-    torch.library.register_autograd(f"ltdd_ext::{name}", refuse)
+    def call(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    torch.library.register_autograd(operator, refuse)
+    return call

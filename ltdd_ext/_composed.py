@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 _RELU, _AVG2 = 1, 2  # as operators spell the switches
 
@@ -62,7 +63,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def conv3x3_backward(grad_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the gradients of taps and bias of :func:`conv3x3`."""
     taps = (grad_y.shape[1], x.shape[1], 3, 3)
-    return torch.nn.grad.conv2d_weight(x, taps, grad_y, padding=1), grad_y.sum((0, 2, 3))
+    return conv2d_weight(x, taps, grad_y, padding=1), grad_y.sum((0, 2, 3))
 
 
 def align_loss(

@@ -39,6 +39,9 @@ def convolve(
     Returns:
         What the layer returns, up to the rounding of :func:`ltdd_ext.conv3x3`.
 
+    Note:
+        Differentiable as the layer is; by ``conv3x3`` any number of times and in forward mode.
+
     Example:
         >>> import torch, ltdd_ext
         >>> layer = torch.nn.Conv2d(3, 32, 3, padding=1)

@@ -88,10 +88,12 @@ def bn_act_moments(
         ValueError: A shape, device or switch does not fit.
 
     Note:
-        Differentiable once in ``x`` and ``residual``; ``k`` and ``h`` are constants. The backward
-        pass recomputes the ReLU mask from ``x``. Arithmetic is float32 (float64 for float64), so
-        ``y`` differs from separate operators in bfloat16 by their intermediate rounding.
-        Deterministic for any number of threads.
+        Differentiable in ``x`` and ``residual``, any number of times and in forward mode: one
+        gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
+        PyTorch operations. ``k`` and ``h`` are constants. The backward pass recomputes the ReLU
+        mask from ``x``. Arithmetic is float32 (float64 for float64), so ``y`` differs from separate
+        operators in bfloat16 by their intermediate rounding. Deterministic for any number of
+        threads.
 
     Example:
         >>> import torch, ltdd_ext
@@ -149,14 +151,11 @@ def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> t
         needed = (wanted[0], False, False, wanted[3], False, False)
         inputs = (x, k, h, residual, ctx.act, ctx.pool)
         return _autograd.pull_back(_composed.bn_act_moments, inputs, needed, grads)
-    dx, dresidual = _autograd.compute(
-        torch.ops.ltdd_ext.bn_act_moments_backward,
-        *grads, x, k, h, residual, mean, ctx.act, ctx.pool,
-    )  # fmt: skip
+    dx, dresidual = _call_backward(*grads, x, k, h, residual, mean, ctx.act, ctx.pool)
     return dx, None, None, None if residual is None else dresidual, None, None
 
 
 torch.library.register_fake("ltdd_ext::bn_act_moments", _fake)
 torch.library.register_fake("ltdd_ext::bn_act_moments_backward", _fake_backward)
-_autograd.refuse_gradient("bn_act_moments_backward")
+_call_backward = _autograd.last_derivative("bn_act_moments_backward")
 _call = _autograd.differentiable(_OP, _composed.bn_act_moments, _backward, _setup_context)

@@ -71,10 +71,11 @@ def norm_act(
             value a channel only.
 
     Note:
-        Differentiable once in ``x``, ``weight`` and ``bias``. Only ``x`` is kept for the backward
-        pass, which recomputes the ReLU mask. Arithmetic is float32 (float64 for float64), sums
-        are float64. Deterministic for any number of threads. There is no CUDA kernel: there the
-        separate layers of PyTorch do it.
+        Differentiable in ``x``, ``weight`` and ``bias``, any number of times and in forward mode:
+        one gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
+        PyTorch operations. Only ``x`` is kept for the backward pass, which recomputes the ReLU
+        mask. Arithmetic is float32 (float64 for float64), sums are float64. Deterministic for any
+        number of threads. There is no CUDA kernel: there the separate layers of PyTorch do it.
 
     Example:
         >>> import torch, ltdd_ext
@@ -121,13 +122,11 @@ def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> t
         inputs = (*ctx.saved_tensors[:3], *ctx.switches)
         grads = (grad_y, grad_mean, grad_m2)
         return _autograd.pull_back(_composed.norm_act, inputs, ctx.needs_input_grad, grads)
-    dx, grad_weight, grad_bias = _autograd.compute(
-        torch.ops.ltdd_ext.norm_act_backward, grad_y, *ctx.saved_tensors, *ctx.switches
-    )
+    dx, grad_weight, grad_bias = _call_backward(grad_y, *ctx.saved_tensors, *ctx.switches)
     return dx, grad_weight, grad_bias, None, None, None, None
 
 
 torch.library.register_fake("ltdd_ext::norm_act", _fake)
 torch.library.register_fake("ltdd_ext::norm_act_backward", _fake_backward)
-_autograd.refuse_gradient("norm_act_backward")
+_call_backward = _autograd.last_derivative("norm_act_backward")
 _call = _autograd.differentiable(_OP, _composed.norm_act, _backward, _setup_context)

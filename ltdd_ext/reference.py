@@ -1,7 +1,8 @@
 """The operators in plain PyTorch: read it to learn the maths, test and measure against it.
 
 Same names, arguments and results as the compiled operators, differentiable by ordinary autograd,
-on any device. What is differentiable is written down in ``_composed``. Letters: N batch, C channels, S = H*W, K classes (the paper's C), L layers.
+on any device. The maths of what is differentiable stands in ``_composed``. Letters: N batch,
+C channels, S = H*W, K classes (the paper's C), L layers.
 """
 
 from __future__ import annotations

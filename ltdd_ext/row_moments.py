@@ -31,9 +31,11 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: ``x`` has another number of dimensions or lies on another device.
 
     Note:
-        Differentiable once in ``x``. Deterministic: bit for bit the same for any number of threads
-        and any batch the sample is in. NaN and Inf make the moments of their row non-finite. For
-        S = 0 the mean is NaN and m2 is 0.
+        Differentiable in ``x``, any number of times and in forward mode: one gradient by a kernel,
+        whatever goes beyond and the transforms of ``torch.func`` by plain PyTorch operations.
+        Deterministic: bit for bit the same for any number of threads and any batch the sample is
+        in. NaN and Inf make the moments of their row non-finite. For S = 0 the mean is NaN and m2
+        is 0.
 
     Example:
         >>> import torch, ltdd_ext
@@ -98,13 +100,11 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor | None:
             _composed.row_moments, (x,), ctx.needs_input_grad, (grad_mean, grad_m2)
         )
     else:
-        dx = _autograd.compute(
-            torch.ops.ltdd_ext.row_moments_backward, grad_mean, grad_m2, x, mean
-        )
+        dx = _call_backward(grad_mean, grad_m2, x, mean)
     return dx
 
 
 torch.library.register_fake("ltdd_ext::row_moments", _fake)
 torch.library.register_fake("ltdd_ext::row_moments_backward", _fake_backward)
-_autograd.refuse_gradient("row_moments_backward")
+_call_backward = _autograd.last_derivative("row_moments_backward")
 _call = _autograd.differentiable(_OP, _composed.row_moments, _backward, _setup_context)
