@@ -43,6 +43,9 @@ def convolve(
     Raises:
         TypeError: ``layer`` is no module or ``x`` no tensor.
 
+    Note:
+        Differentiable as the layer is; by ``conv3x3`` any number of times and in forward mode.
+
     Example:
         >>> import torch, ltdd_ext
         >>> layer = torch.nn.Conv2d(3, 32, 3, padding=1)

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _check
+from . import _autograd, _check, _composed
 
 _OP = "align_loss"
 _TARGET_DTYPES = (torch.float32, torch.float64)
@@ -122,10 +121,13 @@ def align_loss(
     Raises:
         TypeError: A dtype is another.
         ValueError: A length, shape, device or label does not fit.
+        RuntimeError: The gradient is differentiated after an argument was changed in place.
 
     Note:
-        Differentiable in ``means`` and ``m2s``; the gradient is computed in the forward pass and
-        scaled in the backward pass. The gradient of a norm at 0 is 0. Deterministic.
+        Differentiable in ``means`` and ``m2s``, any number of times and in forward mode: the
+        gradient is computed in the forward pass and scaled in the backward pass; whatever goes
+        beyond and the transforms of ``torch.func`` are left to plain PyTorch operations. Targets
+        are constants. Every derivative of a norm at 0 is 0. Deterministic.
 
     Example:
         >>> import torch, ltdd_ext
@@ -140,17 +142,20 @@ def align_loss(
         weights, class_weight,
     )  # fmt: skip
     layer_weights = [1.0] * len(means) if weights is None else list(weights)
-    if class_weight != 0.0 and labels.is_cuda:
+    transformed = _autograd.is_transformed()
+    if class_weight != 0.0 and (labels.is_cuda or transformed):
         _check.label_range(_OP, labels, len(class_means[0]))
     arguments = (
         list(sizes), labels, list(global_means), list(global_vars), list(class_means),
         list(class_vars), layer_weights, float(class_weight),
     )  # fmt: skip
     loss: Tensor
-    if torch.compiler.is_compiling():
+    if transformed:
+        loss = _composed.align_loss(means, m2s, *arguments)
+    elif torch.compiler.is_compiling():
         loss = torch.ops.ltdd_ext.align_loss(list(means), list(m2s), *arguments)[0]
     else:
-        loss = _EagerAlignLoss.apply(len(means), arguments, *means, *m2s)
+        loss = _EagerAlignLoss.apply(arguments, *means, *m2s)
     return loss
 
 
@@ -161,20 +166,55 @@ class _EagerAlignLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, layers: int, arguments: tuple[Any, ...], *rows: Tensor) -> Tensor:
+    def forward(ctx: Any, arguments: tuple[Any, ...], *rows: Tensor) -> Tensor:
         """Compute the loss and keep its gradients."""
+        layers = len(rows) // 2
+        inputs = (list(rows[:layers]), list(rows[layers:]), *arguments)
         with torch._C._AutoDispatchBelowAutograd():
-            loss, grad_means, grad_m2s = torch.ops.ltdd_ext.align_loss(
-                list(rows[:layers]), list(rows[layers:]), *arguments
-            )
-        ctx.save_for_backward(*grad_means, *grad_m2s)
-        return loss  # type: ignore[no-any-return]
+            output = torch.ops.ltdd_ext.align_loss.default(*inputs)
+        _keep(ctx, inputs, output)
+        return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         """Scale them."""
-        return (None, None, *(grad_loss * gradient for gradient in ctx.saved_tensors))
+        return (None, *_row_gradients(ctx, grad_loss, ctx.needs_input_grad[1:]))
+
+
+def _keep(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]
+) -> None:
+    """Keep the gradients, and the arguments in case they are differentiated again.
+
+    Arguments as they are: saved one by one they would cost as much time as a tenth of the loss.
+    """
+    ctx.save_for_backward(*output[1], *output[2])
+    ctx.arguments, ctx.versions = inputs, _versions(inputs)
+
+
+def _versions(arguments: tuple[Any, ...]) -> list[int]:
+    """Return how often each tensor was changed in place."""
+    means, m2s, _, labels, *targets, _, _ = arguments
+    tensors = [*means, *m2s, labels, *(target for group in targets for target in group)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+def _row_gradients(ctx: Any, grad_loss: Tensor, needed: Sequence[bool]) -> Sequence[Tensor | None]:
+    """Return the gradients of all means and m2s."""
+    if not _autograd.is_differentiated():
+        return [grad_loss * gradient for gradient in ctx.saved_tensors]
+    if _versions(ctx.arguments) != ctx.versions:
+        raise RuntimeError(
+            f"{_OP}: expected its arguments as they were to differentiate its gradient, got one "
+            "changed in place"
+        )
+    means, m2s, *constants = ctx.arguments
+
+    def loss(*rows: Tensor) -> tuple[Tensor]:
+        layers = len(means)
+        return (_composed.align_loss(rows[:layers], rows[layers:], *constants),)
+
+    return _autograd.pull_back(loss, (*means, *m2s), needed, (grad_loss,))
 
 
 def _fake(
@@ -197,19 +237,18 @@ def _fake(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]
 ) -> None:
-    _, grad_means, grad_m2s = output
-    ctx.layers = len(grad_means)
-    ctx.lengths = [len(value) for value in inputs[4:8]]
-    ctx.mark_non_differentiable(*grad_means, *grad_m2s)
-    ctx.save_for_backward(*grad_means, *grad_m2s)
+    ctx.mark_non_differentiable(*output[1], *output[2])
+    _keep(ctx, inputs, output)
 
 
 def _backward(
     ctx: Any, grad_loss: Tensor, _means: list[Tensor], _m2s: list[Tensor]
 ) -> tuple[Any, ...]:
-    scaled = [grad_loss * gradient for gradient in ctx.saved_tensors]
-    targets = [[None] * length for length in ctx.lengths]
-    return (scaled[: ctx.layers], scaled[ctx.layers :], None, None, *targets, None, None)
+    means, _, _, _, *targets, _, _ = ctx.arguments
+    needed = [*ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
+    found = list(_row_gradients(ctx, grad_loss, needed))
+    none = [[None] * len(group) for group in targets]
+    return (found[: len(means)], found[len(means) :], None, None, *none, None, None)
 
 
 torch.library.register_fake("ltdd_ext::align_loss", _fake)

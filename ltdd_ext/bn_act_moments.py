@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _autograd, _check
+from . import _autograd, _check, _composed
 from .row_moments import empty_rows, is_pixels, is_rows, output_like
 
 _OP = "bn_act_moments"
@@ -88,10 +88,12 @@ def bn_act_moments(
         ValueError: A shape, device or switch does not fit.
 
     Note:
-        Differentiable once in ``x`` and ``residual``; ``k`` and ``h`` are constants. The backward
-        pass recomputes the ReLU mask from ``x``. Arithmetic is float32 (float64 for float64), so
-        ``y`` differs from separate operators in bfloat16 by their intermediate rounding.
-        Deterministic for any number of threads.
+        Differentiable in ``x`` and ``residual``, any number of times and in forward mode: one
+        gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
+        PyTorch operations. ``k`` and ``h`` are constants. The backward pass recomputes the ReLU
+        mask from ``x``. Arithmetic is float32 (float64 for float64), so ``y`` differs from separate
+        operators in bfloat16 by their intermediate rounding. Deterministic for any number of
+        threads.
 
     Example:
         >>> import torch, ltdd_ext
@@ -144,12 +146,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
     x, k, h, residual, mean = ctx.saved_tensors
-    dx, dresidual = torch.ops.ltdd_ext.bn_act_moments_backward(
-        grad_y, grad_mean, grad_m2, x, k, h, residual, mean, ctx.act, ctx.pool
-    )
+    wanted, grads = ctx.needs_input_grad, (grad_y, grad_mean, grad_m2)
+    if _autograd.is_differentiated():
+        needed = (wanted[0], False, False, wanted[3], False, False)
+        inputs = (x, k, h, residual, ctx.act, ctx.pool)
+        return _autograd.pull_back(_composed.bn_act_moments, inputs, needed, grads)
+    dx, dresidual = _call_backward(*grads, x, k, h, residual, mean, ctx.act, ctx.pool)
     return dx, None, None, None if residual is None else dresidual, None, None
 
 
 torch.library.register_fake("ltdd_ext::bn_act_moments", _fake)
 torch.library.register_fake("ltdd_ext::bn_act_moments_backward", _fake_backward)
-_call = _autograd.differentiable(_OP, _backward, _setup_context)
+_call_backward = _autograd.last_derivative("bn_act_moments_backward")
+_call = _autograd.differentiable(_OP, _composed.bn_act_moments, _backward, _setup_context)

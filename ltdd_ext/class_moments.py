@@ -95,7 +95,7 @@ def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoment
         ValueError: A shape, device, label or the number of classes does not fit.
 
     Note:
-        Not differentiable. Deterministic.
+        Not differentiable: the result is a constant. Deterministic.
 
     Example:
         >>> import torch, ltdd_ext
@@ -228,6 +228,9 @@ def class_moments_finish(
     Raises:
         TypeError: A dtype is another.
         ValueError: The shapes or devices differ.
+
+    Note:
+        Not differentiable: the result is a constant. Deterministic.
     """
     state = (count, mu, within, between)
     check_state("class_moments_finish", state)
@@ -243,6 +246,9 @@ class ClassMoments:
         mu: Mean over images of the image mean, float64 (K, C).
         within: Sum over images of the image variance, float64 (K, C).
         between: Sum over images of ``(image mean - mu)^2``, float64 (K, C).
+
+    Note:
+        Not differentiable: the statistics are constants.
 
     Example:
         >>> import torch, ltdd_ext

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _autograd, _check, _composed
 
 _OP = "conv3x3"
 
@@ -49,9 +49,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: a shape does not fit, or an argument is not on the CPU.
 
     Note:
-        Differentiable once in all arguments. The transforms cost about a digit: errors are around
-        1e-5 of the largest output, ten times those of the direct sum. Deterministic for any number
-        of threads. It pays up to 8 and from about 32 channels on, and up to maps of about 64x64.
+        Differentiable in all arguments, any number of times and in forward mode: gradients of any
+        order by the same kernels, forward mode and the transforms of ``torch.func`` by PyTorch's
+        convolution. The transforms of tiles cost about a digit: errors are around 1e-5 of the
+        largest output, ten times those of the direct sum. Deterministic for any number of threads.
+        It pays up to 8 and from about 32 channels on, and up to maps of about 64x64.
 
     Example:
         >>> import torch, ltdd_ext
@@ -61,7 +63,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (torch.Size([1, 5, 4, 4]), 8.0)
     """
     check_arguments(_OP, x, weight, bias)
-    y: Tensor = torch.ops.ltdd_ext.conv3x3(x, weight, bias)
+    y: Tensor = _call(x, weight, bias)
     return y
 
 
@@ -83,14 +85,42 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tens
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
     dx = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:  # the same sum from the other side: mirrored taps
-        mirrored = weight.flip(2, 3).transpose(0, 1)
-        dx = torch.ops.ltdd_ext.conv3x3(grad_y, mirrored, x.new_zeros(x.shape[1]))
+    if ctx.needs_input_grad[0]:
+        dx = _from_the_other_side(grad_y, weight)
     if any(ctx.needs_input_grad[1:]):  # not where a frozen network is asked for its input's
-        grad_weight, grad_bias = torch.ops.ltdd_ext.conv3x3_backward(grad_y, x)
+        grad_weight, grad_bias = _call_backward(grad_y, x)
     return dx, grad_weight, grad_bias
+
+
+def _from_the_other_side(grad_y: Tensor, weight: Tensor) -> Tensor:
+    """Compute the gradient by x: the same sum with mirrored taps."""
+    mirrored = weight.flip(2, 3).transpose(0, 1)
+    dx: Tensor = _call(grad_y, mirrored, weight.new_zeros(weight.shape[1]))
+    return dx
+
+
+def _setup_context_backward(
+    ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]
+) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_backward(
+    ctx: Any, grad_weight: Tensor, grad_bias: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Differentiate the gradient of the taps, which is linear in grad_y and in x."""
+    grad_y, x = ctx.saved_tensors
+    to_grad_y = to_x = None
+    if ctx.needs_input_grad[0]:
+        to_grad_y = _call(x, grad_weight, grad_bias)
+    if ctx.needs_input_grad[1]:
+        to_x = _from_the_other_side(grad_y, grad_weight)
+    return to_grad_y, to_x
 
 
 torch.library.register_fake("ltdd_ext::conv3x3", _fake)
 torch.library.register_fake("ltdd_ext::conv3x3_backward", _fake_backward)
-torch.library.register_autograd("ltdd_ext::conv3x3", _backward, setup_context=_setup_context)
+_call = _autograd.differentiable(_OP, _composed.conv3x3, _backward, _setup_context)
+_call_backward = _autograd.differentiable(
+    "conv3x3_backward", _composed.conv3x3_backward, _backward_backward, _setup_context_backward
+)

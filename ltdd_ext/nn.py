@@ -52,7 +52,11 @@ class _Ops(NamedTuple):
 
 
 class ObservedBatchNorm(nn.Module):
-    """A batch norm kept as it is; returns ``(output, LayerMoments)``."""
+    """A batch norm kept as it is; returns ``(output, LayerMoments)``.
+
+    Note:
+        Differentiable in its input, any number of times and in forward mode.
+    """
 
     def __init__(self, norm: nn.BatchNorm2d, ops: _Ops) -> None:
         super().__init__()
@@ -73,6 +77,10 @@ class FusedBatchNorm(nn.Module):
         relu: Apply a ReLU after the optional residual.
         pool: Average 2x2 blocks after it.
         ops: Where ``bn_act_moments`` comes from.
+
+    Note:
+        Differentiable in input and residual, any number of times and in forward mode; the values of
+        the batch norm are constants.
     """
 
     k: Tensor
@@ -115,6 +123,10 @@ class ObservedModel(nn.Module):
         layers: Names of the batch norms, in order of registration: the order of the moments.
         fused: Names of those computed by the fused operator.
         unfused: Name and reason of those measured separately from the batch norm.
+
+    Note:
+        Differentiable in its input, any number of times and in forward mode, as far as its layers
+        are; the parameters are constants.
     """
 
     def __init__(
@@ -197,10 +209,10 @@ def convert_observer(
             than once, or ``strict`` and something cannot be fused.
 
     Note:
-        Gradients flow to the input through output and moments. In float32 on a CPU, convolutions
-        round as :func:`ltdd_ext.conv3x3` says, to about 1e-5 of the largest output. In bfloat16
-        the fused result skips the rounding between batch norm, sum, ReLU and pool, so it differs
-        from the separate layers by that rounding.
+        Gradients flow to the input through output and moments, any number of times and in forward
+        mode. In float32 on a CPU, convolutions round as :func:`ltdd_ext.conv3x3` says, to about
+        1e-5 of the largest output. In bfloat16 the fused result skips the rounding between batch
+        norm, sum, ReLU and pool, so it differs from the separate layers by that rounding.
 
     Example:
         >>> import torch, ltdd_ext

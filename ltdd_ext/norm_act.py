@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _autograd, _check
+from . import _autograd, _check, _composed
 from .bn_act_moments import ACTS, POOLS, Act, Pool, check_channel_vector, check_fused, fused_output
 from .row_moments import empty_rows, output_like
 
@@ -72,10 +72,11 @@ def norm_act(
             value a channel only.
 
     Note:
-        Differentiable once in ``x``, ``weight`` and ``bias``. Only ``x`` is kept for the backward
-        pass, which recomputes the ReLU mask. Arithmetic is float32 (float64 for float64), sums
-        are float64. Deterministic for any number of threads. There is no CUDA kernel: there the
-        separate layers of PyTorch do it.
+        Differentiable in ``x``, ``weight`` and ``bias``, any number of times and in forward mode:
+        one gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
+        PyTorch operations. Only ``x`` is kept for the backward pass, which recomputes the ReLU
+        mask. Arithmetic is float32 (float64 for float64), sums are float64. Deterministic for any
+        number of threads. There is no CUDA kernel: there the separate layers of PyTorch do it.
 
     Example:
         >>> import torch, ltdd_ext
@@ -118,12 +119,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
-    dx, grad_weight, grad_bias = torch.ops.ltdd_ext.norm_act_backward(
-        grad_y, *ctx.saved_tensors, *ctx.switches
-    )
+    if _autograd.is_differentiated():
+        inputs = (*ctx.saved_tensors[:3], *ctx.switches)
+        grads = (grad_y, grad_mean, grad_m2)
+        return _autograd.pull_back(_composed.norm_act, inputs, ctx.needs_input_grad, grads)
+    dx, grad_weight, grad_bias = _call_backward(grad_y, *ctx.saved_tensors, *ctx.switches)
     return dx, grad_weight, grad_bias, None, None, None, None
 
 
 torch.library.register_fake("ltdd_ext::norm_act", _fake)
 torch.library.register_fake("ltdd_ext::norm_act_backward", _fake_backward)
-_call = _autograd.differentiable(_OP, _backward, _setup_context)
+_call_backward = _autograd.last_derivative("norm_act_backward")
+_call = _autograd.differentiable(_OP, _composed.norm_act, _backward, _setup_context)

@@ -1,7 +1,8 @@
 """The operators in plain PyTorch: read it to learn the maths, test and measure against it.
 
 Same names, arguments and results as the compiled operators, differentiable by ordinary autograd,
-on any device. Letters: N batch, C channels, S = H*W, K classes (the paper's C), L layers.
+on any device. The maths of what is differentiable stands in ``_composed``. Letters: N batch,
+C channels, S = H*W, K classes (the paper's C), L layers.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _check, _composed
 from .align_loss import check_arguments
-from .bn_act_moments import Act, Pool
+from .bn_act_moments import ACTS, POOLS, Act, Pool
 from .bn_act_moments import check_arguments as check_bn_act
 from .class_moments import FinishedMoments, check_batch, check_merge, check_state, check_update
 from .conv3x3 import check_arguments as check_conv3x3
@@ -36,10 +37,7 @@ __all__ = [
 def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean and m2 of each (sample, channel); see :func:`ltdd_ext.row_moments`."""
     _check.activation("row_moments", "x", x)
-    rows = x.flatten(2).double()  # (N, C, S)
-    mean = rows.mean(dim=2)
-    m2 = (rows - mean.unsqueeze(2)).square().sum(dim=2)
-    return mean, m2
+    return _composed.row_moments(x)
 
 
 def bn_act_moments(
@@ -52,11 +50,7 @@ def bn_act_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frozen batch norm, activation, pool, and moments; see :func:`ltdd_ext.bn_act_moments`."""
     check_bn_act("bn_act_moments", x, k, h, residual, act, pool)
-    per_channel = (-1,) + (1,) * (x.dim() - 2)
-    y = k.detach().view(per_channel) * x.to(k.dtype) + h.detach().view(per_channel)
-    if residual is not None:
-        y = y + residual
-    return (_activated(y, act, pool).to(x.dtype), *row_moments(x))
+    return _composed.bn_act_moments(x, k, h, residual, ACTS[act], POOLS[pool])
 
 
 def norm_act(
@@ -70,25 +64,13 @@ def norm_act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Norm by the statistics of x, activation, pool, and moments; see :func:`ltdd_ext.norm_act`."""
     check_norm_act("norm_act", x, weight, bias, over, eps, act, pool)
-    per_channel = (-1,) + (1,) * (x.dim() - 2)
-    shared = [dim for dim in range(x.dim()) if dim > 1 or (dim == 0 and over == "batch")]
-    wide = x.to(weight.dtype)
-    var, mean = torch.var_mean(wide, shared, correction=0, keepdim=True)
-    normed = (wide - mean) * torch.rsqrt(var + eps)
-    y = normed * weight.view(per_channel) + bias.view(per_channel)
-    return (_activated(y, act, pool).to(x.dtype), *row_moments(x.detach()))
+    return _composed.norm_act(x, weight, bias, over == "image", eps, ACTS[act], POOLS[pool])
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """3x3 convolution with padding 1; see :func:`ltdd_ext.conv3x3`."""
     check_conv3x3("conv3x3", x, weight, bias)
-    return torch.nn.functional.conv2d(x, weight, bias, padding=1)
-
-
-def _activated(y: Tensor, act: Act, pool: Pool) -> Tensor:
-    if act == "relu":
-        y = torch.relu(y)
-    return torch.nn.functional.avg_pool2d(y, 2) if pool == "avg2" else y
+    return _composed.conv3x3(x, weight, bias)
 
 
 def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoments:
@@ -169,17 +151,6 @@ def class_moments_finish(
     return FinishedMoments(mean, within_var, between_var, within_var + between_var)
 
 
-def _group_gap(
-    mean: Tensor, m2: Tensor, size: int, target_mean: Tensor, target_var: Tensor
-) -> Tensor:
-    """Return |m - tm| + |v - tv| of the rows of one group, by Chan's merge over the rows."""
-    group_mean = mean.mean(dim=0)
-    group_var = (m2.sum(dim=0) / size + (mean - group_mean).square().sum(dim=0)) / mean.shape[0]
-    gap_mean: Tensor = torch.linalg.vector_norm(group_mean - target_mean)
-    gap_var: Tensor = torch.linalg.vector_norm(group_var - target_var)
-    return gap_mean + gap_var
-
-
 def align_loss(
     means: Sequence[Tensor],
     m2s: Sequence[Tensor],
@@ -200,22 +171,7 @@ def align_loss(
     layer_weights = [1.0] * len(means) if weights is None else list(weights)
     if class_weight != 0.0:
         _check.label_range("align_loss", labels, len(class_means[0]))
-    dtype = means[0].dtype
-    loss = means[0].new_zeros(())
-    present = labels.unique().tolist() if class_weight != 0.0 else []
-    for layer, (mean, m2) in enumerate(zip(means, m2s, strict=True)):
-        gap = _group_gap(
-            mean, m2, sizes[layer], global_means[layer].to(dtype), global_vars[layer].to(dtype)
-        )
-        loss = loss + layer_weights[layer] * gap
-        for label in present:
-            rows = labels == label
-            gap = _group_gap(
-                mean[rows],
-                m2[rows],
-                sizes[layer],
-                class_means[layer][label].to(dtype),
-                class_vars[layer][label].to(dtype),
-            )
-            loss = loss + class_weight / len(present) * layer_weights[layer] * gap
-    return loss
+    return _composed.align_loss(
+        means, m2s, sizes, labels, global_means, global_vars, class_means, class_vars,
+        layer_weights, class_weight,
+    )  # fmt: skip

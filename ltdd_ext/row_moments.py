@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _check
+from . import _autograd, _check, _composed
 
 _OP = "row_moments"
 
@@ -31,9 +31,11 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: ``x`` has another number of dimensions or lies on another device.
 
     Note:
-        Differentiable once in ``x``. Deterministic: bit for bit the same for any number of threads
-        and any batch the sample is in. NaN and Inf make the moments of their row non-finite. For
-        S = 0 the mean is NaN and m2 is 0.
+        Differentiable in ``x``, any number of times and in forward mode: one gradient by a kernel,
+        whatever goes beyond and the transforms of ``torch.func`` by plain PyTorch operations.
+        Deterministic: bit for bit the same for any number of threads and any batch the sample is
+        in. NaN and Inf make the moments of their row non-finite. For S = 0 the mean is NaN and m2
+        is 0.
 
     Example:
         >>> import torch, ltdd_ext
@@ -90,12 +92,19 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor
     ctx.save_for_backward(x, output[0])
 
 
-def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor:
+def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor | None:
     x, mean = ctx.saved_tensors
-    dx: Tensor = torch.ops.ltdd_ext.row_moments_backward(grad_mean, grad_m2, x, mean)
+    dx: Tensor | None
+    if _autograd.is_differentiated():
+        (dx,) = _autograd.pull_back(
+            _composed.row_moments, (x,), ctx.needs_input_grad, (grad_mean, grad_m2)
+        )
+    else:
+        dx = _call_backward(grad_mean, grad_m2, x, mean)
     return dx
 
 
 torch.library.register_fake("ltdd_ext::row_moments", _fake)
 torch.library.register_fake("ltdd_ext::row_moments_backward", _fake_backward)
-_call = _autograd.differentiable(_OP, _backward, _setup_context)
+_call_backward = _autograd.last_derivative("row_moments_backward")
+_call = _autograd.differentiable(_OP, _composed.row_moments, _backward, _setup_context)

@@ -33,6 +33,7 @@ from ltdd.config import (
     override,
 )
 from ltdd.engine.run_options import CHECKPOINT_SECONDS, NO_STORE, RunOptions, default_store
+from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.recipes import PRESETS, RECIPES, find_recipe
 from ltdd.recipes.presets import preset
