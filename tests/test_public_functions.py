@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_run
 from helpers.public_methods import methods
 from helpers.tiny_run import FINISHED
 from torch import nn
@@ -77,7 +78,7 @@ def labeled(labels: Any, images: Any = IMAGES[:, 0]) -> list[Any]:
 
 def of_stage(name: str, **changes: Any) -> ltdd.DistillConfig:
     """Make the configuration of a stage, and with it that of a run."""
-    return ltdd.DistillConfig(**{name: STAGES[name](**changes)})
+    return ltdd.DistillConfig(**{name: STAGES[name][0](**changes)})
 
 
 def in_folder(place: Mapping[str, Path], value: Any) -> Any:
@@ -86,7 +87,7 @@ def in_folder(place: Mapping[str, Path], value: Any) -> Any:
 
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Arguments]] = {
-    "distill": (ltdd.distill, {"config": FINISHED, "out": "{run}", "quiet": True}),
+    "distill": (ltdd.distill, {"config": FINISHED, "out": "{run}", "options": tiny_run.QUIET}),
     "load": (ltdd.load, {"folder": "{published}"}),
     "train_student": (
         ltdd.train_student,
@@ -107,7 +108,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Arguments]] = {
     ),
     "DistillConfig": (ltdd.DistillConfig, {}),
     "DistillConfig.from_dict": (ltdd.DistillConfig.from_dict, {"values": FINISHED.to_dict()}),
-    **{stage.__name__: (functools.partial(of_stage, name), {}) for name, stage in STAGES.items()},
+    "RunOptions": (ltdd.RunOptions, {}),
+    **{
+        forms[0].__name__: (functools.partial(of_stage, name), {})
+        for name, forms in STAGES.items()
+    },
 }  # fmt: skip
 
 FOLDERS: list[Row] = [
@@ -135,7 +140,7 @@ NAMES: Row = ({"class_names": "abc"}, "expected class_names as a list or None, g
 
 REFUSED_BY_USER: dict[str, list[Row]] = {
     "distill": [
-        QUIET,
+        ({"options": {"quiet": True}}, "expected options as a RunOptions or None, got a dict"),
         ({"config": FINISHED.to_dict()}, "as a DistillConfig, got a dict; make one of a dict with"),
         ({"config": None}, "expected config as a DistillConfig, got None"),
         ({"config": ltdd.DistillConfig}, "got the class DistillConfig"),
@@ -150,13 +155,16 @@ REFUSED_BY_USER: dict[str, list[Row]] = {
         ({"data": ITEMS}, "got a TensorDataset; make it with ltdd.data.from_datasets"),
         ({"data": (IMAGES, CLASSES)}, "as a LongTailedData or None, got a tuple"),
         ({"data": "cifar10"}, "expected data as a LongTailedData or None, got 'cifar10'"),
+    ],
+    "RunOptions": [
+        QUIET,
         ({"preset": 3}, "expected preset as text or None, got 3"),
         ({"checkpoint_seconds": "60"}, "expected checkpoint_seconds as a finite number, got '60'"),
         ({"checkpoint_seconds": float("nan")}, "as a finite number, got nan"),
-        ({"checkpoint_seconds": -1, "out": "{tmp}/new"}, "checkpoint_seconds: expected 0 or more"),
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected 0 or more"),
         ({"on_bad_image": "ignore"}, "expected on_bad_image as 'fail', 'skip', got 'ignore'"),
-        ({"pool": 3}, "expected pool as a path or None, got 3"),
-        ({"sinks": 3}, "expected sinks as a list, got 3"),
+        ({"store": 3}, "expected store as a path or None, got 3"),
+        ({"sinks": 3}, "expected sinks as a Callable, got 3"),
     ],
     "load": [
         *FOLDERS, NAMES,
@@ -169,8 +177,8 @@ REFUSED_BY_USER: dict[str, list[Row]] = {
         ({"labels": "soft"}, "expected labels as 'static', 'fkd', 'hard' or None, got 'soft'"),
         ({"test": IMAGES}, "expected test as (images, labels), got a uint8 ndarray"),
         ({"test": (IMAGES, CLASSES)}, "expected test images (N, 1, 8, 8)"),
-        ({"device": None}, "expected device as text, got None"),
-        ({"device": "gpu"}, "expected device auto, cpu or cuda, got 'gpu'"),
+        ({"device": None}, "expected device as 'auto', 'cpu', 'cuda', got None"),
+        ({"device": "gpu"}, "expected device as 'auto', 'cpu', 'cuda', got 'gpu'"),
         ({"precision": "fp8"}, "expected precision as 'auto', 'bf16', 'fp32', got 'fp8'"),
         ({"momentum": "high"}, "evaluation.momentum"),
         ({"epochs": True}, "evaluation.epochs"),
@@ -383,7 +391,7 @@ def test_the_settings_of_the_program_around_change_no_bit(run: Path, tmp_path: P
     torch.set_default_dtype(torch.float64)
     try:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            ltdd.distill(FINISHED, tmp_path / "run", quiet=True)
+            ltdd.distill(FINISHED, tmp_path / "run", options=tiny_run.QUIET)
             distilled = ltdd.load(tmp_path / "run")
             ltdd.export(tmp_path / "run", "npz", tmp_path / "npz")
             loader = distilled.loader(6)
@@ -414,6 +422,6 @@ def test_every_public_name_has_rows() -> None:
     """A new function comes with what it refuses."""
     names = set(ltdd.__all__) - {"__version__", "data"}
     names |= {f"data.{name}" for name in ltdd.data.__all__ if name != "LongTailedData"}
-    names |= {stage.__name__ for stage in STAGES.values()} | methods(DistilledSet)
+    names |= {forms[0].__name__ for forms in STAGES.values()} | methods(DistilledSet)
     assert names - {"DistilledSet.fkd_logits"} <= set(REFUSED_BY_USER)  # it has no arguments
     assert set(REFUSED_BY_USER) == set(FUNCTIONS)

@@ -57,6 +57,14 @@ def public(**hints: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def check_fields(instance: Any) -> None:
+    """Check the fields of a frozen dataclass against their annotations, as `public` does."""
+    cls = type(instance)
+    for name, kind in get_type_hints(cls).items():
+        value = _checked(cls.__name__, name, getattr(instance, name), kind, None)
+        object.__setattr__(instance, name, value)
+
+
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
     """Use the settings torch starts with, whatever the program around has set.

@@ -39,14 +39,9 @@ class StageCheckpoint:
 
     Attributes:
         seconds_before: time that earlier, stopped processes put into the restored state.
-
-    Raises:
-        UserError: the time is negative.
     """
 
     def __init__(self, path: Path, key: str, seconds: float = CHECKPOINT_SECONDS) -> None:
-        if not seconds >= 0:
-            raise UserError(f"checkpoint_seconds: expected 0 or more, got {seconds}")
         self.path, self.seconds_before = path, 0.0
         self._key, self._seconds = key, seconds
         self._start = self._next = time.monotonic()

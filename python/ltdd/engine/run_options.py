@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ltdd.config import OnBadImage
 from ltdd.engine.surroundings import user_path
-
-if TYPE_CHECKING:
-    from ltdd.engine.events import Sink
+from ltdd.errors import UserError
+from ltdd.public import check_fields
 
 CHECKPOINT_SECONDS = 60.0
 """Default time between two saves of an unfinished stage."""
@@ -32,7 +31,7 @@ def default_store() -> Path | None:
     return user_path(named or beside)
 
 
-def no_sinks(folder: Path) -> Sequence[Sink]:
+def no_sinks(folder: Path) -> Sequence[Any]:
     """Send events nowhere but to the files of the run."""
     return ()
 
@@ -49,7 +48,11 @@ class RunOptions:
         on_bad_image: ``fail`` or ``skip``, for image files that cannot be read.
         store: folder of stage results that runs share; None for none. A run folder holds what it
             needs by itself all the same.
-        sinks: given the folder of an event log, returns what else receives its events.
+        sinks: given the folder of an event log, returns what else receives its events
+            (`ltdd.engine.events.Sink`).
+
+    Raises:
+        UserError: a value is of another kind.
     """
 
     recipe: str | None = None
@@ -58,4 +61,11 @@ class RunOptions:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     on_bad_image: OnBadImage = "fail"
     store: Path | None = field(default_factory=default_store)
-    sinks: Callable[[Path], Sequence[Sink]] = no_sinks
+    sinks: Callable[[Path], Sequence[Any]] = no_sinks
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.checkpoint_seconds < 0:
+            raise UserError(
+                f"checkpoint_seconds: expected 0 or more, got {self.checkpoint_seconds}"
+            )
