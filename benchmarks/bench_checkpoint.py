@@ -25,9 +25,9 @@ from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, Statist
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.engine.run_options import CHECKPOINT_SECONDS
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.storage.checkpoint import StageCheckpoint
 from ltdd.models import build_model
 from ltdd.stages.evaluation import StudentName, train_student
 from ltdd.stages.experts import train_expert

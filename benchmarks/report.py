@@ -18,7 +18,7 @@ import cpuinfo
 import torch
 
 import ltdd_ext
-from ltdd.engine.files import read_json, write_json, write_text
+from ltdd.engine.storage.files import read_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 NOT_RIVALS = ("ours", "yardstick")

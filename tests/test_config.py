@@ -30,9 +30,9 @@ from ltdd.config import (
     override,
     with_form,
 )
+from ltdd.config.settings import fields_of
 from ltdd.errors import UserError
 from ltdd.recipes import configure
-from ltdd.settings import fields_of
 
 
 def test_a_form_has_the_fields_that_mean_something_in_it() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import ltdd
 from ltdd.cli.main import main
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
 
 
 def photos(root: Path, counts: list[int], width: int, height: int, per_class: int) -> Path:

@@ -19,7 +19,6 @@ LTDD_EXT = ROOT / "ltdd_ext"
 # Lowest first. A module imports from its own folder or from a lower layer, and never in a circle.
 LAYERS = (
     ("errors",),
-    ("public", "settings"),
     ("config", "recipes"),
     ("engine",),
     ("data",),
@@ -228,7 +227,7 @@ def test_help_does_not_import_torch(command: list[str]) -> None:
         ("ltdd.data.duplicates", "def f():\n    import ltdd.pipeline", "a higher layer"),
         ("ltdd.engine.runtime", "from ltdd.stages import losses", "a higher layer"),
         ("ltdd.data.duplicates", "from .summary import describe", "relatively"),
-        ("ltdd.engine.run_folder", "from ltdd.results.card import CARD", "a higher layer"),
+        ("ltdd.engine.storage.run_folder", "from ltdd.results.card import CARD", "a higher layer"),
         ("ltdd.studies.ablate", "from ltdd.cli.options import Request", "a higher layer"),
         ("ltdd.recipes.rldd", "from ltdd.engine import files", "a higher layer"),
         ("ltdd.data.reading.arrays", "from ltdd.data.sources import npz", "by its means"),

@@ -20,9 +20,9 @@ from ltdd.config import (
     RecoveryConfig,
     form_of,
 )
-from ltdd.engine.events import read_events
-from ltdd.engine.files import read_json
-from ltdd.engine.stage_store import read_stage
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.storage.stage_store import read_stage
+from ltdd.engine.watching.events import read_events
 from ltdd.errors import UserError
 from ltdd.results.scores import ARS_BASELINES, LRS_BASELINES
 from ltdd.results.verify import verify

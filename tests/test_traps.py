@@ -39,11 +39,11 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import STAGES, EvaluationConfig, InitializationConfig, PlainExperts
+from ltdd.config.settings import fields_of
 from ltdd.data.augmentation.student_views import ViewSchedule, render
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
 from ltdd.models import ARCHITECTURES, build_model
-from ltdd.settings import fields_of
 from ltdd.stages.experts import train_expert
 from ltdd.stages.initialization import initialize_images
 from ltdd.stages.label_sources import OnlineLabels

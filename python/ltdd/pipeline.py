@@ -18,15 +18,15 @@ from ltdd.config import DistillConfig
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
-from ltdd.engine import provenance
-from ltdd.engine.files import write_json
-from ltdd.engine.run_folder import open_run
+from ltdd.engine.public import public
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import resolve_device
+from ltdd.engine.storage.files import write_json
+from ltdd.engine.storage.run_folder import open_run
 from ltdd.engine.surroundings import user_path
+from ltdd.engine.watching import provenance
 from ltdd.errors import UserError
 from ltdd.preflight import check_disk_space, check_networks
-from ltdd.public import public
 from ltdd.results.distilled_set import RESULTS, Origin, record_files, save_distilled
 from ltdd.results.scores import score
 from ltdd.stages.baselines import evaluate_references, training_sets

@@ -13,7 +13,7 @@ import pytest
 from ltdd.cli.main import COMMANDS, main
 from ltdd.cli.options import parse_distill
 from ltdd.config import DistillConfig
-from ltdd.engine.run_folder import open_run
+from ltdd.engine.storage.run_folder import open_run
 from ltdd.recipes.presets import PRESETS, preset
 from ltdd.results.terminal import accuracy_table
 
@@ -104,7 +104,7 @@ def test_dashes_and_underscores_are_alike() -> None:
         ("compare a b", "expected --to FILE.html, the page to write, got none"),
         ("compare a --to b.html", "expected 2 to 8 runs, got 1"),
         ("split --imbalance-factor 0", "expected --imbalance-factor >= 1, got 0"),
-        ("split --ipc 3", "unknown option --ipc; allowed: --data, --imbalance-factor"),
+        ("split --ipc 3", "unknown option --ipc; did you mean --fit? allowed: --data, --imbalance-factor"),
         ("doctor --fix", "unknown option --fix"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 from ltdd.cli.main import main
 from ltdd.cli.options import distill_parser, fields, parse_distill
 from ltdd.config import STAGES, ClusteredCrops, NoRecovery, PlainExperts
+from ltdd.config.settings import fields_of
 from ltdd.errors import UserError
-from ltdd.settings import fields_of
 
 SURFACE = Path(__file__).with_name("distill_options.txt")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ltdd.cli.main import main
-from ltdd.engine.files import fingerprint
-from ltdd.engine.stage_store import StageStore
+from ltdd.engine.storage.files import fingerprint
+from ltdd.engine.storage.stage_store import StageStore
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_the_store_is_listed_and_pruned(store: Path, capsys: pytest.CaptureFixtu
     ("words", "said"),
     [
         (["--store", "none"], "expected a store of stage results, got none"),
-        (["--prune", "-1"], "expected --prune 0 or more, got -1"),
-        (["--unused-days", "-0.5"], "expected --unused-days 0 or more, got -0.5"),
+        (["--prune", "-1"], "expected --prune >= 0, got -1"),
+        (["--unused-days", "-0.5"], "expected --unused-days >= 0, got -0.5"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltdd.data.long_tail import (
+from ltdd.data.splitting.long_tail import (
     accuracy_groups,
     exponential_counts,
     long_tailed_indices,

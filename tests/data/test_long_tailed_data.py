@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ltdd.data.long_tail import exponential_counts
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.reading import image_files
+from ltdd.data.splitting.long_tail import exponential_counts
 from ltdd.errors import UserError
 
 Builder = Callable[..., Path]

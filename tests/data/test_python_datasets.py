@@ -16,8 +16,8 @@ from torchvision.datasets import ImageFolder
 
 import ltdd
 from ltdd.data import LongTailedData, from_datasets, from_tensors, load_data
-from ltdd.engine.events import read_events
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.watching.events import read_events
 from ltdd.errors import UserError
 from ltdd.studies.evaluate import evaluate
 

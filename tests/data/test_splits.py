@@ -12,7 +12,7 @@ from helpers.refusal import refused
 from helpers.trees import images, png, write
 
 from ltdd.data.long_tailed_data import load_data
-from ltdd.data.reading.splits import split_kind
+from ltdd.data.splitting.splits import split_kind
 
 CLASSES = ("cat", "dog", "emu")
 Maker = Callable[[Path, "dict[str, int]"], str]

@@ -16,8 +16,8 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine import interruption
-from ltdd.engine.checkpoint import StageCheckpoint
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.storage.checkpoint import StageCheckpoint
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages.evaluation import StudentName, train_student

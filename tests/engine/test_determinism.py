@@ -17,9 +17,9 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.crops import cut_windows, random_crops, random_windows
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.long_tailed_data import LongTailedData, load_data
-from ltdd.engine.events import EventLog
 from ltdd.engine.runtime import Runtime, choose_kernels
 from ltdd.engine.stage_runner import StageRunner
+from ltdd.engine.watching.events import EventLog
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages import initialization

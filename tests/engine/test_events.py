@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ltdd.cli.main import main
-from ltdd.engine.events import EventLog, EventPrinter, read_events
-from ltdd.engine.tensorboard import TensorBoard
+from ltdd.engine.watching.events import EventLog, EventPrinter, read_events
+from ltdd.engine.watching.tensorboard import TensorBoard
 from ltdd.errors import UserError
 
 

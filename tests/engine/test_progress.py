@@ -10,10 +10,10 @@ import pytest
 from helpers.finished_pages import finished_run
 
 from ltdd.cli.main import main
-from ltdd.engine import progress as progress_module
-from ltdd.engine import units
-from ltdd.engine.files import read_json
-from ltdd.engine.progress import Progress
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.watching import progress as progress_module
+from ltdd.engine.watching import units
+from ltdd.engine.watching.progress import Progress
 from ltdd.results.terminal import run_summary
 
 

@@ -20,10 +20,16 @@ from sklearn.datasets import load_digits
 
 from ltdd.config import DistillConfig, ExpertsConfig
 from ltdd.data.image_spec import ImageSet, Normalization
-from ltdd.engine.events import EventLog, read_events
-from ltdd.engine.files import fingerprint, read_json, read_tensors, write_json, write_tensors
-from ltdd.engine.run_folder import RunLock, open_run
-from ltdd.engine.stage_store import StageStore
+from ltdd.engine.storage.files import (
+    fingerprint,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from ltdd.engine.storage.run_folder import RunLock, open_run
+from ltdd.engine.storage.stage_store import StageStore
+from ltdd.engine.watching.events import EventLog, read_events
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import load, record_files
 
@@ -54,7 +60,8 @@ def test_fingerprint_ignores_order_and_sees_values() -> None:
 
 def test_tensor_files_are_equal_for_equal_content_in_every_process(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from pathlib import Path; from ltdd.engine.files import write_tensors\n"
+        "import sys, torch; from pathlib import Path\n"
+        "from ltdd.engine.storage.files import write_tensors\n"
         "x = torch.arange(24.).view(1, 2, 3, 4)\n"
         "write_tensors(Path(sys.argv[1]), {'x': x.to(memory_format=torch.channels_last),"
         " 'slice': x[..., 1:]}, {k: k for k in 'qwertyuiop'})\n"
@@ -110,7 +117,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     code = (
-        "import sys, torch; from pathlib import Path; from ltdd.engine.files import write_tensors\n"
+        "import sys, torch; from pathlib import Path\n"
+        "from ltdd.engine.storage.files import write_tensors\n"
         "for i in range(10**6):\n"
         "    write_tensors(Path(sys.argv[1]), {'x': torch.full((200_000,), float(i))}, {})\n"
     )
@@ -200,7 +208,8 @@ def test_a_run_begun_by_another_process_meanwhile_is_not_foreign(
 
 def test_a_second_process_is_refused_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from ltdd.engine.run_folder import open_run\n"
+        "import sys, time; from pathlib import Path\n"
+        "from ltdd.engine.storage.run_folder import open_run\n"
         "lock = open_run(Path(sys.argv[1]), {}, 's'); print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)

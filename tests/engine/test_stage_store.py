@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltdd.engine.files import fingerprint
 from ltdd.engine.run_options import default_store
-from ltdd.engine.stage_store import StageStore, entries, limit_bytes, prune
+from ltdd.engine.storage.files import fingerprint
+from ltdd.engine.storage.stage_store import StageStore, entries, limit_bytes, prune
 from ltdd.errors import UserError
 
 KEY = fingerprint("inputs")

@@ -16,8 +16,8 @@ from helpers.tiny_run import TINY, smaller
 from ltdd.cli import main
 from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import load_data
-from ltdd.engine.files import fingerprint, write_json
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.storage.files import fingerprint, write_json
 from ltdd.errors import UserError
 from ltdd.stages.experts import train_expert
 

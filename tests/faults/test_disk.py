@@ -18,8 +18,8 @@ from ltdd import pipeline, preflight
 from ltdd.cli import main, options
 from ltdd.cli.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
-from ltdd.engine import files
-from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
+from ltdd.engine.storage import files
+from ltdd.engine.storage.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.errors import UserError
 from ltdd.results.verify import verify
 

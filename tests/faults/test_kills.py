@@ -16,9 +16,14 @@ import pytest
 import torch
 from helpers.tiny_run import Forked, Outcome, distill, smaller
 
-from ltdd.engine.events import read_events
-from ltdd.engine.files import read_json, read_sealed_tensors, write_json, write_sealed_tensors
-from ltdd.engine.run_folder import open_run
+from ltdd.engine.storage.files import (
+    read_json,
+    read_sealed_tensors,
+    write_json,
+    write_sealed_tensors,
+)
+from ltdd.engine.storage.run_folder import open_run
+from ltdd.engine.watching.events import read_events
 from ltdd.errors import FolderInUse
 from ltdd.results.verify import verify
 

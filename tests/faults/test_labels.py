@@ -13,8 +13,8 @@ from faults.test_images import picture
 from helpers.saved_set import save_set
 
 from ltdd.data.image_spec import ImageSet
-from ltdd.data.long_tail import exponential_counts, long_tailed_indices
 from ltdd.data.long_tailed_data import load_data
+from ltdd.data.splitting.long_tail import exponential_counts, long_tailed_indices
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import load
 from ltdd.stages.metrics import accuracy_report, confusion_matrix

@@ -20,8 +20,8 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
-from ltdd.engine.events import EventLog, read_events
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.watching.events import EventLog, read_events
 from ltdd.errors import UserError
 from ltdd.models import build_model, normalization
 from ltdd.models.inference import predict_logits
@@ -248,7 +248,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from ltdd.data.image_spec import Normalization
-from ltdd.engine.events import EventLog
+from ltdd.engine.watching.events import EventLog
 from ltdd.models.inference import predict_logits
 from ltdd.engine.runtime import Runtime
 

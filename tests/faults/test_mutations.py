@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from ltdd.engine.checkpoint import StageCheckpoint
-from ltdd.engine.files import fingerprint, read_json, read_sealed_tensors, read_tensors
-from ltdd.engine.stage_store import read_stage
+from ltdd.engine.storage.checkpoint import StageCheckpoint
+from ltdd.engine.storage.files import fingerprint, read_json, read_sealed_tensors, read_tensors
+from ltdd.engine.storage.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import load
 

@@ -15,8 +15,8 @@ from ltdd import pipeline
 from ltdd.cli import main, options
 from ltdd.cli.commands import distill as distill_command
 from ltdd.data.long_tailed_data import load_data
-from ltdd.engine.events import read_events
-from ltdd.engine.run_folder import open_run
+from ltdd.engine.storage.run_folder import open_run
+from ltdd.engine.watching.events import read_events
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -18,11 +18,11 @@ from torch import Tensor
 from helpers.saved_set import save_set
 from ltdd.config import DistillConfig, EvaluationConfig, StatisticsConfig
 from ltdd.data.image_spec import ImageSet, ImageSpec, Normalization
-from ltdd.data.long_tail import accuracy_groups
-from ltdd.engine.events import EventLog
-from ltdd.engine.files import fingerprint, write_json
+from ltdd.data.splitting.long_tail import accuracy_groups
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_store import StageStore
+from ltdd.engine.storage.files import fingerprint, write_json
+from ltdd.engine.storage.stage_store import StageStore
+from ltdd.engine.watching.events import EventLog
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_names
 from ltdd.results.distilled_set import record_files

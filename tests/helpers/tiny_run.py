@@ -23,8 +23,8 @@ from ltdd.config import (
     RecoveryConfig,
     RelabelingConfig,
 )
-from ltdd.engine.files import read_json
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.storage.files import read_json
 
 QUIET = RunOptions(quiet=True, store=None)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from ltdd.engine.files import write_tensors
+from ltdd.engine.storage.files import write_tensors
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
 from ltdd.models.weights import load_weights, read_weights

@@ -11,7 +11,7 @@ import pytest
 
 from ltdd.cli.options import parse_distill
 from ltdd.config import DistillConfig, NoRecovery, PlainExperts, RandomReal
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
 from ltdd.errors import UserError
 from ltdd.recipes import PRESETS, RECIPES, Recipe, configure, find_recipe
 from ltdd.recipes.presets import preset

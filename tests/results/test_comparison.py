@@ -9,7 +9,7 @@ from helpers.finished_pages import Page, finished_run
 
 from ltdd.cli.main import main
 from ltdd.config import RecoveryConfig
-from ltdd.engine.files import read_json, write_json
+from ltdd.engine.storage.files import read_json, write_json
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import record_files
 from ltdd.results.pages.comparison import write_comparison

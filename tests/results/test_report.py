@@ -16,8 +16,8 @@ from PIL import Image
 
 from ltdd.config import DistillConfig
 from ltdd.data.image_spec import ImageSet
-from ltdd.data.long_tail import accuracy_groups
-from ltdd.engine.files import read_json, write_json
+from ltdd.data.splitting.long_tail import accuracy_groups
+from ltdd.engine.storage.files import read_json, write_json
 from ltdd.errors import UserError
 from ltdd.results.pages.charts import Point, step_lines
 from ltdd.results.pages.report import write_report

@@ -17,7 +17,7 @@ from torch import nn
 import ltdd
 from ltdd.cli.main import main
 from ltdd.config import DistillConfig
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
 from ltdd.errors import UserError
 from ltdd.results.card import write_card
 from ltdd.results.pages.comparison import write_comparison

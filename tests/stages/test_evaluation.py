@@ -13,11 +13,11 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine.muon import Muon
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
+from ltdd.models.muon import Muon
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import (
     StudentName,

@@ -10,8 +10,8 @@ import pytest
 
 from ltdd.cli.main import main
 from ltdd.config import DistillConfig, ExpertsConfig, NoRecovery, PlainExperts, UniMixExperts
-from ltdd.engine.events import read_events
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.watching.events import read_events
 from ltdd.errors import UserError
 from ltdd.studies.ablate import difference
 from ltdd.studies.switches import SWITCHES, all_values, changed, chosen_values, plan

@@ -18,9 +18,9 @@ from ltdd import pipeline
 from ltdd.cli.main import main
 from ltdd.config import DistillConfig, EvaluationConfig, PlainExperts, RecoveryConfig
 from ltdd.data.long_tailed_data import load_data
-from ltdd.engine.events import read_events
-from ltdd.engine.files import read_json
-from ltdd.engine.stage_store import read_stage
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.storage.stage_store import read_stage
+from ltdd.engine.watching.events import read_events
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits

@@ -10,9 +10,9 @@ import pytest
 
 from ltdd.cli.commands.reproduce import request_of
 from ltdd.cli.main import main
-from ltdd.data.long_tail import exponential_counts
-from ltdd.engine.events import read_events
-from ltdd.engine.files import read_json
+from ltdd.data.splitting.long_tail import exponential_counts
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.watching.events import read_events
 from ltdd.errors import UserError
 from ltdd.models import ARCHITECTURES
 from ltdd.studies.published_tables import CIFAR10, CIFAR100, ROWS, TINY, DataSet, Row

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 import ltdd
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_store import read_stage
+from ltdd.engine.storage.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.results.distilled_set import load, save_distilled

@@ -32,16 +32,16 @@ from ltdd.config import (
     other_form,
     override,
 )
+from ltdd.config.settings import Field, Weight, check_value, choices, fields_of, placeholder, shown
 from ltdd.engine.run_options import CHECKPOINT_SECONDS, NO_STORE, RunOptions, default_store
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.recipes import PRESETS, RECIPES, find_recipe
 from ltdd.recipes.presets import preset
 from ltdd.recipes.rldd import RLDD
-from ltdd.settings import Field, Weight, check_value, choices, fields_of, placeholder, shown
 
 if TYPE_CHECKING:
-    from ltdd.engine.events import Sink
+    from ltdd.engine.watching.events import Sink
 
 _RUN_OPTIONS: Mapping[str, Any] = {
     "recipe": str | None,
@@ -126,8 +126,8 @@ def add_watching(parser: Parser) -> None:
 
 def event_sinks(verbose: bool, tensorboard: bool, folder: Path) -> list[Sink]:
     """Return what receives the events of a run beside its log, which is in ``folder``."""
-    from ltdd.engine.events import EventPrinter
-    from ltdd.engine.tensorboard import TensorBoard
+    from ltdd.engine.watching.events import EventPrinter
+    from ltdd.engine.watching.tensorboard import TensorBoard
 
     sinks: list[Sink] = [EventPrinter()] if verbose else []
     return [*sinks, TensorBoard(folder / "tensorboard")] if tensorboard else sinks

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ltdd.config.settings import bounds, check_value, choices, is_optional, is_text, placeholder
 from ltdd.errors import UserError
-from ltdd.settings import bounds, check_value, choices, is_optional, is_text, placeholder
 
 _LONGEST_FILE = 1 << 20  # bytes of a configuration
 

@@ -21,8 +21,6 @@ from torch import Tensor
 from ltdd.config import Fit, IncompleteClasses, OnBadImage
 from ltdd.data.duplicates import Duplicates
 from ltdd.data.image_spec import ImageSpec, Normalization
-from ltdd.data.incomplete_classes import complete
-from ltdd.data.long_tail import long_tailed_indices, split_sha256
 from ltdd.data.reading.arrays import Arrays
 from ltdd.data.reading.content import content_sha256
 from ltdd.data.reading.decoded_cache import decode
@@ -31,8 +29,10 @@ from ltdd.data.reading.image_source import IntArray, Labelled, Parts
 from ltdd.data.reading.originals import LARGEST_SIZE, SMALLEST_SIZE, Originals
 from ltdd.data.reading.python_datasets import Dataset, all_items
 from ltdd.data.sources import SOURCES, open_source
+from ltdd.data.splitting.incomplete_classes import complete
+from ltdd.data.splitting.long_tail import long_tailed_indices, split_sha256
+from ltdd.engine.public import public
 from ltdd.errors import UserError, shown
-from ltdd.public import public
 
 __all__ = ["SOURCES", "LongTailedData", "from_datasets", "from_tensors", "load_data"]
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from ltdd.data.long_tail import FEW_SHOT_UP_TO, accuracy_groups
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.data.splitting.long_tail import FEW_SHOT_UP_TO, accuracy_groups
 
 FEW = 5
 """A class with fewer training images than this can hardly be learned or tested."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.config import OnBadImage
+from ltdd.engine.public import check_fields
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
-from ltdd.public import check_fields
 
 CHECKPOINT_SECONDS = 60.0
 """Default time between two saves of an unfinished stage."""
@@ -49,7 +49,7 @@ class RunOptions:
         store: folder of stage results that runs share; None for none. A run folder holds what it
             needs by itself all the same.
         sinks: given the folder of an event log, returns what else receives its events
-            (`ltdd.engine.events.Sink`).
+            (`ltdd.engine.watching.events.Sink`).
 
     Raises:
         UserError: a value is of another kind.

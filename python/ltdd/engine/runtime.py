@@ -15,7 +15,7 @@ import torch
 
 import ltdd_ext
 from ltdd.config import Backend, DistillConfig, Precision
-from ltdd.engine.progress import Progress
+from ltdd.engine.watching.progress import Progress
 from ltdd.errors import UserError
 
 

@@ -12,13 +12,13 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from ltdd.engine import interruption
-from ltdd.engine.checkpoint import StageCheckpoint
-from ltdd.engine.files import fingerprint
 from ltdd.engine.finite import check_all_finite
 from ltdd.engine.memory import Meter
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_store import StageStore, StoredStage
+from ltdd.engine.storage.checkpoint import StageCheckpoint
+from ltdd.engine.storage.files import fingerprint
+from ltdd.engine.storage.stage_store import StageStore, StoredStage
 from ltdd.errors import UserError
 
 FORMAT = 4

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ltdd.config import AnyExperts
-from ltdd.engine.files import read_tensors
+from ltdd.engine.storage.files import read_tensors
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.models import Network

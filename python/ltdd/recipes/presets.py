@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltdd.config import DistillConfig, override
+from ltdd.config.settings import close_match
 from ltdd.errors import UserError
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
-from ltdd.settings import close_match
 
 
 def _demo(ipc: int) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ltdd.config.settings import close_match
 from ltdd.errors import UserError
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
-from ltdd.settings import close_match
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RLDD,)}
 """Name -> method."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from ltdd.engine.files import write_text
+from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet
 from ltdd.results.tables import found_images, unmeasured

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ltdd import __version__
 from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits
-from ltdd.engine.files import (
+from ltdd.engine.finite import is_finite
+from ltdd.engine.public import public
+from ltdd.engine.storage.files import (
     file_sha256,
     fingerprint,
     read_json,
@@ -23,10 +25,8 @@ from ltdd.engine.files import (
     write_json,
     write_tensors,
 )
-from ltdd.engine.finite import is_finite
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
-from ltdd.public import public
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"
 FKD = "fkd.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ltdd.data.image_spec import ImageSet
-from ltdd.data.long_tail import accuracy_groups
+from ltdd.data.splitting.long_tail import accuracy_groups
 from ltdd.stages.metrics import (
     accuracy_report,
     augmentation_robust_score,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine import units
+from ltdd.engine.watching import units
 from ltdd.results.tables import unmeasured
 from ltdd.stages.metrics import usual_floor
 

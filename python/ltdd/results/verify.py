@@ -16,10 +16,10 @@ from torch import Tensor
 from ltdd.config import DistillConfig
 from ltdd.data.image_spec import to_uint8
 from ltdd.data.packed_logits import pack
-from ltdd.engine.events import EVENTS
-from ltdd.engine.files import fingerprint, read_json, read_sealed_tensors
 from ltdd.engine.finite import is_finite
-from ltdd.engine.stage_store import read_stage
+from ltdd.engine.storage.files import fingerprint, read_json, read_sealed_tensors
+from ltdd.engine.storage.stage_store import read_stage
+from ltdd.engine.watching.events import EVENTS
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet, load
 from ltdd.stages.label_calibration import label_shift

@@ -23,10 +23,10 @@ from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
 from ltdd.engine.finite import mean_of_losses
-from ltdd.engine.muon import Muon
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
+from ltdd.models.muon import Muon
 from ltdd.stages.label_sources import LabelSource
 from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
 from ltdd.stages.run import Run

@@ -26,11 +26,11 @@ from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
-from ltdd.engine.files import fingerprint
 from ltdd.engine.finite import mean_of_losses
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
+from ltdd.engine.storage.files import fingerprint
 from ltdd.engine.tensor_trees import moved
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdd.data.long_tail import accuracy_groups
+from ltdd.data.splitting.long_tail import accuracy_groups
 
 GROUPS = ("head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
 SCALARS = ("accuracy", *GROUPS)

@@ -20,11 +20,11 @@ from ltdd.data.augmentation.crops import Crops, crop, random_crops
 from ltdd.data.image_spec import ImageSet, ImageSpec, to_uint8
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
-from ltdd.engine.files import tensors_sha256
 from ltdd.engine.finite import check_finite
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
+from ltdd.engine.storage.files import tensors_sha256
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 from ltdd.stages.run import InitialImages, Run

@@ -20,9 +20,9 @@ from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps
-from ltdd.engine.files import fingerprint
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
+from ltdd.engine.storage.files import fingerprint
 from ltdd.models.inference import check_logits, predict_logits, view_logits
 from ltdd.stages.label_calibration import calibration_strength, label_shift
 from ltdd.stages.label_sources import (

@@ -13,11 +13,11 @@ from ltdd.config import DistillConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine.events import EVENTS, EventLog
 from ltdd.engine.memory import keep_freed_memory
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Runtime, choose_kernels
 from ltdd.engine.stage_runner import StageRunner, Stored
+from ltdd.engine.watching.events import EVENTS, EventLog
 from ltdd.models import Network, build_model
 from ltdd.models.inference import predict_logits
 

@@ -19,9 +19,9 @@ from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.finite import check_finite
-from ltdd.engine.progress import Progress
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
+from ltdd.engine.watching.progress import Progress
 from ltdd.models.observer import Observer, batch_norm_layers, batch_norm_names, running_statistics
 from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd.stages.run import InitialImages, Run

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine.files import write_json, write_text
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.storage.files import write_json, write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill
 from ltdd.results.tables import markdown_table, percent, unmeasured

@@ -11,10 +11,10 @@ import torch
 
 from ltdd.config import DistillConfig, OnBadImage
 from ltdd.data.long_tailed_data import LongTailedData, load_data
-from ltdd.engine.files import read_json
-from ltdd.engine.run_folder import open_run
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import NullLog, Runtime
+from ltdd.engine.storage.files import read_json
+from ltdd.engine.storage.run_folder import open_run
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits

@@ -9,11 +9,11 @@ from typing import Any
 from ltdd.config import DistillConfig, Labels
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine import provenance
-from ltdd.engine.files import tensors_sha256, write_json
-from ltdd.engine.run_folder import open_run
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.stage_runner import Stored
+from ltdd.engine.storage.files import tensors_sha256, write_json
+from ltdd.engine.storage.run_folder import open_run
+from ltdd.engine.watching import provenance
 from ltdd.errors import UserError
 from ltdd.pipeline import load_source
 from ltdd.preflight import check_networks

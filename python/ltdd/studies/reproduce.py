@@ -9,8 +9,8 @@ from typing import Any
 
 from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine.files import write_text
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill, load_source
 from ltdd.results.tables import percent

@@ -16,10 +16,10 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
+from ltdd.engine.public import public
 from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.errors import UserError, first_line, shown
 from ltdd.models.inference import predict_logits
-from ltdd.public import public
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.stages import evaluation
 from ltdd.stages.evaluation import StudentName

@@ -15,7 +15,7 @@ import yaml
 
 import ltdd
 from ltdd.cli.main import main
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
 from ltdd.errors import UserError
 from ltdd.results.card import own_layout, render_card, write_card
 from ltdd.results.distilled_set import load

@@ -18,7 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import ltdd
 from ltdd.cli.main import main
-from ltdd.engine.files import read_json
+from ltdd.engine.storage.files import read_json
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.results.exports import FORMATS, ddranking, webdataset

@@ -10,8 +10,8 @@ import torch
 
 from ltdd.config import DistillConfig
 from ltdd.data.packed_logits import pack
-from ltdd.engine.files import new_folder, read_json, remove_leftovers
-from ltdd.engine.stage_store import StageStore, read_stage
+from ltdd.engine.storage.files import new_folder, read_json, remove_leftovers
+from ltdd.engine.storage.stage_store import StageStore, read_stage
 from ltdd.results.distilled_set import load
 from ltdd.results.verify import verify
 

@@ -12,8 +12,8 @@ from annotated_types import Interval
 from ltdd.cli.options import add_on_bad_image
 from ltdd.cli.parser import Parser
 from ltdd.config import ImageSize, ImbalanceFactor
+from ltdd.config.settings import Number
 from ltdd.errors import UserError
-from ltdd.settings import Number
 
 SUMMARY = "Show how good a teacher is on the held-out images: a run's, or weights from a file."
 

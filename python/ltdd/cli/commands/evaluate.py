@@ -15,7 +15,7 @@ from ltdd.cli.options import (
 )
 from ltdd.cli.parser import Parser
 from ltdd.config import Labels
-from ltdd.settings import Count
+from ltdd.config.settings import Count
 
 SUMMARY = "Train other students on the distilled set of a finished run."
 

@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
     )
     add_on_bad_image(parser)
     options = parser.parse_args(argv)
-    from ltdd.data.long_tail import accuracy_groups
+    from ltdd.data.splitting.long_tail import accuracy_groups
     from ltdd.data.summary import describe
     from ltdd.engine.run_options import RunOptions
     from ltdd.pipeline import load_source

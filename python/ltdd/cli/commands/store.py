@@ -7,8 +7,8 @@ from datetime import datetime, timedelta, timezone
 
 from ltdd.cli.options import add_store, chosen_store
 from ltdd.cli.parser import Parser
+from ltdd.config.settings import Weight
 from ltdd.errors import UserError
-from ltdd.settings import Weight
 
 SUMMARY = "List the results of stages that runs share, or remove unused ones."
 
@@ -35,8 +35,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(
             "expected a store of stage results, got none: LTDD_STORE or --store is none"
         )
-    from ltdd.engine.stage_store import entries, limit_bytes, prune, remove_unused
-    from ltdd.engine.units import size
+    from ltdd.engine.storage.stage_store import entries, limit_bytes, prune, remove_unused
+    from ltdd.engine.watching.units import size
 
     removed = []
     if options.unused_days is not None:

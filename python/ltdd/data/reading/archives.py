@@ -20,7 +20,7 @@ from typing import IO
 import filelock
 
 from ltdd.data.reading.litter import is_litter
-from ltdd.engine.files import file_sha256
+from ltdd.engine.storage.files import file_sha256
 from ltdd.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")

@@ -6,7 +6,7 @@ from collections import Counter
 
 from ltdd.data.reading.image_files import Files, Folder
 from ltdd.data.reading.litter import is_no_image, suffix_of
-from ltdd.data.reading.parts import Split, labelled_by
+from ltdd.data.splitting.parts import Split, labelled_by
 from ltdd.errors import UserError
 
 

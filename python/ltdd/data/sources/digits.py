@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ltdd.data.reading.arrays import Arrays
-from ltdd.data.reading.held_out import held_out_positions
 from ltdd.data.reading.image_source import Labelled, Parts
+from ltdd.data.splitting.held_out import held_out_positions
 
 _TEST_PER_CLASS = 50
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ltdd.data.reading.image_files import Folder, files_below
 from ltdd.data.reading.litter import has_image_suffix, suffix_of
-from ltdd.data.reading.splits import split_kind
+from ltdd.data.splitting.splits import split_kind
 from ltdd.errors import UserError
 
 _TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".zip", ".tar", ".gz", ".txt")

@@ -22,10 +22,10 @@ from ltdd.config import OnBadImage
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.decoder import opened
 from ltdd.data.reading.image_source import IntArray, Parts, Pictures
-from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
-from ltdd.data.reading.splits import choose_splits, split_kind
 from ltdd.data.sources.hf_files import parquet_splits
 from ltdd.data.sources.spec import Spec
+from ltdd.data.splitting.parts import Origin, Split, labelled_by, parts_of
+from ltdd.data.splitting.splits import choose_splits, split_kind
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 

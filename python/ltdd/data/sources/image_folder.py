@@ -8,11 +8,11 @@ from ltdd.config import OnBadImage
 from ltdd.data.reading.image_files import Files, Folder, files_below, list_files
 from ltdd.data.reading.image_source import Parts
 from ltdd.data.reading.litter import has_image_suffix, passed_over
-from ltdd.data.reading.parts import Origin, Split, parts_of
-from ltdd.data.reading.splits import choose_splits, split_kind
 from ltdd.data.sources.annotated_folder import annotated_split, has_annotations
 from ltdd.data.sources.other_forms import refuse_other_forms
 from ltdd.data.sources.spec import Spec, given_folder
+from ltdd.data.splitting.parts import Origin, Split, parts_of
+from ltdd.data.splitting.splits import choose_splits, split_kind
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 

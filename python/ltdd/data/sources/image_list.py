@@ -13,13 +13,13 @@ from ltdd.config import OnBadImage
 from ltdd.data.reading.archives import is_archive
 from ltdd.data.reading.image_files import Files, Folder
 from ltdd.data.reading.image_source import Parts
-from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
-from ltdd.data.reading.splits import choose_splits, split_kind
 from ltdd.data.sources.coco import read_coco
 from ltdd.data.sources.file_lookup import FileLookup
 from ltdd.data.sources.label_file import Entry, LabelFile
 from ltdd.data.sources.label_table import read_text
 from ltdd.data.sources.spec import Spec, given_folder
+from ltdd.data.splitting.parts import Origin, Split, labelled_by, parts_of
+from ltdd.data.splitting.splits import choose_splits, split_kind
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltdd.data.reading.splits import split_kind
 from ltdd.data.sources.label_file import Entry, LabelFile
+from ltdd.data.splitting.splits import split_kind
 from ltdd.errors import UserError
 
 # Names of columns in published label files, best first: the first row with exactly one is taken.

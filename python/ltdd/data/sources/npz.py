@@ -23,9 +23,9 @@ import numpy.typing as npt
 from ltdd.data.reading.arrays import bring_to, channels_first, images_at_once, shape_of
 from ltdd.data.reading.decoder import Form, Header, UInt8Array
 from ltdd.data.reading.image_source import IntArray, Parts
-from ltdd.data.reading.parts import Origin, Split, labelled_by, parts_of
-from ltdd.data.reading.splits import choose_splits
 from ltdd.data.sources.spec import Spec
+from ltdd.data.splitting.parts import Origin, Split, labelled_by, parts_of
+from ltdd.data.splitting.splits import choose_splits
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 

@@ -12,9 +12,9 @@ import torchvision
 from ltdd.config import OnBadImage
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.image_source import IntArray, Labelled, Parts
-from ltdd.data.reading.parts import Origin, labelled_by, parts_of
 from ltdd.data.reading.python_datasets import all_items
-from ltdd.data.reading.splits import choose_splits
+from ltdd.data.splitting.parts import Origin, labelled_by, parts_of
+from ltdd.data.splitting.splits import choose_splits
 from ltdd.errors import UserError
 
 _BY_FLAG = ({"train": True}, {"train": False})

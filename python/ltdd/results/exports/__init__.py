@@ -10,8 +10,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from ltdd.engine.public import public
 from ltdd.errors import UserError
-from ltdd.public import public
 
 FORMATS = ("imagefolder", "npz", "ddranking", "parquet", "webdataset")
 """Modules of this package."""
@@ -39,7 +39,7 @@ def export(folder: str | Path, format: str, to: str | Path, license: str | None 
     """
     if format not in FORMATS:
         raise UserError(f"expected a format among {', '.join(FORMATS)}; got {format!r}")
-    from ltdd.engine.files import new_folder, write_json
+    from ltdd.engine.storage.files import new_folder, write_json
     from ltdd.engine.surroundings import user_path
     from ltdd.results.card import Layout, write_card
     from ltdd.results.distilled_set import load

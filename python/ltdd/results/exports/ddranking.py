@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ltdd.data.augmentation.crops import normalise
-from ltdd.engine.files import write_bytes, write_json
+from ltdd.engine.storage.files import write_bytes, write_json
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet
 

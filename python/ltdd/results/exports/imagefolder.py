@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ltdd.engine.files import write_bytes, write_tensors
+from ltdd.engine.storage.files import write_bytes, write_tensors
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.exports.png import encode_png
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ltdd.engine.files import write_bytes
+from ltdd.engine.storage.files import write_bytes
 from ltdd.results.distilled_set import DistilledSet
 
 FILES = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ltdd.engine.files import write_bytes
+from ltdd.engine.storage.files import write_bytes
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.exports.png import encode_png

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine.files import write_text
+from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.pages.accuracy_charts import WHO, Scores, class_chart, group_chart, rows_of

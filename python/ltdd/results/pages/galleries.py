@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ltdd.data.image_spec import to_uint8
-from ltdd.engine.stage_store import read_stage
+from ltdd.engine.storage.stage_store import read_stage
 from ltdd.results.distilled_set import DistilledSet
 from ltdd.results.pages import charts
 from ltdd.results.pages.charts import Chart

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from ltdd.engine import units
+from ltdd.engine.watching import units
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:

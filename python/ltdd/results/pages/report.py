@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine.events import EVENTS, read_events
-from ltdd.engine.files import read_json, write_bytes, write_text
+from ltdd.engine.storage.files import read_json, write_bytes, write_text
+from ltdd.engine.watching.events import EVENTS, read_events
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.results.pages import charts

@@ -12,7 +12,7 @@ import numpy as np
 from ltdd.config import IncompleteClasses
 from ltdd.data.reading.decoder import Form, Header, UInt8Array
 from ltdd.data.reading.image_source import Images, IntArray, Labelled, Parts
-from ltdd.engine.files import fingerprint
+from ltdd.engine.storage.files import fingerprint
 from ltdd.errors import UserError
 
 _LISTED = 5  # classes that one message names

@@ -9,9 +9,9 @@ from types import TracebackType
 import torch
 from tqdm import tqdm
 
-from ltdd.engine import units
 from ltdd.engine.memory import peak_bytes
 from ltdd.engine.surroundings import shown_on_terminal
+from ltdd.engine.watching import units
 
 _REFRESH = 0.5  # seconds between two looks at the figures behind the bar
 _LINE_EVERY = 10  # seconds between two plain lines

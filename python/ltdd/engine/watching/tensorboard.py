@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ltdd.engine.events import Event, metrics_of
+from ltdd.engine.watching.events import Event, metrics_of
 from ltdd.errors import UserError
 
 

@@ -19,7 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ltdd.engine.files import canonical_json, read_sealed_tensors, write_bytes, write_sealed_tensors
+from ltdd.engine.storage.files import (
+    canonical_json,
+    read_sealed_tensors,
+    write_bytes,
+    write_sealed_tensors,
+)
 from ltdd.errors import UserError
 
 DEFAULT_LIMIT_GB = 20.0
@@ -69,7 +74,7 @@ class StageStore:
 
     Example:
         >>> import tempfile, torch
-        >>> from ltdd.engine.files import fingerprint
+        >>> from ltdd.engine.storage.files import fingerprint
         >>> store = StageStore(Path(tempfile.mkdtemp()))
         >>> key = fingerprint({"epochs": 3})
         >>> store.put("experts", key, {"weight": torch.ones(2)}, {"seconds": 4.0})

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ltdd.engine import interruption
-from ltdd.engine.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.engine.finite import is_finite
 from ltdd.engine.run_options import CHECKPOINT_SECONDS
+from ltdd.engine.storage.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.errors import UserError
 
 _FORMAT = "4"  # raise it when a stage's state changes; older checkpoints are then started over

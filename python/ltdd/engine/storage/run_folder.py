@@ -22,7 +22,7 @@ from typing import Any
 import filelock
 
 from ltdd.config import DistillConfig
-from ltdd.engine.files import (
+from ltdd.engine.storage.files import (
     canonical_json,
     fingerprint,
     read_json,

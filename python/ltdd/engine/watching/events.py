@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from ltdd.engine.files import write_text
+from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 
 Event = dict[str, Any]

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from ltdd.config import OnBadImage
-from ltdd.data.reading.class_names import by_value, in_order
-from ltdd.data.reading.held_out import hold_out
 from ltdd.data.reading.image_source import Images, IntArray, Labelled, Parts, Pictures
+from ltdd.data.splitting.class_names import by_value, in_order
+from ltdd.data.splitting.held_out import hold_out
 from ltdd.errors import UserError
 
 Naming = Literal["folders", "labels", "declared"]

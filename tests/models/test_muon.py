@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine.muon import MOMENTUM, Muon, orthogonalised
+from ltdd.models.muon import MOMENTUM, Muon, orthogonalised
 
 
 def spread(rows: int, columns: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,0 +1,132 @@
+"""Forms of stage 1: how the observers and the teacher are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias, get_args
+
+from annotated_types import Ge, Interval
+
+from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, Whole, settings
+from ltdd.config.stage import STAGES, Stage
+from ltdd.errors import UserError
+
+
+@settings
+class _Experts(Stage):
+    """Expert training on the long-tailed data: what every form of it has."""
+
+    STAGE = "experts"
+    FORM = "loss"
+    # Who is trained; how each one is decides its result.
+    NOT_IN_KEYS = (
+        "observer", "teacher", "extra_observers", "extra_teachers",
+        "observer_weights", "teacher_weights", "class_map",
+    )  # fmt: skip
+
+    observer: str = "resnet18"
+    """Architecture whose batch-norm statistics are matched; it must have BatchNorm2d layers. Also
+    `torchvision:NAME`, `timm:NAME` or `python:package.module:factory`, untrained."""
+    teacher: str = "same"
+    """Architecture that scores crops and gives soft labels; `same` uses the observers."""
+    extra_observers: Names = ()
+    """Further observers, matched in turns, one an iteration; the same name again is another seed.
+    Their statistics, and as `same` teacher their mean logits, count like the first one's."""
+    extra_teachers: Names = ()
+    """Further teachers; labels are the mean logits of all."""
+    observer_weights: str | None = None
+    """File with the observer's weights (.safetensors, .pt or .pth); it is then not trained."""
+    teacher_weights: str | None = None
+    """File with the teacher's weights; it is then not trained."""
+    class_map: str | None = None
+    """JSON file with the class names in the order of the given weights' outputs; None: as the
+    weights file says, and if it says nothing, the order of the data."""
+    loss: str = ""
+    """What an expert minimises."""
+    epochs: Count = 200
+    """Passes over the long-tailed training images."""
+    min_steps: Count | None = None
+    """Fewest training steps: a small set gets more epochs until it has them. None: no fewest."""
+    progressive_resizing: bool = False
+    """Train the first 40 % of the epochs at half the image size and the next 30 % at three quarters
+    (at 16 pixels or more), for networks that take any size: more epochs in the same time."""
+    batch_size: Annotated[Whole, Ge(2)] = 64
+    """Images per step and view."""
+    learning_rate: Weight = 0.01
+    """Peak learning rate of SGD."""
+    momentum: Weight = 0.9
+    """SGD momentum."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: Weight = 5e-3
+    """L2 penalty on all parameters."""
+    schedule: Literal["cosine", "one_cycle"] = "cosine"
+    """`cosine` to zero, or `one_cycle` (up over 20 % of the steps, then to zero)."""
+    warmup_epochs: Count | None = None
+    """Epochs over which `cosine` first rises linearly; None: it starts at its peak."""
+    averaging: Literal["none", "ema"] = "none"
+    """Average the weights: `ema` over steps (decay 0.999); batch-norm statistics are then measured
+    again."""
+    crop_padding: Annotated[Whole, Ge(0)] = 4
+    """Random-crop padding in pixels at 32 px; scaled with the image size."""
+    crop_min_scale: AreaShare | None = None
+    """Smallest area of a random resized crop, in place of padding and cutting; None: pad."""
+    color_jitter: Annotated[Number, Interval(ge=0, le=1)] | None = None
+    """Largest relative change of brightness, contrast and saturation, 0..1; with it a fifth of the
+    images turn grey and half are blurred. None: colours stay."""
+
+    @property
+    def teacher_name(self) -> str:
+        """Architecture of the teacher, or of several, joined by `+`."""
+        first = [self.observer, *self.extra_observers] if self.teacher == "same" else [self.teacher]
+        return "+".join([*first, *self.extra_teachers])
+
+    def __post_init__(self) -> None:
+        if self.teacher == "same" and self.teacher_weights is not None:
+            raise UserError(
+                "expected experts.teacher to name the architecture of experts.teacher_weights, "
+                "got 'same'"
+            )
+        if self.warmup_epochs is not None and self.schedule != "cosine":
+            raise UserError(
+                f"expected experts.schedule cosine with warmup_epochs, got {self.schedule!r}"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise UserError("expected experts.momentum > 0 with experts.nesterov, got 0")
+
+
+@settings
+class ExpertsConfig(_Experts):
+    """Mixture consistency and class debiasing (arXiv:2511.18858, Eq. 5-7)."""
+
+    loss: Literal["rldd"] = "rldd"
+    resampling_power: Weight = 0.2
+    """rho: the second batch draws an image of class y with weight n_y^(-rho)."""
+    debias_power: Weight = 0.8
+    """q: class weight proportional to n_k^(-q)."""
+    variant: Literal["code", "printed"] = "code"
+    """The rebalanced term. `code`, as the method's code has it: on a classifier of its own, with
+    class weights of mean 1; `printed` (Eq. 6): on the one classifier, with weights of sum 1."""
+    consistency_weight: Weight = 1.0
+    """gamma1: weight of the consistency term between the two mixed views."""
+    classification_weight: Weight = 1.0
+    """gamma2: weight of the two classification terms."""
+    projection_dim: Count = 128
+    """Width h of the projection and prediction layers behind the consistency term."""
+
+
+@settings
+class PlainExperts(_Experts):
+    """Plain cross-entropy, nothing mixed."""
+
+    loss: Literal["ce"] = "ce"
+
+
+@settings
+class UniMixExperts(_Experts):
+    """Mixing towards the tail with the prior in the logits (arXiv:2111.03874)."""
+
+    loss: Literal["unimix"] = "unimix"
+
+
+AnyExperts: TypeAlias = ExpertsConfig | PlainExperts | UniMixExperts
+STAGES["experts"] = get_args(AnyExperts)

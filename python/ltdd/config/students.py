@@ -1,0 +1,89 @@
+"""Settings of stages 5 and 6: labels, students and their baselines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, settings
+from ltdd.config.stage import BASELINES, STAGES, Labels, Stage
+from ltdd.errors import UserError
+
+
+@settings
+class RelabelingConfig(Stage):
+    """Soft labels from the teacher."""
+
+    STAGE = "relabeling"
+
+    labels: Labels = "fkd"
+    """`static`: one logit vector per image; `fkd`: logits of every augmented view, replayed from
+    seeds; `online`: the teacher labels each view while the student trains; `hard`: classes only."""
+    calibration: Literal["none", "adsa"] = "none"
+    """`adsa` takes the class prior out of all soft labels, as far as makes the teacher equally sure
+    of every class of the distilled images (arXiv:2511.17914)."""
+    packing: Literal["none", "fp16", "topk"] = "fp16"
+    """How labels are stored: `fp16` takes two bytes a value, `topk` keeps the largest logits and
+    the mean of the others, `none` leaves static logits in float32."""
+    packing_top: Count = 10
+    """Logits of an image or view that `topk` keeps, fewer than there are classes."""
+
+
+@settings
+class EvaluationConfig(Stage):
+    """Student training on the distilled set, and what it is compared with."""
+
+    STAGE = "evaluation"
+    # Which students there are; how each one is trained decides its result.
+    NOT_IN_KEYS = ("seeds", "baselines", "full_epochs")
+
+    student: str = "convnet3"
+    """Architecture of the student."""
+    seeds: Count = 3
+    """Number of students; accuracies are reported as mean and standard deviation."""
+    epochs: Count = 1000
+    """Passes over the distilled images."""
+    batch_size: Count = 25
+    """Images per step."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Optimizer of the student; `muon` is for convolutions, with `adamw` for the rest."""
+    learning_rate: Weight = 1e-3
+    """Learning rate."""
+    momentum: Weight = 0.875
+    """Momentum of `sgd`."""
+    weight_decay: Weight = 0.01
+    """Weight decay, on matrices and convolution kernels only."""
+    schedule: Literal["step", "cosine", "smoothed_cosine", "cos2"] = "step"
+    """`step`: x0.5 at 80, 90, 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half;
+    `cos2`: as `smoothed_cosine` for 5/6 of the epochs, then drops to a sixth and falls to zero."""
+    logit_weight: Weight = 1.0
+    """kappa2: weight of the mean squared error on raw logits."""
+    hard_weight: Weight = 0.025
+    """kappa1: weight of the cross-entropy with the (mixed) class labels."""
+    logit_std_norm: bool = False
+    """Divide student and teacher logits by their own standard deviation over classes first."""
+    crop_min_scale: AreaShare = 0.08
+    """Smallest random-resized-crop area of the student's augmentation."""
+    cutmix: bool = True
+    """CutMix with a Beta(1, 1) area in every batch."""
+    randaugment: bool = False
+    """RandAugment(2, 9) before the crop."""
+    ema_decay: Annotated[Number, Interval(ge=0, le=1 - 1e-9)] = 0.99
+    """Decay per step of the averaged parameters that are evaluated; 0 takes the last iterate."""
+    full_epochs: Count | None = None
+    """Epochs of the `full_long_tailed` baseline over the long-tailed images; None: as experts."""
+    baselines: Names = ("random_real", "full_long_tailed")
+    """Baselines trained beside the student: `random_real` and `full_long_tailed`; for LRS also
+    `distilled_hard` and `random_real_soft`; for ARS the latter, and `distilled_bare` and
+    `random_real_bare`, which see no augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in self.baselines:
+            if name not in BASELINES:
+                known = ", ".join(BASELINES)
+                raise UserError(f"expected evaluation.baselines among {known}; got {name!r}")
+
+
+STAGES["relabeling"] = (RelabelingConfig,)
+STAGES["evaluation"] = (EvaluationConfig,)
