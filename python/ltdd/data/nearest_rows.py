@@ -86,15 +86,18 @@ def nearest_rows(asked: Rows, own: Tensor, among: Rows, stage: str, runtime: Run
     found = []
     with runtime.progress(len(blocks) * len(batches), stage) as progress:
         for block in blocks:
-            rows = torch.cat(list(chunks.map(_slices(asked, block), len(block))))
+            rows, filled = one.new_empty(len(block), one.shape[1]), 0
+            for part in chunks.map(_slices(asked, block), len(block)):
+                rows[filled : filled + len(part)] = part
+                filled += len(part)
             held = _Held.of(rows, asked.labels[block], own[block])
             best = torch.full((2, len(block)), torch.inf, dtype=torch.float64, device=device)
             position = torch.full((2, len(block)), -1, device=device)
             for batch in batches:
-                for part in chunks.map(_comparison(held, among, batch), len(batch)):
-                    nearer = part.half_square < best
-                    best = best.where(~nearer, part.half_square)
-                    position = position.where(~nearer, part.position)
+                for near in chunks.map(_comparison(held, among, batch), len(batch)):
+                    nearer = near.half_square < best
+                    best = best.where(~nearer, near.half_square)
+                    position = position.where(~nearer, near.position)
                 progress.step(images=len(batch))
             found.append(Nearest(best.cpu(), position.cpu()))
     return Nearest(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))

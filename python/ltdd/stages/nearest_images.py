@@ -16,9 +16,9 @@ another one, at distance 0 (`data.duplicates` names those that contradict each o
 `SAMPLED_PER_CLASS` images a class are asked for it, drawn at random, and about `SAMPLED` in all.
 
 Cost: with M distilled, S sampled and N training images of D values, 2 (M + S) N D operations for
-each distance, and the teacher looks at M + S + N images. 12,406 images of 32 pixels take two CPU
-cores some ten seconds beside the teacher's; 100,000 of 64 pixels, with M = S = 10,000, half an hour
-without a GPU. Memory is bounded, see `data.nearest_rows`.
+each distance, and the teacher looks at M + S + N images. With N = 12,406 images of 32 pixels one
+CPU core takes 25 seconds, half of them the teacher's; at the same rates N = 100,000 images of 64
+pixels with M = S = 10,000 would take it half an hour. Memory is bounded, see `data.nearest_rows`.
 """
 
 from __future__ import annotations
