@@ -19,10 +19,13 @@ from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tail import accuracy_groups
 from ltdd.engine.files import read_json, write_json
 from ltdd.errors import UserError
+from ltdd.results.distilled_set import record_files
 from ltdd.results.pages.charts import Point, step_lines
 from ltdd.results.pages.report import write_report
 from ltdd.results.pages.svg import ticks
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
+
+PARTS = ("median", "q05", "min")
 
 
 def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
@@ -40,7 +43,7 @@ def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     targets = {attrs.get("id") for _, attrs in page.tags}
     assert {link[1:] for link in links if link and link.startswith("#")} <= targets
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(pictures) == 30
+    assert len(pictures) == 30 + 16  # three strips a class, four pairs of either distance
     assert all((a["src"] or "").startswith("data:image/png;base64,") for a in pictures)
     assert all(a["alt"] for a in pictures)
     drawings = [a for tag, a in page.tags if tag == "svg" and "aria-hidden" not in a]
@@ -86,6 +89,49 @@ def test_drift_is_that_of_results(tmp_path: Path) -> None:
     percent = [100 * (layer["distilled"]["spread"] - 1) for layer in drift]
     for layer, value in zip(drift, percent, strict=True):
         assert f"{layer['layer']} {value:.4g} " in words
+
+
+def test_the_nearest_pairs_stand_side_by_side_with_their_distances(tmp_path: Path) -> None:
+    nearest = read_json(finished_run(tmp_path) / "results.json")["nearest"]
+    page = Page(write_report(tmp_path).read_text())
+    assert "How near to real images" in page.words
+    row = nearest["pixels"]["any_class"]["overall"]
+    cells = [f"{row[of][part]:.3g}" for of in ("distilled", "training") for part in PARTS]
+    shares = [f"{100 * row[part]:.3g} %" for part in ("nearer", "same_class")]
+    assert f"pixels, any class {' '.join([*cells, *shares])}" in " ".join(page.words.split())
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    for measure in ("pixels", "features"):
+        for pair in nearest[measure]["pairs"]:
+            ours = alts.index(
+                f"distilled image {pair['distilled']} of class {pair['distilled'] // 10}"
+            )
+            theirs = f"training image {pair['training']} of class {pair['training_class']}"
+            assert f"{theirs}, the nearest to it in {measure}" in alts[ours + 1 :]
+            assert f"{pair['distance']:.3g} in {measure} from distilled image" in page.words
+        with Image.open(tmp_path / "report" / f"nearest_{measure}.png") as picture:
+            assert picture.width > picture.height > 2 * 32
+
+
+def test_a_class_without_another_image_has_dashes(tmp_path: Path) -> None:
+    results = read_json(finished_run(tmp_path) / "results.json")
+    row = results["nearest"]["pixels"]["same_class"]["classes"][9]
+    row |= {"training": None, "nearer": None}
+    write_json(tmp_path / "results.json", results)
+    record_files(tmp_path, ["results.json"])
+    words = Page(write_report(tmp_path).read_text()).words
+    cells = " ".join(f"{row['distilled'][part]:.3g}" for part in PARTS)
+    assert f"9 {cells} - - - - -" in words
+
+
+def test_a_run_that_has_not_measured_nearness_has_a_report(tmp_path: Path) -> None:
+    results = read_json(finished_run(tmp_path) / "results.json")
+    del results["nearest"]
+    write_json(tmp_path / "results.json", results)
+    record_files(tmp_path, ["results.json"])
+    page = Page(write_report(tmp_path).read_text())
+    assert sum(tag == "img" for tag, _ in page.tags) == 30
+    assert "nearest" not in {attrs.get("id") for _, attrs in page.tags}
+    assert not list((tmp_path / "report").glob("nearest_*"))
 
 
 def test_every_figure_is_a_file_too(tmp_path: Path) -> None:
