@@ -17,13 +17,16 @@ from PIL import Image
 from ltdd.config import DistillConfig
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tail import accuracy_groups
-from ltdd.engine.files import read_json, write_json
+from ltdd.engine.files import fingerprint, read_json, write_json
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_store import StageStore
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import record_files
 from ltdd.results.pages.charts import Point, step_lines
 from ltdd.results.pages.report import write_report
 from ltdd.results.pages.svg import ticks
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.nearest_images import nearest_images, summarize_nearness
 
 PARTS = ("median", "q05", "min")
 
@@ -184,7 +187,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
-    """Write a run of noise, which no compression shrinks, without stages."""
+    """Write a run of noise, which no compression shrinks, with no stage but the nearest images."""
     generator = torch.Generator().manual_seed(0)
     count = classes * ipc
     images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
@@ -193,6 +196,17 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
     shown = ImageSet(images, torch.arange(classes).repeat_interleave(ipc))
     names, config = [f"class {c}" for c in range(classes)], DistillConfig(ipc=ipc).to_dict()
     save_set(out, shown, logits, names, counts, config=config)
+    kinds = torch.arange(classes).repeat(2)
+    real = torch.randint(0, 256, (2 * classes, *images.shape[1:]), generator=generator)
+    training, runtime = (
+        ImageSet(real.to(torch.uint8), kinds),
+        Runtime(torch.device("cpu"), quiet=True),
+    )
+    tensors = nearest_images(
+        shown, training, classes, lambda batch: batch[:, 0, 0].float() / 255, runtime
+    )
+    store, key = StageStore(out), fingerprint("nearest")
+    store.put("nearest", key, tensors, {})
     truth = torch.arange(classes).repeat(5)
     guesses = torch.randint(0, classes, (len(truth),), generator=generator)
     report = summarize([accuracy_report(guesses, truth, counts)])
@@ -204,6 +218,9 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
             "teacher": report,
             "baselines": {"random_real": report, "full_long_tailed": report},
             "stages": {},
+            "files": {store.path("nearest", key).name: 1.0},
+            "nearest": {"features_of": "features"}
+            | summarize_nearness(tensors, shown.labels, kinds, classes),
             "bytes": {"images": images.numel(), "labels": logits.numel() * 4},
             "groups": {k: list(v) for k, v in vars(accuracy_groups(counts)).items()},
             "confusion": dict.fromkeys(
@@ -214,7 +231,7 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("classes", "ipc", "side"), [(100, 50, 64), (300, 2, 96)])
+@pytest.mark.parametrize(("classes", "ipc", "side"), [(100, 50, 64), (300, 2, 96), (1000, 1, 64)])
 def test_many_classes_of_large_images_stay_below_five_megabytes(
     tmp_path: Path, classes: int, ipc: int, side: int
 ) -> None:
@@ -229,7 +246,8 @@ def test_many_classes_of_large_images_stay_below_five_megabytes(
     largest = max(results["confusion"]["student"][7][:7] + results["confusion"]["student"][7][8:])
     assert re.search(rf"class 7 \d+\.0 % class \d+ {20 * largest}\.0 %", page.words)
     pictures = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert f"of class class {classes - 1}," in (pictures[-1] or "")
+    assert any(f"images of class class {classes - 1}," in (alt or "") for alt in pictures)
+    assert sum("the nearest to it in" in (alt or "") for alt in pictures) == 8
 
 
 def test_ticks_are_round_and_inside() -> None:

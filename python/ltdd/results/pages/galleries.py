@@ -27,8 +27,9 @@ Matrix = npt.NDArray[np.float64]
 ImagesOfClass = Callable[[int], Tensor]
 """Label -> uint8 images (N, C, H, W) of the class."""
 
-# A page stays below 5 MB: pictures take at most this many raw bytes before they are compressed.
-_PICTURE_BYTES = 2_500_000
+# A page stays below 5 MB: pictures take at most this many raw bytes before they are compressed. The
+# rest is for tables of a thousand classes and for the nearest pairs.
+_PICTURE_BYTES = 1_900_000
 # Images of a class, and the side to which larger ones are shrunk; the second if there is no room.
 SCALES = ((10, 64), (5, 48))
 _NUMBERED_CLASSES = 20  # larger tables are drawn without numbers
