@@ -63,7 +63,8 @@ def test_results_name_every_accuracy_cost_and_origin(run: Path) -> None:
     assert results["student"]["labels"] == "fkd"
     assert set(results["baselines"]) == {"random_real", "full_long_tailed"}
     assert set(results["stages"]) == {
-        "experts", "statistics", "initialization", "recovery", "relabeling", "drift", "evaluation",
+        "experts", "statistics", "initialization", "recovery", "relabeling", "drift", "nearest",
+        "evaluation",
     }  # fmt: skip
     assert all(cost["peak_bytes"] > 0 for cost in results["stages"].values())
     assert results["bytes"] == {"images": 30 * 64, "labels": 2 * 30 * 10 + 2 * 3 * 30 * 10}

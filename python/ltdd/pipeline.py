@@ -33,6 +33,7 @@ from ltdd.stages.baselines import evaluate_references, training_sets
 from ltdd.stages.evaluation import evaluate_students
 from ltdd.stages.experts import train_experts
 from ltdd.stages.initialization import initialize_images
+from ltdd.stages.nearest_images import measure_nearness
 from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import SoftLabels, relabel_images
 from ltdd.stages.run import Run
@@ -85,10 +86,11 @@ def distill(
         labels = relabel_images(run, experts.teacher, images)
         publish(run, images.value, labels)
         drift = measure_drift(run, experts.observers[0], statistics[0], start, images)
+        nearest = measure_nearness(run, experts.teacher, images)
         students = evaluate_students(run, training_sets(run, images, labels))
         predictions = students | evaluate_references(run, experts)
         results = score(run, images.value, labels, predictions)
-        results |= {"drift": drift, "originals": data.originals}
+        results |= {"drift": drift, "nearest": nearest, "originals": data.originals}
         seconds = sum(stage["seconds"] for stage in results["stages"].values())
         results["provenance"] = origin | {"seconds": seconds}
         write_json(out / RESULTS, results)

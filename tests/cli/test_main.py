@@ -104,7 +104,10 @@ def test_dashes_and_underscores_are_alike() -> None:
         ("compare a b", "expected --to FILE.html, the page to write, got none"),
         ("compare a --to b.html", "expected 2 to 8 runs, got 1"),
         ("split --imbalance-factor 0", "expected --imbalance-factor >= 1, got 0"),
-        ("split --ipc 3", "unknown option --ipc; did you mean --fit? allowed: --data, --imbalance-factor"),
+        (
+            "split --ipc 3",
+            "unknown option --ipc; did you mean --fit? allowed: --data, --imbalance-factor",
+        ),
         ("doctor --fix", "unknown option --fix"),
     ],
 )

@@ -27,6 +27,7 @@ from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_names
 from ltdd.results.distilled_set import record_files
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.nearest_images import feature_rows, nearest_images, summarize_nearness
 from ltdd.stages.statistics import synthetic_statistics
 from ltdd.stages.statistics_drift import layer_drift
 
@@ -47,6 +48,8 @@ class _Sample:
     scores: dict[str, dict[str, Any]]
     confusion: dict[str, Any]
     drift: list[dict[str, Any]]
+    nearest: dict[str, Tensor]
+    train_labels: Tensor
 
 
 @functools.cache
@@ -91,6 +94,8 @@ def _sample() -> _Sample:
             for who, rows in predictions.items()
         },
         _drift(images[train], labels[train], start, distilled, labels[chosen]),
+        _nearest(ImageSet(distilled, labels[chosen]), ImageSet(images[train], labels[train])),
+        labels[train],
     )
 
 
@@ -127,6 +132,7 @@ def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **sett
         },
         {},
     )
+    store.put("nearest", key, sample.nearest, {})
     log = EventLog(out / "events.jsonl")
     for epoch in range(60):
         log.write("train", stage="experts", role="observer", epoch=epoch, loss=2.3 * 0.95**epoch)
@@ -151,13 +157,15 @@ def finished_run(out: Path, names: tuple[str, ...] = tuple("0123456789"), **sett
                 "recovery": {"seconds": 9.2, "peak_bytes": 520_000_000},
                 "evaluation": {"seconds": 33.0, "peak_bytes": 530_000_000},
             },
-            "files": {store.path("initialization", key).name: 0.1},
+            "files": {store.path(stage, key).name: 0.1 for stage in ("initialization", "nearest")},
             "bytes": {"images": sample.distilled.numel(), "labels": 4 * 1000},
             "groups": {k: list(v) for k, v in vars(accuracy_groups(COUNTS)).items()},
             "counts": list(COUNTS),
             "class_names": list(names),
             "confusion": sample.confusion,
             "drift": sample.drift,
+            "nearest": {"features_of": "features"}
+            | summarize_nearness(sample.nearest, sample.labels, sample.train_labels, 10),
             "provenance": {
                 "command": "ltdd distill --data digits --imbalance-factor 50 --out runs/demo",
                 "preset": "demo",
@@ -192,6 +200,14 @@ def _drift(
             "published": measure(ImageSet(distilled, labels), crops=None),
         },
     )
+
+
+def _nearest(shown: ImageSet, training: ImageSet) -> dict[str, Tensor]:
+    """Find nearest images with an untrained teacher."""
+    torch.manual_seed(0)
+    runtime = Runtime(torch.device("cpu"), quiet=True)
+    features = feature_rows(build_model("convnet3", 10, 8, 1), NORMALIZATION, runtime)
+    return nearest_images(shown, training, 10, features, runtime)
 
 
 class Page(HTMLParser):

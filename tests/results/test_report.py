@@ -17,12 +17,18 @@ from PIL import Image
 from ltdd.config import DistillConfig
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.splitting.long_tail import accuracy_groups
-from ltdd.engine.storage.files import read_json, write_json
+from ltdd.engine.runtime import Runtime
+from ltdd.engine.storage.files import fingerprint, read_json, write_json
+from ltdd.engine.storage.stage_store import StageStore
 from ltdd.errors import UserError
+from ltdd.results.distilled_set import record_files
 from ltdd.results.pages.charts import Point, step_lines
 from ltdd.results.pages.report import write_report
 from ltdd.results.pages.svg import ticks
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.nearest_images import nearest_images, summarize_nearness
+
+PARTS = ("median", "q05", "min")
 
 
 def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
@@ -40,7 +46,7 @@ def test_the_page_shows_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     targets = {attrs.get("id") for _, attrs in page.tags}
     assert {link[1:] for link in links if link and link.startswith("#")} <= targets
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(pictures) == 30
+    assert len(pictures) == 30 + 16  # three strips a class, four pairs of either distance
     assert all((a["src"] or "").startswith("data:image/png;base64,") for a in pictures)
     assert all(a["alt"] for a in pictures)
     drawings = [a for tag, a in page.tags if tag == "svg" and "aria-hidden" not in a]
@@ -86,6 +92,49 @@ def test_drift_is_that_of_results(tmp_path: Path) -> None:
     percent = [100 * (layer["distilled"]["spread"] - 1) for layer in drift]
     for layer, value in zip(drift, percent, strict=True):
         assert f"{layer['layer']} {value:.4g} " in words
+
+
+def test_the_nearest_pairs_stand_side_by_side_with_their_distances(tmp_path: Path) -> None:
+    nearest = read_json(finished_run(tmp_path) / "results.json")["nearest"]
+    page = Page(write_report(tmp_path).read_text())
+    assert "How near to real images" in page.words
+    row = nearest["pixels"]["any_class"]["overall"]
+    cells = [f"{row[of][part]:.3g}" for of in ("distilled", "training") for part in PARTS]
+    shares = [f"{100 * row[part]:.3g} %" for part in ("nearer", "same_class")]
+    assert f"pixels, any class {' '.join([*cells, *shares])}" in " ".join(page.words.split())
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    for measure in ("pixels", "features"):
+        for pair in nearest[measure]["pairs"]:
+            ours = alts.index(
+                f"distilled image {pair['distilled']} of class {pair['distilled'] // 10}"
+            )
+            theirs = f"training image {pair['training']} of class {pair['training_class']}"
+            assert f"{theirs}, the nearest to it in {measure}" in alts[ours + 1 :]
+            assert f"{pair['distance']:.3g} in {measure} from distilled image" in page.words
+        with Image.open(tmp_path / "report" / f"nearest_{measure}.png") as picture:
+            assert picture.width > picture.height > 2 * 32
+
+
+def test_a_class_without_another_image_has_dashes(tmp_path: Path) -> None:
+    results = read_json(finished_run(tmp_path) / "results.json")
+    row = results["nearest"]["pixels"]["same_class"]["classes"][9]
+    row |= {"training": None, "nearer": None}
+    write_json(tmp_path / "results.json", results)
+    record_files(tmp_path, ["results.json"])
+    words = Page(write_report(tmp_path).read_text()).words
+    cells = " ".join(f"{row['distilled'][part]:.3g}" for part in PARTS)
+    assert f"9 {cells} - - - - -" in words
+
+
+def test_a_run_that_has_not_measured_nearness_has_a_report(tmp_path: Path) -> None:
+    results = read_json(finished_run(tmp_path) / "results.json")
+    del results["nearest"]
+    write_json(tmp_path / "results.json", results)
+    record_files(tmp_path, ["results.json"])
+    page = Page(write_report(tmp_path).read_text())
+    assert sum(tag == "img" for tag, _ in page.tags) == 30
+    assert "nearest" not in {attrs.get("id") for _, attrs in page.tags}
+    assert not list((tmp_path / "report").glob("nearest_*"))
 
 
 def test_every_figure_is_a_file_too(tmp_path: Path) -> None:
@@ -138,7 +187,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
-    """Write a run of noise, which no compression shrinks, without stages."""
+    """Write a run of noise, which no compression shrinks, with no stage but the nearest images."""
     generator = torch.Generator().manual_seed(0)
     count = classes * ipc
     images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
@@ -147,6 +196,17 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
     shown = ImageSet(images, torch.arange(classes).repeat_interleave(ipc))
     names, config = [f"class {c}" for c in range(classes)], DistillConfig(ipc=ipc).to_dict()
     save_set(out, shown, logits, names, counts, config=config)
+    kinds = torch.arange(classes).repeat(2)
+    real = torch.randint(0, 256, (2 * classes, *images.shape[1:]), generator=generator)
+    training, runtime = (
+        ImageSet(real.to(torch.uint8), kinds),
+        Runtime(torch.device("cpu"), quiet=True),
+    )
+    tensors = nearest_images(
+        shown, training, classes, lambda batch: batch[:, 0, 0].float() / 255, runtime
+    )
+    store, key = StageStore(out), fingerprint("nearest")
+    store.put("nearest", key, tensors, {})
     truth = torch.arange(classes).repeat(5)
     guesses = torch.randint(0, classes, (len(truth),), generator=generator)
     report = summarize([accuracy_report(guesses, truth, counts)])
@@ -158,6 +218,9 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
             "teacher": report,
             "baselines": {"random_real": report, "full_long_tailed": report},
             "stages": {},
+            "files": {store.path("nearest", key).name: 1.0},
+            "nearest": {"features_of": "features"}
+            | summarize_nearness(tensors, shown.labels, kinds, classes),
             "bytes": {"images": images.numel(), "labels": logits.numel() * 4},
             "groups": {k: list(v) for k, v in vars(accuracy_groups(counts)).items()},
             "confusion": dict.fromkeys(
@@ -168,7 +231,7 @@ def large_run(out: Path, classes: int, ipc: int, side: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("classes", "ipc", "side"), [(100, 50, 64), (300, 2, 96)])
+@pytest.mark.parametrize(("classes", "ipc", "side"), [(100, 50, 64), (300, 2, 96), (1000, 1, 64)])
 def test_many_classes_of_large_images_stay_below_five_megabytes(
     tmp_path: Path, classes: int, ipc: int, side: int
 ) -> None:
@@ -183,7 +246,8 @@ def test_many_classes_of_large_images_stay_below_five_megabytes(
     largest = max(results["confusion"]["student"][7][:7] + results["confusion"]["student"][7][8:])
     assert re.search(rf"class 7 \d+\.0 % class \d+ {20 * largest}\.0 %", page.words)
     pictures = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert f"of class class {classes - 1}," in (pictures[-1] or "")
+    assert any(f"images of class class {classes - 1}," in (alt or "") for alt in pictures)
+    assert sum("the nearest to it in" in (alt or "") for alt in pictures) == 8
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -138,7 +138,7 @@ def test_variants_share_their_stages_and_the_table_says_so(
     table = [line.strip("| ").split("|") for line in shown.splitlines() if line.startswith("| ")]
     assert [row[0].strip() for row in table[2:]] == ["base", "labels=static", "recovery=off"]
     assert [row[-1].strip() for row in table[3:]] == [
-        "experts, statistics, initialization, recovery, relabeling, drift",
+        "experts, statistics, initialization, recovery, relabeling, drift, nearest",
         "experts, statistics, initialization",
     ]
     record = json.loads((out / "ablation.json").read_text())

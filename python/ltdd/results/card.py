@@ -14,6 +14,7 @@ import yaml
 from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet
+from ltdd.results.nearness import COLUMNS, class_rows, describe_nearness, overall_rows
 from ltdd.results.tables import found_images, unmeasured
 
 CARD = "README.md"
@@ -29,9 +30,10 @@ _LISTED_CLASSES = 100  # more would bury the rest of the card
 _FILES = f"""\
 `{DATA}`: `images` uint8 (M, C, H, W), `labels` int64 (M,), `logits`, the teacher's, (M, K);
 `manifest.json`: class names in order, normalization, recipe, configuration, SHA-256 of the files;
-`results.json`: the accuracies; `{FKD}`, where there is one: the teacher's logits of every view of
-the recipe. These files are the whole set. A run also leaves `stages/`, `report.html` and
-`events.jsonl`; the first two hold **real images**: leave them out where those are not public."""
+`results.json`: accuracies, and how near the images are to real ones; `{FKD}`, where there is one:
+the teacher's logits of every view of the recipe. These files are the whole set. A run also leaves
+`stages/`, `report/`, `report.html` and `events.jsonl`; the first three hold **real images**: leave
+them out where those are not public."""
 _LOAD = f"""\
 import json
 
@@ -116,6 +118,7 @@ def render_card(distilled: DistilledSet, license: str | None, layout: Layout) ->
         rows=_rows(distilled.results),
         found=found_images(distilled.results or {}),
         unmeasured=_plain(unmeasured(distilled.results)) if distilled.results else "",
+        nearest=_nearness(distilled),
         classes=[
             (_plain(name), count)
             for name, count in zip(distilled.class_names, manifest["counts"], strict=True)
@@ -183,6 +186,17 @@ def _rows(results: Mapping[str, Any] | None) -> list[tuple[str, list[str], int]]
         )
         for who, row in scores.items()
     ]
+
+
+def _nearness(distilled: DistilledSet) -> dict[str, Any] | None:
+    """Return how near the images are to real ones; None where nobody has measured it."""
+    nearest = (distilled.results or {}).get("nearest")
+    if nearest is None:
+        return None
+    tables = {"all": overall_rows(nearest)}
+    if len(distilled.class_names) <= _LISTED_CLASSES:
+        tables |= class_rows(nearest, [_plain(name) for name in distilled.class_names])
+    return {"told": describe_nearness(nearest), "columns": COLUMNS, "tables": tables}
 
 
 def _percent(score: Mapping[str, Any] | None) -> str:

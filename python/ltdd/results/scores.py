@@ -27,7 +27,7 @@ ARS_BASELINES = ("random_real_soft", "distilled_bare", "random_real_bare")
 def score(
     run: Run, images: ImageSet, labels: SoftLabels, predictions: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """Return the content of ``results.json``, without drift and provenance.
+    """Return the content of ``results.json``, without drift, nearest images and provenance.
 
     Args:
         run: the run.

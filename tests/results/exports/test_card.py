@@ -21,6 +21,7 @@ from ltdd.results.card import own_layout, render_card, write_card
 from ltdd.results.distilled_set import load
 from ltdd.results.exports import FORMATS
 
+PARTS, SHARES = ("median", "q05", "min"), ("nearer", "same_class")
 NEEDS = {"parquet": ("pyarrow", "datasets"), "webdataset": ("webdataset",)}
 
 
@@ -116,6 +117,30 @@ def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
     static = manifest["soft_labels"]["static"]
     assert static == {"shape": [20, 10], "packing": "topk", "bytes": 20 * (4 * 3 + 2)}
     assert f"{static['bytes']} bytes" in card
+
+
+def test_the_card_says_how_near_the_images_are_to_real_ones(
+    run: Path, colour: Path, tmp_path: Path
+) -> None:
+    distilled = load(run)
+    nearest = read_json(run / "results.json")["nearest"]
+    card = write_card(distilled, tmp_path).read_text(encoding="utf-8")
+    row = nearest["features"]["any_class"]["overall"]
+    distances = [row[of][part] for of in ("distilled", "training") for part in PARTS]
+    cells = [*(f"{d:.3g}" for d in distances), *(f"{100 * row[p]:.3g} %" for p in SHARES)]
+    assert f"| features, any class | {' | '.join(cells)} |" in card
+    assert (
+        f"{nearest['pixels']['any_class']['overall']['distilled']['min']:.3g} away from it" in card
+    )
+    tables = [line.count("|") for line in card.split("## How near")[1].splitlines() if "|" in line]
+    # Every row has nine cells: four distances, and ten classes by each, below two lines of head.
+    assert set(tables[: 2 + 4 + 4 * (2 + 10)]) == {10}
+    for folder in ("stages/", "report/", "report.html"):
+        assert f"`{folder}`" in card.split("hold **real images**")[0]
+    results = {k: v for k, v in (distilled.results or {}).items() if k != "nearest"}
+    older = dataclasses.replace(distilled, results=results)
+    assert "How near" not in render_card(older, None, own_layout(older))
+    assert "How near" not in write_card(load(colour), tmp_path).read_text(encoding="utf-8")
 
 
 def test_the_front_matter(run: Path, colour: Path, tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ Matrix = npt.NDArray[np.float64]
 ImagesOfClass = Callable[[int], Tensor]
 """Label -> uint8 images (N, C, H, W) of the class."""
 
-# A page stays below 5 MB: pictures take at most this many raw bytes before they are compressed.
-_PICTURE_BYTES = 2_500_000
+# A page stays below 5 MB: pictures take at most this many raw bytes before they are compressed. The
+# rest is for tables of a thousand classes and for the nearest pairs.
+_PICTURE_BYTES = 1_900_000
 # Images of a class, and the side to which larger ones are shrunk; the second if there is no room.
-_SCALES = ((10, 64), (5, 48))
+SCALES = ((10, 64), (5, 48))
 _NUMBERED_CLASSES = 20  # larger tables are drawn without numbers
 _MATRIX_SIDE = 250  # of a drawn table; more classes are averaged in blocks
 
@@ -99,7 +100,7 @@ def gallery(
         The pictures; with too many classes, those evenly from the largest to the smallest.
     """
     first = [images(order[0]) for images in kinds.values()]
-    for shown, side in _SCALES:
+    for shown, side in SCALES:
         values = sum(
             min(shown, len(i)) * i.shape[1] * min(side, i.shape[2]) * min(side, i.shape[3])
             for i in first
@@ -119,7 +120,7 @@ def gallery(
             Strip(
                 kind,
                 f"{kind} images of class {names[label]}, {len(found)} in a row",
-                _row(found, side),
+                row_of_images(found, side),
                 100 * len(found) / slots,
             )
             for kind, found in images.items()
@@ -144,15 +145,21 @@ def run_images(out: Path, distilled: DistilledSet) -> dict[str, ImagesOfClass]:
 
 def _initial_images(out: Path, distilled: DistilledSet) -> tuple[Tensor | None, Tensor | None]:
     """Return the images before recovery and real examples as uint8, if their file is there."""
-    files = (distilled.results or {}).get("files", {})
-    for name in files:
-        if name.startswith("initialization-") and (out / "stages" / name).exists():
-            tensors = read_stage(out / "stages" / name).tensors
-            return to_uint8(tensors["images"]), tensors["real_examples"]
-    return None, None
+    tensors = stage_tensors(out, distilled, "initialization")
+    if tensors is None:
+        return None, None
+    return to_uint8(tensors["images"]), tensors["real_examples"]
 
 
-def _row(images: Tensor, side: int) -> Image.Image:
+def stage_tensors(out: Path, distilled: DistilledSet, stage: str) -> dict[str, Tensor] | None:
+    """Return what a stage of the run left, if its file is there."""
+    for name in (distilled.results or {}).get("files", {}):
+        if name.startswith(f"{stage}-") and (out / "stages" / name).exists():
+            return read_stage(out / "stages" / name).tensors
+    return None
+
+
+def row_of_images(images: Tensor, side: int) -> Image.Image:
     """Return uint8 images (N, C, H, W) in one row, with transparent gaps."""
     side = min(side, images.shape[-1])
     cell = side * max(1, 32 // side)  # whole steps, so that pixels stay squares
@@ -179,18 +186,19 @@ def grids(cards: Sequence[Card]) -> dict[str, bytes]:
             top = 4 + row * height
             draw.text((4, top + height // 2 - 8), name[:13], fill="black", font=font)
             grid.paste(picture, (left, top), picture)
-        found[kind] = _png(grid)
+        found[kind] = png(grid)
     return found
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def _data_uri(picture: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
 def mean_soft_labels(distilled: DistilledSet) -> Matrix:

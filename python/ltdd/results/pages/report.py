@@ -11,6 +11,7 @@ from ltdd.engine.storage.files import read_json, write_bytes, write_text
 from ltdd.engine.watching.events import EVENTS, read_events
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet, load
+from ltdd.results.nearness import class_rows, describe_nearness, overall_rows
 from ltdd.results.pages import charts
 from ltdd.results.pages.accuracy_charts import Scores, class_chart, group_chart, scores_of
 from ltdd.results.pages.charts import Chart
@@ -22,6 +23,7 @@ from ltdd.results.pages.galleries import (
     mean_soft_labels,
     run_images,
 )
+from ltdd.results.pages.nearest_pairs import nearest_pairs, pair_grids
 from ltdd.results.pages.rendering import chart_style, render
 from ltdd.results.pages.run_charts import drift_charts, drift_summary, loss_charts
 from ltdd.results.tables import found_images, unmeasured
@@ -62,6 +64,9 @@ def write_report(out: Path) -> Path:
         write_text(out / FIGURES / f"{chart.name}.svg", chart.document(style))
     for kind, picture in grids(content["gallery"].cards).items():
         write_bytes(out / FIGURES / f"images_{kind}.png", picture)
+    if content["nearest"] is not None:
+        for measure, picture in pair_grids(content["nearest"]["pairs"]).items():
+            write_bytes(out / FIGURES / f"nearest_{measure}.png", picture)
     return out / REPORT
 
 
@@ -123,6 +128,7 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
         },
         "confusion_titles": _CONFUSIONS,
         "gallery": gallery(run_images(out, distilled), order, names, _class_notes(counts, groups)),
+        "nearest": _nearness(out, distilled, order),
         "losses": loss_charts(events),
         "layers": len(drift or ()),
         "drift": drift_summary(drift) if drift else None,
@@ -141,6 +147,23 @@ def _class_notes(counts: Sequence[int], groups: Mapping[str, Sequence[int]]) -> 
         f"{group_of[c]}, {count} training image{'s' if count != 1 else ''}"
         for c, count in enumerate(counts)
     ]
+
+
+def _nearness(out: Path, distilled: DistilledSet, order: Sequence[int]) -> dict[str, Any] | None:
+    """Return how near the images are to real ones; None for a run that has not measured it."""
+    nearest = (distilled.results or {}).get("nearest")
+    if nearest is None:
+        return None
+    classes = class_rows(nearest, distilled.class_names)
+    return {
+        "told": describe_nearness(nearest),
+        "overall": overall_rows(nearest),
+        "classes": {distance: [rows[c] for c in order] for distance, rows in classes.items()},
+        "training_images": nearest["training_images"],
+        "sampled": nearest["sampled"],
+        "features": nearest["features_of"],
+        "pairs": nearest_pairs(out, distilled),
+    }
 
 
 def _evaluations(out: Path) -> list[Scores]:
