@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from ltdd.errors import UserError
+
 NO_MAPS = (errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP)
 """How a system says that a disk cannot map files."""
 
@@ -17,8 +19,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that a user gave, with ``~`` as the home folder, where there is one.
 
     A shell expands it only at the start of a word, so not in ``--out=~/run``.
+
+    Raises:
+        UserError: nobody has the home folder that the path starts from.
     """
-    return Path(os.path.expanduser(path))
+    expanded = Path(os.path.expanduser(path))
+    start = expanded.parts[0] if expanded.parts else ""
+    if start.startswith("~") and not os.path.lexists(start):
+        raise UserError(f"expected a path, got {str(path)!r}; {start} is nobody's home folder")
+    return expanded
 
 
 def can_be_mapped(path: Path) -> bool:
