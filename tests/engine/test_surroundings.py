@@ -92,12 +92,13 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatc
     def nobody(_: int) -> None:
         raise KeyError("uid not found")
 
-    for name in ("HOME", "LTDD_DATA", "USER", "LOGNAME"):
+    for name in ("HOME", "LTDD_DATA", "LTDD_STORE", "USER", "LOGNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(UserError, match=r"environment variable LTDD_DATA, .* got none"):
         cache_folder()
-    with pytest.raises(UserError, match="expected a folder at ~/pets, got nothing there"):
+    assert ltdd.RunOptions().store is None
+    with pytest.raises(UserError, match="expected a path, got '~/pets'; ~ is nobody's home folder"):
         ltdd.data.load_data("imagefolder:~/pets")
 
 

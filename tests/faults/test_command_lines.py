@@ -423,7 +423,7 @@ def stages_as_file(out: Path) -> None:
 
 
 def stage_as_folder(out: Path) -> None:
-    (path,) = (out / "stages").glob("recovery-*.safetensors")
+    path = next((out / "stages").glob("experts-*.safetensors"))
     path.unlink()
     path.mkdir()
 

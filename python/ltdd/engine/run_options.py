@@ -22,13 +22,18 @@ def default_store() -> Path | None:
     """Return the folder in which all runs of a user share results of stages; None for none.
 
     ``LTDD_STORE`` names it (``none`` for none); otherwise it is the folder ``stages`` beside the
-    decoded images, in ``LTDD_DATA`` or ``~/.cache/ltdd``.
+    decoded images, in ``LTDD_DATA`` or ``~/.cache/ltdd``. A user without a home has none.
     """
     named = os.environ.get("LTDD_STORE")
     if named == NO_STORE:
         return None
     beside = os.path.join(os.environ.get("LTDD_DATA") or "~/.cache/ltdd", "stages")
-    return user_path(named or beside)
+    try:
+        return user_path(named or beside)
+    except UserError:
+        if named:
+            raise
+        return None
 
 
 def no_sinks(folder: Path) -> Sequence[Any]:

@@ -56,13 +56,13 @@ def cache_folder() -> Path:
     Raises:
         UserError: no folder is named, and the user has no home.
     """
-    folder = user_path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd")
-    if folder.parts[:1] == ("~",):
+    try:
+        return user_path(os.environ.get("LTDD_DATA") or "~/.cache/ltdd")
+    except UserError as error:
         raise UserError(
             "expected a folder for the cache in the environment variable LTDD_DATA, because this "
             "user has no home folder, got none"
-        )
-    return folder
+        ) from error
 
 
 @dataclass(frozen=True)
