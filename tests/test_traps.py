@@ -45,7 +45,7 @@ from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
 from ltdd.models import ARCHITECTURES, build_model
 from ltdd.stages.experts import train_expert
-from ltdd.stages.initialization import initialize_images
+from ltdd.stages.initialization import initial_images
 from ltdd.stages.label_sources import OnlineLabels
 
 LTDD = Path(__file__).resolve().parents[1] / "python/ltdd"
@@ -99,7 +99,7 @@ def test_test_images_decide_nothing(data: LongTailedData, runtime: Runtime) -> N
     made = []
     for source in (data, other):
         model = train_expert("observer", "convnet3_bn", source, FAST, False, runtime)
-        start = initialize_images(model, source, 2, InitializationConfig(), runtime)
+        start = initial_images(model, source, 2, InitializationConfig(), runtime)
         made.append([*model.state_dict().values(), start.images])
     assert all(map(torch.equal, *made))
 

@@ -45,8 +45,8 @@ CASES = [
     ("x.psd", b"8BPS\0\1" + bytes(50), "Photoshop"),
     ("x.exr", b"v/1\x01" + bytes(50), "OpenEXR"),
     ("x.svg", b'<?xml version="1.0"?>\n<svg width="9"/>', "SVG"),
-    ("x.pdf", b"%PDF-1.7\n", "PDF"),
-    ("x.npy", b"\x93NUMPY\x01\0", "NumPy"),
+    ("x", b"%PDF-1.7\n", "PDF"),
+    ("x", b"\x93NUMPY\x01\0", "NumPy"),
 ]
 
 

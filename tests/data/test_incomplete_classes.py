@@ -86,8 +86,7 @@ def test_every_source_refuses_keeps_or_holds_out(
 
 
 def test_complete_classes_are_the_same_with_every_choice(class_folder: Builder) -> None:
-    root = class_folder("pets", {"cat": 9, "dog": 4}).parent
-    class_folder("train", {"cat": 9, "dog": 4})
+    root = class_folder("train", {"cat": 9, "dog": 4}).parent
     class_folder("test", {"cat": 2, "dog": 2})
     found = [
         load_data(f"imagefolder:{root}", incomplete_classes=how)  # type: ignore[arg-type]
@@ -121,7 +120,6 @@ def test_a_class_of_unreadable_files_alone(class_folder: Builder) -> None:
     ("train", "test", "message"),
     [
         ({"cat": 3}, {"cat": 1, "dog": 2}, "at least 2 class"),
-        ({"cat": 3, "dog": 1}, {"emu": 1}, "test images of at least one class, got none"),
         ({"cat": 3, "dog": 0}, {"cat": 1, "dog": 1}, "2 classes with training images, got 1"),
     ],
 )

@@ -189,9 +189,10 @@ def test_a_run_on_given_data_can_be_resumed_and_evaluated(tmp_path: Path) -> Non
     assert (tmp_path / "run" / "data.safetensors").read_bytes() == before
     events = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "data"]
     assert [e["smallest_class"] for e in events] == [1, 1]
-    again = evaluate(tmp_path / "run", ["convnet3"], 1, "hard", True, data=data)["convnet3"]
+    distilled = ltdd.load(tmp_path / "run")
+    again = evaluate(distilled, ["convnet3"], 1, "hard", options=QUIET, data=data)["convnet3"]
     assert again["student"]["labels"] == "hard"
     with pytest.raises(UserError, match="got 'tensors': this run was made from data given in Py"):
-        evaluate(tmp_path / "run", ["convnet3"], 1, "hard", True)
+        evaluate(distilled, ["convnet3"], 1, "hard", options=QUIET)
     with pytest.raises(UserError, match="imbalance_factor None with data= given, got 100"):
         ltdd.distill(TINY, tmp_path / "other", data=data)

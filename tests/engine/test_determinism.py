@@ -19,12 +19,11 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime, choose_kernels
 from ltdd.engine.stage_runner import StageRunner
-from ltdd.engine.watching.events import EventLog
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages import initialization
 from ltdd.stages.run import Run
-from ltdd.stages.statistics import calibrate_statistics
+from ltdd.stages.statistics import class_statistics
 
 
 @pytest.fixture
@@ -79,9 +78,9 @@ def test_the_scoring_batch_does_not_change_what_is_drawn(
         torch.manual_seed(0)
         teacher = build_model("convnet3", 3, 8, 3).eval()
     config = TINY.initialization
-    expected = initialization.initialize_images(teacher, data, 4, config, runtime)
+    expected = initialization.initial_images(teacher, data, 4, config, runtime)
     monkeypatch.setattr(initialization, "SCORING_BATCH", batch)
-    found = initialization.initialize_images(teacher, data, 4, config, runtime)
+    found = initialization.initial_images(teacher, data, 4, config, runtime)
     assert torch.equal(found.source, expected.source)
     assert torch.equal(found.images, expected.images)
 
@@ -90,7 +89,7 @@ def test_statistics_are_the_same_bits_every_time(data: LongTailedData, runtime: 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         observer = build_model("convnet3_bn", 3, 8, 3).eval()
-    runs = [calibrate_statistics(observer, data, TINY.statistics, runtime) for _ in range(2)]
+    runs = [class_statistics(observer, data, TINY.statistics, runtime) for _ in range(2)]
     for first, second in zip(*runs, strict=True):
         for ours, theirs in zip(
             first.tensors("").values(), second.tensors("").values(), strict=True
@@ -113,8 +112,7 @@ def test_on_a_cpu_the_setting_changes_nothing(tmp_path: Path) -> None:
 def test_an_operator_without_a_deterministic_kernel_is_named(
     tmp_path: Path, runtime: Runtime
 ) -> None:
-    log = EventLog(tmp_path / "events.jsonl")
-    stages = StageRunner(tmp_path, {}, runtime, log, frozenset(), 60.0)
+    stages = StageRunner(tmp_path, {}, runtime, QUIET)
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
         return {"x": torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))}
@@ -122,7 +120,7 @@ def test_an_operator_without_a_deterministic_kernel_is_named(
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.raises(UserError, match=r"^recovery: expected operators .* got put_ without"):
-            stages.run("recovery", "0" * 64, compute)
+            stages.run("recovery", {}, [], compute)
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -42,7 +42,32 @@ def keys(config: DistillConfig, data: LongTailedData, out: Path) -> dict[str, st
     }
 
 
-PINNED: dict[str, dict[str, str]] = {}
+PINNED: dict[str, dict[str, str]] = {
+    "cpu": {
+        "evaluation": "54ebfabfd3fa",
+        "experts": "f0a6c6fbe070",
+        "initialization": "e9ec7acc9576",
+        "recovery": "a2503fe9520c",
+        "relabeling": "464240235639",
+        "statistics": "21087c5742ea",
+    },
+    "demo": {
+        "evaluation": "9038410e136e",
+        "experts": "cd5ab61e70d7",
+        "initialization": "09000409a5d9",
+        "recovery": "1ac6699f186a",
+        "relabeling": "27727724ee14",
+        "statistics": "40af55ecd92d",
+    },
+    "paper": {
+        "evaluation": "243aea3f41d8",
+        "experts": "8bf758fadacd",
+        "initialization": "5333e20fffd7",
+        "recovery": "a929a188fa6d",
+        "relabeling": "464240235639",
+        "statistics": "21087c5742ea",
+    },
+}
 
 
 @pytest.mark.parametrize("name", ["demo", "cpu", "paper"])

@@ -102,7 +102,7 @@ def test_other_students_are_measured_likewise(
 ) -> None:
     assert main(["evaluate", str(place[1]), "--seeds", "1"]) == 0
     assert SENTENCE in capsys.readouterr().out
-    test = (torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1]))
+    test = (torch.arange(192, dtype=torch.uint8).view(3, 1, 8, 8), torch.tensor([0, 0, 1]))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     report = ltdd.train_student(place[1], model, test=test, quiet=True).report
     assert report is not None

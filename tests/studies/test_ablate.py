@@ -158,12 +158,14 @@ def test_variants_share_their_stages_and_the_table_says_so(
     assert capsys.readouterr().out.splitlines()[-1] == str(out / "ablation.md")
     again = json.loads((out / "ablation.json").read_text())
     assert again["variants"][:3] == record["variants"]
-    assert again["variants"][3]["reused"] == ["experts", "initialization"]
+    reused = set(again["variants"][3]["reused"])
+    assert reused >= {"experts", "initialization"}
+    assert not reused & {"statistics", "recovery"}  # students of equal pixels are the same
     now = {path.name: path.stat().st_mtime_ns for path in (out / "stages").iterdir()}
     assert now.items() > stages.items()
 
     other = tmp_path / "other"
-    pool = ["--pool", str(out / "stages"), "--quiet"]
+    pool = ["--store", str(out / "stages"), "--quiet"]
     assert main(["ablate", *FAST, "--out", str(other), "--switch", "labels=static", *pool]) == 0
     for folder in ("base", "labels-static"):
         events = read_events(other / folder / "events.jsonl")

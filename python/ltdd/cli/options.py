@@ -133,10 +133,11 @@ def event_sinks(verbose: bool, tensorboard: bool, folder: Path) -> list[Sink]:
     return [*sinks, TensorBoard(folder / "tensorboard")] if tensorboard else sinks
 
 
-def check_watching(quiet: bool, verbose: bool) -> None:
-    """Raise a UserError if both were asked for."""
+def check_watching(quiet: bool, verbose: bool, tensorboard: bool) -> None:
+    """Raise a UserError if both were asked for, or a package is missing."""
     if quiet and verbose:
         raise UserError("expected --quiet or --verbose, got both")
+    event_sinks(verbose, tensorboard, Path())  # nothing is written before the first event
 
 
 def fields(forms: Forms = STAGES) -> Iterator[tuple[str, Field]]:
@@ -354,7 +355,7 @@ def parse_distill(argv: Sequence[str]) -> Request:
         raise SystemExit(0)
     if run["out"] is None:
         raise UserError("expected --out DIR, a folder for the results, got none")
-    check_watching(run["quiet"], run["verbose"])
+    check_watching(run["quiet"], run["verbose"], run["tensorboard"])
     options = RunOptions(
         recipe=run["recipe"],
         preset=run["preset"],

@@ -125,6 +125,6 @@ def deciding_settings(settings: Stage) -> dict[str, Any]:
         if spec.name not in settings.NOT_IN_KEYS
         and (value := getattr(settings, spec.name)) != spec.default
     }
-    if type(settings) is not STAGES[settings.STAGE][0]:
+    if settings.FORM and type(settings) is not STAGES[settings.STAGE][0]:
         values[settings.FORM] = settings.form()
     return values

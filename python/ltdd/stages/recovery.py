@@ -136,10 +136,14 @@ def align_images(
             batch = _Batch(images[positions], own, aims, spec, config, chunks, runtime)
             if epoch.number == course.first:
                 course.restore(batch.parts)
+            networks = nn.ModuleList(aim.recorder.network for aim in aims)
+            # The plain twins of the operators look at labels while they run.
+            compiled = runtime.backend == "compiled"
+            steps = RecordedSteps(batch.step, networks, runtime, recordable=compiled)
             kept = {**batch.parts, "result": result}
             for step, _ in epoch.steps(range(config.iterations), kept):
                 iteration = step - 1
-                losses = batch.advance(epoch.number, iteration)
+                losses = batch.advance(steps, epoch.number, iteration)
                 loss = check_finite(losses.loss, "recovery", iteration, "loss")
                 if iteration % LOG_EVERY == 0 or step == config.iterations:
                     runtime.log.write(
@@ -215,10 +219,6 @@ class _Batch:
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self._optimizer, config.iterations
         )
-        networks = nn.ModuleList(aim.recorder.network for aim in aims)
-        # The plain twins of the operators look at labels while they run.
-        compiled = runtime.backend == "compiled"
-        self._steps = RecordedSteps(self._step, networks, runtime, recordable=compiled)
         self.parts = {
             "optimizer": self._optimizer,
             "schedule": self._schedule,
@@ -229,10 +229,11 @@ class _Batch:
         """Return the images as they are now, float32 in [0, 1], on the CPU."""
         return (self._pixels.detach() * self._std + self._mean).clamp(0, 1).cpu()
 
-    def advance(self, number: int, iteration: int) -> _Losses:
+    def advance(self, steps: RecordedSteps, number: int, iteration: int) -> _Losses:
         """Take one step: every image draws a crop, and one observer looks.
 
         Args:
+            steps: calls `step`.
             number: of the batch; names the random streams.
             iteration: chooses the observer.
         """
@@ -240,12 +241,18 @@ class _Batch:
         crops = random_crops(len(self._labels), self._config.crop_min_scale, self._flip, stream)
         observer = iteration % len(self._aims)
         losses = self._chunks.fit(
-            lambda chunk: self._steps(crops, variant=(observer, chunk)), len(self._labels)
+            lambda chunk: steps(crops, variant=(observer, chunk)), len(self._labels)
         )
         self._schedule.step()
         return _Losses(*losses.cpu())
 
-    def _step(self, crops: Crops, how: tuple[int, int]) -> Tensor:
+    def step(self, crops: Crops, how: tuple[int, int]) -> Tensor:
+        """Move the pixels by the gradient that one observer gives; return the parts of `_Losses`.
+
+        Args:
+            crops: one per image.
+            how: the observer, and the images that go through it at once.
+        """
         observer, chunk = how
         losses = self._set_gradient(self._aims[observer], crops, chunk)
         self._optimizer.step()

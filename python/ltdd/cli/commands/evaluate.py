@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     add_on_bad_image(parser)
     add_store(parser)
     options = parser.parse_args(argv)
-    check_watching(options.quiet, options.verbose)
+    check_watching(options.quiet, options.verbose, options.tensorboard)
     from ltdd.config import DistillConfig
     from ltdd.engine.run_options import RunOptions
     from ltdd.results.distilled_set import load

@@ -48,7 +48,10 @@ def run(argv: Sequence[str]) -> int:
 
     if options.record:
         page_text(Path(options.record))  # a wrong file must not be found out after hours
-    outcome = reproduce(row, request.config, request.out, request.options)
+    # Rows of one data set have the same experts.
+    store = request.options.store or out / "stages"
+    shared = dataclasses.replace(request.options, store=store)
+    outcome = reproduce(row, request.config, request.out, shared)
     report = write_report(request.out)
     if not request.options.quiet:
         print(f"\n{accuracy_table(outcome.results)}\n\nreport: {report}")

@@ -68,8 +68,9 @@ def has_image_suffix(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """Return the last suffix in small letters, with its dot."""
-    return PurePath(name).suffix.lower()
+    """Return the last suffix in small letters, with its dot; that of packed scans is one."""
+    low = name.lower()
+    return ".nii.gz" if low.endswith(".nii.gz") else PurePath(low).suffix
 
 
 def passed_over(suffixes: Counter[str]) -> tuple[str, ...]:
