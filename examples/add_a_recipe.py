@@ -1,4 +1,4 @@
-"""A method of your own, as data: python examples/add_a_recipe.py FOLDER
+"""A method of your own, as data: python examples/add_a_recipe.py FOLDER.
 
 A recipe says which form every stage has and with which settings; a preset fills in how much a run
 may cost. This one takes the best crops of real images as they are, as RDED does with larger ones,

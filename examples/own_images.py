@@ -51,7 +51,7 @@ with tempfile.TemporaryDirectory() as scratch:
     config = ltdd.DistillConfig.from_dict(
         {"data": f"imagefolder:{images}", "imbalance_factor": cut, **SETTINGS}
     )
-    results = ltdd.distill(config, Path(scratch, "run"), quiet=True)
+    results = ltdd.distill(config, Path(scratch, "run"), options=ltdd.RunOptions(quiet=True))
     distilled = ltdd.load(Path(scratch, "run"))
     print(f"{sum(results['counts'])} training images, by class {results['counts']}")
     print(f"{len(distilled)} distilled images {tuple(distilled.images.shape[1:])}")

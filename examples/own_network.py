@@ -40,7 +40,7 @@ def network() -> nn.Module:
 
 with tempfile.TemporaryDirectory() as scratch:
     data = ltdd.data.load_data("digits", imbalance_factor=50.0, quiet=True)
-    ltdd.distill(CONFIG, Path(scratch), data=data, quiet=True)
+    ltdd.distill(CONFIG, Path(scratch), data=data, options=ltdd.RunOptions(quiet=True))
     for labels in ("fkd", "static", "hard"):
         torch.manual_seed(0)
         model, report = ltdd.train_student(

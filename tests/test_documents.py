@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from ltdd.config import DistillConfig, EvaluationConfig, ExpertsConfig, Recovery
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for pattern in ("*.md", "python/**/*.md", "csrc/**/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "ltdd_ext/*.md", "python/**/*.md", "csrc/**/*.md", "benchmarks/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
 TEXT = "\n".join(DOCUMENTS.values())
@@ -92,3 +94,17 @@ def test_links_to_files_lead_somewhere(name: str) -> None:
     for target in targets:
         if "://" not in target:
             assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
+
+
+def test_named_tests_are_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/.]+)`", TEXT))
+    assert named
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,7 +1,7 @@
-"""Read this first: the six stages in order, and what flows between them.
+r"""Read this first: the six stages in order, and what flows between them.
 
     data --> experts --> statistics --> recovery --> relabeling --> evaluation
-                 \\--> initialization --^
+                 \--> initialization --^
 
 Every arrow is stored under a hash of everything that decides it: the settings of its stage that
 differ from their defaults, the hashes of its inputs, the data. The same command therefore goes on

@@ -44,7 +44,7 @@ def outcome(accuracy: float, tolerance: float = 2.0) -> Outcome:
         "baselines": {},
         "provenance": {
             "seconds": 12.3, "machine": "a | b", "threads": 2, "torch": "2.15.0", "commit": None,
-            "date": "2026-11-23T12:00:00+00:00",
+            "preset": None, "date": "2026-11-23T12:00:00+00:00",
         },
     }  # fmt: skip
     return Outcome(dataclasses.replace(DIGITS, tolerance=tolerance), results)
@@ -162,7 +162,9 @@ def test_a_row_is_run_judged_and_recorded(
     assert {e["stage"] for e in ends if not e["reused"]} == {"evaluation"}  # the rest is shared
     table = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()[2:]]
     assert table[0] == list(COLUMNS)
-    assert [row[0] for row in table[2:]] == [DIGITS.name, other.name]
+    ids = [row[0] for row in table[2:]]
+    assert ids[0].startswith(f"{DIGITS.name}-demo")
+    assert ids[1].startswith(f"{other.name}-demo")
     results = read_json(out / DIGITS.name / "results.json")
     mean = 100 * results["student"]["accuracy"]["mean"]
     assert table[2][1].startswith(f"{mean:.1f} ± ")

@@ -20,9 +20,10 @@ from ltdd.errors import UserError
 
 
 class Log(Protocol):
-    """Anything that takes one structured event, such as ``artifacts.EventLog``."""
+    """Anything that takes one structured event, such as ``events.EventLog``."""
 
-    def write(self, event: str, **fields: Any) -> None: ...
+    def write(self, event: str, **fields: Any) -> None:
+        """Take an event of this name."""
 
 
 class NullLog:
@@ -35,9 +36,11 @@ class NullLog:
 class Checkpoint(Protocol):
     """Where an unfinished stage keeps its state, such as ``checkpoint.StageCheckpoint``."""
 
-    def restore(self) -> dict[str, Any]: ...
+    def restore(self) -> dict[str, Any]:
+        """Return what a stopped process kept; empty if there is nothing."""
 
-    def step(self, **state: Any) -> None: ...
+    def step(self, **state: Any) -> None:
+        """Keep the state if it is time to."""
 
 
 class NoCheckpoint:

@@ -129,7 +129,7 @@ def _cells(outcome: Outcome, command: str) -> list[str]:
     student, accuracy = results["student"], results["student"]["accuracy"]
     random_real = results["baselines"].get("random_real")
     return [
-        outcome.row.name,
+        _row_id(outcome),
         f"{percent(accuracy)} ({accuracy['n']})",
         f"{outcome.row.published:.1f}",
         percent(results["teacher"]["accuracy"]),
@@ -142,3 +142,10 @@ def _cells(outcome: Outcome, command: str) -> list[str]:
         origin["date"][:10],
         f"`{command}`",
     ]
+
+
+def _row_id(outcome: Outcome) -> str:
+    """Return the name of the row, the preset and the commit: what tells its runs apart."""
+    origin = outcome.results["provenance"]
+    commit = (origin["commit"] or "")[:7]
+    return "-".join(filter(None, [outcome.row.name, origin["preset"], commit]))

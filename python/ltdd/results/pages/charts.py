@@ -1,6 +1,6 @@
-"""Charts of the report as SVG: inline in the page, whose light or dark colours they follow, and as
-files of their own.
+"""Draw the charts of the report as SVG.
 
+They are inline in the page, whose light or dark colours they follow, and files of their own.
 Names are escaped, so every chart is safe to put into a page. Colours come from ``chart.css``
 (``s0`` to ``s7`` for series); shape and dash also tell the series apart, and every chart carries
 its numbers as a table.
