@@ -23,6 +23,15 @@ from ltdd.cli.parser import (
     read_yaml,
     unknown_name,
 )
+from ltdd.cli.shared_options import (
+    add_on_bad_image,
+    add_store,
+    add_watching,
+    check_watching,
+    chosen_store,
+    event_sinks,
+    folder,
+)
 from ltdd.config import (
     STAGES,
     DistillConfig,
@@ -33,8 +42,7 @@ from ltdd.config import (
     override,
 )
 from ltdd.config.settings import Field, Weight, check_value, choices, fields_of, placeholder, shown
-from ltdd.engine.run_options import CHECKPOINT_SECONDS, NO_STORE, RunOptions, default_store
-from ltdd.engine.surroundings import user_path
+from ltdd.engine.run_options import CHECKPOINT_SECONDS, RunOptions
 from ltdd.errors import UserError
 from ltdd.recipes import PRESETS, RECIPES, find_recipe
 from ltdd.recipes.presets import preset
@@ -56,88 +64,6 @@ _RUN_OPTIONS: Mapping[str, Any] = {
 }
 """What a run has beside its configuration, in the order of the help."""
 Forms = Mapping[str, Sequence[type[Stage]]]
-
-
-def add_on_bad_image(parser: Parser) -> None:
-    """Add the option that says what to do with image files that cannot be read."""
-    parser.add_argument(
-        "--on-bad-image",
-        type=OnBadImage,
-        default="fail",
-        help="What to do with an image file that cannot be read: fail, or skip it.",
-    )
-
-
-def add_store(parser: Parser) -> None:
-    """Add the option that names the store of stage results; see `chosen_store`."""
-    parser.add_argument(
-        "--store",
-        type=str | None,
-        default=None,
-        metavar="DIR",
-        help="Folder in which runs share the results of stages, so that none is computed twice; "
-        f"{NO_STORE}: share nothing. Without it LTDD_STORE, else ~/.cache/ltdd/stages.",
-    )
-
-
-def chosen_store(given: str | None) -> Path | None:
-    """Return the folder that ``--store`` asks for."""
-    if given is None:
-        return default_store()
-    return None if given == NO_STORE else folder("--store", given)
-
-
-def folder(name: str, text: str) -> Path:
-    """Return the folder that an option names, whether it exists or not.
-
-    Raises:
-        UserError: it is no name of a folder, or that of a file.
-    """
-    try:
-        if "\0" in text:
-            raise ValueError("it holds a null byte")
-        path = user_path(text)
-        blocked = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
-    except (RuntimeError, ValueError, OSError) as error:  # nobody's home, or no path at all
-        reason = str(error).rstrip(".")
-        raise UserError(f"expected {name} to be a folder, got {shown(text)}; {reason}") from error
-    if not text.strip():
-        raise UserError(f"expected {name} DIR, a folder, got {text!r}")
-    if blocked:
-        raise UserError(f"expected {name} to be a folder, got {shown(text)}; {blocked[0]} is none")
-    return path
-
-
-def add_watching(parser: Parser) -> None:
-    """Add the options that say what to show and to write of what happens; see `event_sinks`."""
-    parser.add_argument(
-        "--quiet",
-        action="store_true",
-        help="Show nothing but errors and the path of the report.",
-    )
-    parser.add_argument("--verbose", action="store_true", help="Show every event on stderr too.")
-    parser.add_argument(
-        "--tensorboard",
-        action="store_true",
-        help="Write a folder tensorboard beside events.jsonl too, with every loss; needs the "
-        "package tensorboard.",
-    )
-
-
-def event_sinks(verbose: bool, tensorboard: bool, folder: Path) -> list[Sink]:
-    """Return what receives the events of a run beside its log, which is in ``folder``."""
-    from ltdd.engine.watching.events import EventPrinter
-    from ltdd.engine.watching.tensorboard import TensorBoard
-
-    sinks: list[Sink] = [EventPrinter()] if verbose else []
-    return [*sinks, TensorBoard(folder / "tensorboard")] if tensorboard else sinks
-
-
-def check_watching(quiet: bool, verbose: bool, tensorboard: bool) -> None:
-    """Raise a UserError if both were asked for, or a package is missing."""
-    if quiet and verbose:
-        raise UserError("expected --quiet or --verbose, got both")
-    event_sinks(verbose, tensorboard, Path())  # nothing is written before the first event
 
 
 def fields(forms: Forms = STAGES) -> Iterator[tuple[str, Field]]:

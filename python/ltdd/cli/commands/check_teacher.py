@@ -9,9 +9,8 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from ltdd.cli.options import add_on_bad_image
 from ltdd.cli.parser import Parser
-from ltdd.config import ImageSize, ImbalanceFactor
+from ltdd.cli.shared_options import add_cut
 from ltdd.config.settings import Number
 from ltdd.errors import UserError
 
@@ -41,22 +40,13 @@ def run(argv: Sequence[str]) -> int:
         help="As in ltdd distill; a run's own data if left out.",
     )
     parser.add_argument(
-        "--imbalance-factor",
-        type=ImbalanceFactor | None,
-        default=None,
-        help="n_max / n_min, 1 or more.",
-    )
-    parser.add_argument(
-        "--image-size", type=ImageSize | None, default=None, help="Side in pixels, 8..224."
-    )
-    parser.add_argument(
         "--floor",
         type=Annotated[Number, Interval(ge=0, le=1)] | None,
         default=None,
         help="Accuracy as a fraction below which the exit status is 1; without it a teacher less "
         "than a tenth of the way from chance to perfect is warned about.",
     )
-    add_on_bad_image(parser)
+    add_cut(parser)
     options = parser.parse_args(argv)
     from ltdd.studies.check_teacher import check_run, check_weights
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from ltdd.cli.options import (
+from ltdd.cli.parser import Parser
+from ltdd.cli.shared_options import (
     add_on_bad_image,
     add_store,
     add_watching,
@@ -13,7 +14,6 @@ from ltdd.cli.options import (
     chosen_store,
     event_sinks,
 )
-from ltdd.cli.parser import Parser
 from ltdd.config import Labels
 from ltdd.config.settings import Count
 

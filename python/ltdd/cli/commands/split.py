@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ltdd.cli.options import add_on_bad_image
 from ltdd.cli.parser import Parser
-from ltdd.config import DistillConfig, Fit, ImageSize, ImbalanceFactor, IncompleteClasses
+from ltdd.cli.shared_options import add_cut
+from ltdd.config import DistillConfig, Fit, IncompleteClasses
 
 SUMMARY = "Show the classes of a training split, images that occur twice, and its hash."
 
@@ -18,15 +18,6 @@ def run(argv: Sequence[str]) -> None:
         "--data", type=str, default="digits", help="As in ltdd distill: imagefolder:PATH..."
     )
     parser.add_argument(
-        "--imbalance-factor",
-        type=ImbalanceFactor | None,
-        default=None,
-        help="n_max / n_min, 1 or more.",
-    )
-    parser.add_argument(
-        "--image-size", type=ImageSize | None, default=None, help="Side in pixels, 8..224."
-    )
-    parser.add_argument(
         "--fit", type=Fit, default="crop", help="Images that are not square: crop, pad, squeeze."
     )
     parser.add_argument(
@@ -35,7 +26,7 @@ def run(argv: Sequence[str]) -> None:
         default="fail",
         help="Classes without test images: fail, keep, hold_out; see ltdd distill --help.",
     )
-    add_on_bad_image(parser)
+    add_cut(parser)
     options = parser.parse_args(argv)
     from ltdd.data.splitting.long_tail import accuracy_groups
     from ltdd.data.summary import describe

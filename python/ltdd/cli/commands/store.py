@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from ltdd.cli.options import add_store, chosen_store
 from ltdd.cli.parser import Parser
+from ltdd.cli.shared_options import add_store, chosen_store
 from ltdd.config.settings import Weight
 from ltdd.errors import UserError
 
