@@ -106,7 +106,7 @@ def test_dashes_and_underscores_are_alike() -> None:
         ("split --imbalance-factor 0", "expected --imbalance-factor >= 1, got 0"),
         (
             "split --ipc 3",
-            "unknown option --ipc; did you mean --fit? allowed: --data, --imbalance-factor",
+            "unknown option --ipc; did you mean --fit? allowed: --data",
         ),
         ("doctor --fix", "unknown option --fix"),
     ],
