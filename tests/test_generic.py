@@ -15,7 +15,7 @@ from ltdd.engine.storage.files import read_json
 
 
 def photos(root: Path, counts: list[int], width: int, height: int, per_class: int) -> Path:
-    """Write one folder a class; its images share a pattern of 4x4 coloured fields, with noise."""
+    """Write one folder a class; its images share a pattern of 4x4 colored fields, with noise."""
     generator = np.random.default_rng(0)
     for number, count in enumerate(counts):
         pattern = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltdd.data.augmentation.color_jitter import blur, distort
+from ltdd.data.augmentation.color_jitter import blur, color_jitter
 
 
 def photos(number: int, channels: int = 3) -> Tensor:
@@ -24,13 +24,13 @@ def test_blur_equals_torchvision_with_a_deviation_for_every_image() -> None:
 
 def test_no_strength_changes_neither_level_nor_colour() -> None:
     flat = torch.full((200, 3, 6, 6), 0.5)
-    torch.testing.assert_close(distort(flat, 0.0, torch.Generator().manual_seed(0)), flat)
+    torch.testing.assert_close(color_jitter(flat, 0.0, torch.Generator().manual_seed(0)), flat)
 
 
 def test_every_image_draws_its_own_change() -> None:
     one = photos(1)
     images = one.expand(400, -1, -1, -1)
-    changed = distort(images, 0.4, torch.Generator().manual_seed(0))
+    changed = color_jitter(images, 0.4, torch.Generator().manual_seed(0))
     assert changed.shape == images.shape
     assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
     level = changed.mean((1, 2, 3)) / one.mean()
@@ -41,11 +41,11 @@ def test_every_image_draws_its_own_change() -> None:
     # Blurred images have less between neighbours than any contrast of 0.6 or more leaves.
     rough = (changed[..., 1:] - changed[..., :-1]).abs().mean((1, 2, 3))
     assert float((rough < 0.25 * rough.max()).float().mean()) > 0.2
-    again = distort(images, 0.4, torch.Generator().manual_seed(0))
+    again = color_jitter(images, 0.4, torch.Generator().manual_seed(0))
     assert torch.equal(changed, again)
 
 
 def test_grey_images_stay_grey() -> None:
-    changed = distort(photos(8, channels=1), 0.4, torch.Generator().manual_seed(0))
+    changed = color_jitter(photos(8, channels=1), 0.4, torch.Generator().manual_seed(0))
     assert changed.shape == (8, 1, 12, 10)
     assert float((changed - photos(8, channels=1)).abs().max()) > 0.05

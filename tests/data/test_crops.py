@@ -13,7 +13,7 @@ from ltdd.data.augmentation.crops import (
     crop,
     cut_box,
     cut_windows,
-    normalise,
+    normalize,
     paste,
     random_crops,
     random_cut_box,
@@ -35,7 +35,7 @@ def test_normalise_equals_torchvision(channels: int) -> None:
     mean, std = torch.tensor([0.4, 0.5, 0.6])[:channels], torch.tensor([0.1, 0.2, 0.3])[:channels]
     expected = v2.Normalize(mean.tolist(), std.tolist())(images.float() / 255)
     for given_images in (images, images.float() / 255):
-        result = normalise(given_images, mean, std)
+        result = normalize(given_images, mean, std)
         assert result.dtype == torch.float32
         assert result.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.colored import coloured
+from helpers.colored import colored
 from torch import Tensor, nn
 
 from ltdd.config import ExpertsConfig, with_form
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.augmentation.expert_batches import Batches, fits
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.tensor_trees import moved
+from ltdd.engine.tensor_trees import to_device
 
 FAST = ExpertsConfig(batch_size=8)
 
@@ -27,17 +27,17 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def mixed(source: Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return source.mixed_views(source.mixture(plain, generator(seed)))
+def mix(source: Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return source.mix_views(source.mixture(plain, generator(seed)))
 
 
 def test_both_views_show_one_mixture_and_labels_match_pixels(runtime: Runtime) -> None:
-    data = coloured()
+    data = colored()
     source = batches(runtime, data)
     plain = torch.tensor([0, 1, 16, 24])
     shares = []
     for seed in range(60):
-        inputs, (mixup, cutmix) = mixed(source, plain, seed)
+        inputs, (mixup, cutmix) = mix(source, plain, seed)
         assert inputs.shape == (8, 3, 32, 32)
         for targets in (mixup, cutmix):
             torch.testing.assert_close(targets.sum(1), torch.ones(4))
@@ -73,13 +73,13 @@ def test_own_and_resampled_views_are_two_draws(runtime: Runtime, data: LongTaile
     first, second = (source.view(source.shown(indices, drawing)) for _ in range(2))
     assert not torch.equal(first, second)
     plain = Batches(data, dataclasses.replace(FAST, crop_padding=0), False, runtime)
-    expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
+    expected = normalize(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
     assert torch.equal(plain.view(plain.shown(indices, drawing)), expected)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.2, 1.0])
 def test_resampling_draws_classes_by_their_power(runtime: Runtime, power: float) -> None:
-    data = coloured(8)
+    data = colored(8)
     weights = batches(runtime, data, resampling_power=power).draw_weights
     per_class = torch.zeros(3, dtype=torch.float64).index_add_(0, data.train_labels, weights)
     expected = torch.tensor([16.0, 8, 1], dtype=torch.float64) ** (1 - power)
@@ -87,12 +87,12 @@ def test_resampling_draws_classes_by_their_power(runtime: Runtime, power: float)
 
 
 def test_resampled_images_follow_the_weights(runtime: Runtime) -> None:
-    data = coloured(8)
+    data = colored(8)
     source = batches(runtime, data, resampling_power=1.0)
     plain = torch.zeros(25, dtype=torch.int64)
     partners = torch.zeros(3)
     for seed in range(80):
-        _, (mixup, _) = mixed(source, plain, seed)
+        _, (mixup, _) = mix(source, plain, seed)
         other = mixup.clone()
         other[:, 0] = 0
         partners += torch.tensor(
@@ -104,7 +104,7 @@ def test_resampled_images_follow_the_weights(runtime: Runtime) -> None:
 
 def test_crop_padding_scales_with_the_image(runtime: Runtime, data: LongTailedData) -> None:
     assert Batches(data, FAST, False, runtime).padding == 1
-    assert Batches(coloured(64), FAST, False, runtime).padding == 8
+    assert Batches(colored(64), FAST, False, runtime).padding == 8
 
 
 def test_images_go_to_a_device_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_gathered_batches_are_those_of_images_on_the_device(
     assert not outside.images.is_cuda
     indices = torch.tensor([3, 1, 30])
     views = [
-        b.view(moved(b.shown(indices, generator(0)), runtime.device)) for b in (inside, outside)
+        b.view(to_device(b.shown(indices, generator(0)), runtime.device)) for b in (inside, outside)
     ]
     assert views[1].is_cuda
     assert torch.equal(*views)
@@ -136,7 +136,7 @@ def test_gathered_batches_are_those_of_images_on_the_device(
 def test_resized_crops_replace_padding(runtime: Runtime, data: LongTailedData) -> None:
     whole = Batches(data, dataclasses.replace(FAST, crop_min_scale=1.0), False, runtime)
     cut = Batches(data, dataclasses.replace(FAST, crop_min_scale=0.1), False, runtime)
-    expected = normalise(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
+    expected = normalize(data.train_images[:8], torch.tensor(data.mean), torch.tensor(data.std))
     drawing = generator(0)
     torch.testing.assert_close(whole.view(whole.shown(torch.arange(8), drawing)), expected)
     assert not torch.allclose(cut.view(cut.shown(torch.arange(8), drawing)), expected, atol=0.1)
@@ -157,12 +157,12 @@ def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> N
 
 
 def test_unimix_leans_towards_the_tail_and_its_shares_match_the_pixels(runtime: Runtime) -> None:
-    data = coloured()
+    data = colored()
     source = batches(runtime, data, loss="unimix")
     plain, shares, partners = torch.arange(25), torch.zeros(3), torch.zeros(3)
     for seed in range(200):
         drawn = source.pairs(plain, generator(seed))
-        view, partner, lam = source.unimixed(drawn), drawn.partner, drawn.lam
+        view, partner, lam = source.unimix(drawn), drawn.partner, drawn.lam
         assert float(lam.min()) >= 0
         assert float(lam.max()) <= 1
         shown = view[:, 0, 0, 0] * 255 / 10

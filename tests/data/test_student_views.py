@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation import student_views
-from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed, mixed_labels, render
+from ltdd.data.augmentation.student_views import View, ViewSchedule, mix, mix_labels, render
 from ltdd.engine.tensor_trees import leaves
 
 MEAN, STD = torch.zeros(3), torch.ones(3)
@@ -132,10 +132,10 @@ def test_mixed_labels_are_the_share_of_the_pixels() -> None:
     for epoch in range(4):
         for view, batch in rendered(plan, epoch, images, MEAN, STD):
             shown = batch.mean(dim=(1, 2, 3)) * 255
-            labels = mixed_labels(view, torch.arange(23), 23)
+            labels = mix_labels(view, torch.arange(23), 23)
             torch.testing.assert_close(labels.sum(1), torch.ones(len(view.indices)))
             torch.testing.assert_close(shown, labels @ values.float(), rtol=1e-4, atol=1e-2)
-            logits = mixed(view, values[view.indices][:, None].float())
+            logits = mix(view, values[view.indices][:, None].float())
             torch.testing.assert_close(logits[:, 0], shown, rtol=1e-4, atol=1e-2)
             mixes += int((labels.max(dim=1).values < 1).sum())
     assert mixes > 40
@@ -145,7 +145,7 @@ def test_without_cutmix_labels_are_hard() -> None:
     labels = torch.arange(23) % 4
     for view in schedule(cutmix=False).epoch(0):
         expected = torch.nn.functional.one_hot(labels[view.indices], 4).float()
-        assert torch.equal(mixed_labels(view, labels, 4), expected)
+        assert torch.equal(mix_labels(view, labels, 4), expected)
 
 
 def test_no_batch_of_a_single_image() -> None:

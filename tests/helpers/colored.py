@@ -7,7 +7,7 @@ import torch
 from ltdd.data.long_tailed_data import LongTailedData
 
 
-def coloured(size: int = 32) -> LongTailedData:
+def colored(size: int = 32) -> LongTailedData:
     """Image i is constant at 10 i; the classes have 16, 8 and 1 images."""
     labels = torch.tensor([0] * 16 + [1] * 8 + [2])
     images = (torch.arange(25) * 10).to(torch.uint8)[:, None, None, None].expand(25, 3, size, size)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdd.models.muon import MOMENTUM, Muon, orthogonalised
+from ltdd.models.muon import MOMENTUM, Muon, orthogonalize
 
 
 def spread(rows: int, columns: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -30,7 +30,7 @@ def by_definition(matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 9)], ids=str)
 def test_singular_values_become_nearly_equal(shape: tuple[int, int]) -> None:
     matrix = spread(*shape)
-    step = orthogonalised(matrix)
+    step = orthogonalize(matrix)
     assert step.shape == shape
     values = torch.linalg.svdvals(step)
     assert 0.5 < values.min() <= values.max() < 1.25
@@ -42,13 +42,13 @@ def test_singular_values_become_nearly_equal(shape: tuple[int, int]) -> None:
 
 def test_steps_of_the_gram_matrix_are_those_of_the_whole() -> None:
     exact = by_definition(spread(16, 40))
-    torch.testing.assert_close(orthogonalised(spread(16, 40)), exact, rtol=1e-10, atol=1e-12)
-    single = orthogonalised(spread(16, 40, torch.float32))
+    torch.testing.assert_close(orthogonalize(spread(16, 40)), exact, rtol=1e-10, atol=1e-12)
+    single = orthogonalize(spread(16, 40, torch.float32))
     assert (single - exact).norm() <= 1e-4 * exact.norm()
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:
-    assert not orthogonalised(torch.zeros(3, 5)).any()
+    assert not orthogonalize(torch.zeros(3, 5)).any()
 
 
 def layer(seed: int = 0) -> nn.Conv2d:

@@ -26,7 +26,7 @@ from ltdd.stages.evaluation import (
     train_student,
 )
 from ltdd.stages.label_sources import HardLabels, StaticLabels
-from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardize_rows
 
 
 def factors(schedule: str, epochs: int = 1000) -> list[float]:
@@ -70,7 +70,7 @@ def test_student_loss_by_hand() -> None:
     torch.testing.assert_close(student_loss(logits, soft, hard, config), expected)
     normalised = dataclasses.replace(config, logit_std_norm=True)
     expected = 0.7 * logit_matching_loss(logits, soft, True)
-    expected += 0.025 * soft_cross_entropy(standardise_rows(logits), hard)
+    expected += 0.025 * soft_cross_entropy(standardize_rows(logits), hard)
     torch.testing.assert_close(student_loss(logits, soft, hard, normalised), expected)
     # Class labels alone: plain cross-entropy with full weight.
     torch.testing.assert_close(

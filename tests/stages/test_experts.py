@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.colored import coloured
+from helpers.colored import colored
 from torch import Tensor, nn
 
 from ltdd.config import ExpertsConfig, with_form
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
@@ -100,7 +100,7 @@ def test_averaged_weights_have_statistics_of_their_own(
     averaged = train_expert("observer", "convnet3_bn", data, config, False, runtime)
     assert not torch.equal(averaged.classifier.weight, plain.classifier.weight)
     conv, norm = averaged.body[0][:2]
-    images = normalise(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
+    images = normalize(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
     maps = conv(images)
     # Four whole batches of 8 of the 34 images, counted from zero, with equal weight.
     assert int(norm.num_batches_tracked) == 4
@@ -189,7 +189,7 @@ def test_the_network_sees_images_as_they_grow(
 
     monkeypatch.setattr(Network, "features", watch)
     config = with_form(FAST, loss, epochs=10, batch_size=25, progressive_resizing=True)
-    train_expert("observer", "resnet9", coloured(32), config, False, runtime)
+    train_expert("observer", "resnet9", colored(32), config, False, runtime)
     assert seen == [16] * 4 + [24] * 3 + [32] * 3
 
 
@@ -197,13 +197,13 @@ def test_a_network_of_one_image_size_cannot_see_smaller_ones(runtime: Runtime) -
     config = dataclasses.replace(FAST, progressive_resizing=True)
     message = "expected a network that takes images of any size .* got one of 32 px only"
     with pytest.raises(UserError, match=message):
-        train_expert("observer", "convnet3_bn", coloured(32), config, False, runtime)
+        train_expert("observer", "convnet3_bn", colored(32), config, False, runtime)
 
 
 def test_a_small_set_gets_more_epochs_until_it_has_the_fewest_steps(
     runtime: Runtime, log: Any
 ) -> None:
-    data = coloured(8)  # 25 images are 3 steps of 8
+    data = colored(8)  # 25 images are 3 steps of 8
     for min_steps, epochs in ((None, 2), (5, 2), (10, 4)):
         log.events.clear()
         config = dataclasses.replace(FAST, epochs=2, min_steps=min_steps)

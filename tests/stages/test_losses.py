@@ -16,7 +16,7 @@ from ltdd.stages.losses import (
     expert_loss,
     logit_matching_loss,
     soft_cross_entropy,
-    standardise_rows,
+    standardize_rows,
 )
 
 
@@ -159,6 +159,6 @@ def test_normalised_logits_do_not_feel_scale() -> None:
     student, teacher = draw(0, 4, 6), draw(1, 4, 6)
     reference = logit_matching_loss(student, teacher, std_norm=True)
     torch.testing.assert_close(logit_matching_loss(7 * student, teacher / 9, True), reference)
-    torch.testing.assert_close(standardise_rows(student).std(dim=1), torch.ones(4))
+    torch.testing.assert_close(standardize_rows(student).std(dim=1), torch.ones(4))
     # A row of equal logits has no deviation to divide by.
-    assert torch.isfinite(standardise_rows(torch.zeros(2, 6))).all()
+    assert torch.isfinite(standardize_rows(torch.zeros(2, 6))).all()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ltdd_ext
 from ltdd.config import NoRecovery, RecoveryConfig, StatisticsConfig
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
@@ -62,7 +62,7 @@ def alignment(
 ) -> float:
     """The alignment of un-augmented images, class-wise part included."""
     targets = batch_targets(calibrated(observer, data, runtime), labels, StatisticsConfig(**names))
-    normal = normalise(images, torch.tensor(data.mean), torch.tensor(data.std))
+    normal = normalize(images, torch.tensor(data.mean), torch.tensor(data.std))
     with torch.no_grad():
         _, moments = Observer(observer, ltdd_ext.reference)(normal)
     return float(

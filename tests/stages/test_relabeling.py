@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import EvaluationConfig
-from ltdd.data.augmentation.student_views import ViewSchedule, mixed, render
+from ltdd.data.augmentation.student_views import ViewSchedule, mix, render
 from ltdd.data.image_spec import Normalization
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
@@ -95,7 +95,7 @@ def test_static_labels_are_mixed_like_the_images() -> None:
     source = StaticLabels(logits, torch.device("cpu"))
     for view in schedule().epoch(0):
         labels = source.logits(view, torch.empty(0), source.rows(0, 0, 5))
-        assert torch.equal(labels, mixed(view, logits[view.indices]))
+        assert torch.equal(labels, mix(view, logits[view.indices]))
         kept = view.box.kept
         expected = kept * logits[view.indices] + (1 - kept) * logits[view.indices[view.partner]]
         torch.testing.assert_close(labels, expected)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import ltdd_ext
 from ltdd.config import StatisticsConfig
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
@@ -32,7 +32,7 @@ def layer_inputs(observer: nn.Module, data: LongTailedData) -> list[Tensor]:
     seen: list[Tensor] = []
     layers = [m for m in observer.modules() if isinstance(m, nn.BatchNorm2d)]
     handles = [m.register_forward_pre_hook(lambda _, x: seen.append(x[0].double())) for m in layers]
-    images = normalise(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
+    images = normalize(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
     with torch.no_grad():
         observer.eval()(images)
     for handle in handles:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ltdd.engine.chunks import is_out_of_memory
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.tensor_trees import leaves, mapped, moved, shapes
+from ltdd.engine.tensor_trees import leaves, map_tensors, shapes, to_device
 
 REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their kernels in these
 # Whose layers never read from the device.
@@ -65,12 +65,12 @@ class RecordedSteps:
         """
         extra = () if variant is None else (variant,)
         if not self._may_record:
-            return self._step(*moved(inputs, self._runtime.device), *extra)
+            return self._step(*to_device(inputs, self._runtime.device), *extra)
         key = (variant, shapes(inputs))
         made = self._calls[key] = self._calls.get(key, 0) + 1
         if made == REHEARSALS + 1:
             try:
-                here = moved(inputs, self._runtime.device)
+                here = to_device(inputs, self._runtime.device)
                 self._recorded[key] = _Recording(self._step, here, extra)
             except RuntimeError as error:
                 if is_out_of_memory(error):
@@ -86,7 +86,7 @@ class RecordedSteps:
         side, current = self._side, torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            result = self._step(*moved(inputs, self._runtime.device), *extra)
+            result = self._step(*to_device(inputs, self._runtime.device), *extra)
         current.wait_stream(side)
         return result
 
@@ -102,7 +102,7 @@ class _Recording:
     """One step as a CUDA graph, with the inputs that it reads and the tensor that it writes."""
 
     def __init__(self, step: Callable[..., Tensor], inputs: Any, extra: tuple[Any, ...]) -> None:
-        self._inputs = mapped(torch.clone, inputs)
+        self._inputs = map_tensors(torch.clone, inputs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._result = step(*self._inputs, *extra)

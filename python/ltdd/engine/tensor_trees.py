@@ -20,14 +20,14 @@ def leaves(tree: Any) -> Iterator[Tensor]:
             yield from leaves(part)
 
 
-def mapped(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Return the same tree of changed tensors."""
     return _mapped(change, tree)  # type: ignore[no-any-return]
 
 
-def moved(tree: Tree, device: torch.device) -> Tree:
+def to_device(tree: Tree, device: torch.device) -> Tree:
     """Return the same tree on a device, without waiting for it."""
-    return mapped(lambda tensor: tensor.to(device, non_blocking=True), tree)
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
 
 
 def shapes(tree: Any) -> Any:

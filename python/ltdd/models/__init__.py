@@ -7,7 +7,7 @@ from functools import partial
 
 from ltdd.errors import UserError
 from ltdd.models.convnet import convnet
-from ltdd.models.external import FOREIGN, build_foreign
+from ltdd.models.external import EXTERNAL, build_external
 from ltdd.models.network import Network
 from ltdd.models.normalization import batch_norm, instance_norm
 from ltdd.models.resnet import resnet9, resnet18, resnet32, resnet50
@@ -67,9 +67,9 @@ def build_model(name: str, num_classes: int, image_size: int, channels: int) -> 
     Raises:
         UserError: the name is unknown, or the network needs larger images.
     """
-    if name.startswith(tuple(FOREIGN)):
-        return build_foreign(name, num_classes, image_size, channels)
+    if name.startswith(tuple(EXTERNAL)):
+        return build_external(name, num_classes, image_size, channels)
     if name not in _BUILDERS:
-        known = ", ".join([*ARCHITECTURES, *FOREIGN.values()])
+        known = ", ".join([*ARCHITECTURES, *EXTERNAL.values()])
         raise UserError(f"expected an architecture among {known}; got {name!r}")
     return _BUILDERS[name](num_classes=num_classes, image_size=image_size, channels=channels)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltdd.errors import UserError
 from ltdd.models.network import Network
 
-FOREIGN: Mapping[str, str] = {
+EXTERNAL: Mapping[str, str] = {
     "torchvision:": "torchvision:NAME",
     "timm:": "timm:NAME",
     "python:": "python:package.module:factory",
@@ -27,7 +27,7 @@ FOREIGN: Mapping[str, str] = {
 """Start of a name -> how the whole name is spelt."""
 
 
-def build_foreign(name: str, num_classes: int, image_size: int, channels: int) -> Network:
+def build_external(name: str, num_classes: int, image_size: int, channels: int) -> Network:
     """Build a freshly initialised network from elsewhere.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import Normalization
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
@@ -66,7 +66,7 @@ def predict_logits(
 
     def compute(part: slice) -> Tensor:
         with runtime.autocast():
-            logits: Tensor = model(normalise(images[part].to(runtime.device), mean, std))
+            logits: Tensor = model(normalize(images[part].to(runtime.device), mean, std))
         return logits.float().cpu()
 
     chunks = Chunks("inference", batch_size, runtime)

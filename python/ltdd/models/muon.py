@@ -20,7 +20,7 @@ POLYNOMIAL = 3.4445, -4.7750, 2.0315  # K. Jordan's: takes (0, 1] near 1 in five
 STEPS = 5
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Return about ``U V^T`` of ``matrix = U S V^T``: singular values of 0.7 to 1.2.
 
     Five Newton-Schulz steps ``X <- p(X X^T) X`` with ``p(A) = a I + b A + c A^2`` (K. Jordan's
@@ -31,7 +31,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         matrix: (R, C), floating point; all zeros stay zeros.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalised(matrix.T).T
+        return orthogonalize(matrix.T).T
     matrix = matrix / matrix.norm().clamp(min=torch.finfo(matrix.dtype).tiny)
     linear, cubic, quintic = POLYNOMIAL
     gram = matrix @ matrix.T
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 
     For the gradient G of a kernel, seen as a matrix (out, in * height * width):
     ``M <- mu M + (1 - mu) G``, ``W <- (1 - lr * decay) W - lr * 0.2 sqrt(max(R, C)) * O`` with
-    ``O = orthogonalised((1 - mu) G + mu M)`` (K. Jordan 2024). The factor gives a step the size of
+    ``O = orthogonalize((1 - mu) G + mu M)`` (K. Jordan 2024). The factor gives a step the size of
     one of AdamW's (arXiv:2502.16982), so that learning rates and decays mean the same with both.
 
     Args:
@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(kernel)
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         matrix = gradient.lerp(state["momentum"], MOMENTUM).flatten(1)
-        step = orthogonalised(matrix).view_as(kernel)
+        step = orthogonalize(matrix).view_as(kernel)
         kernel.mul_(1 - lr * decay).sub_(step.mul_(lr * 0.2 * max(matrix.shape) ** 0.5))
 
     def _adamw_step(self, others: list[nn.Parameter], lr: float | Tensor, decay: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ltdd.config import EvaluationConfig, deciding_settings
-from ltdd.data.augmentation.student_views import View, ViewSchedule, mixed_labels, render
+from ltdd.data.augmentation.student_views import View, ViewSchedule, mix_labels, render
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
@@ -28,7 +28,7 @@ from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.models.muon import Muon
 from ltdd.stages.label_sources import LabelSource
-from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardise_rows
+from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardize_rows
 from ltdd.stages.run import Run
 
 LOG_EVERY = 10  # epochs between two events
@@ -129,7 +129,7 @@ def train_student(
         soft = source.logits(view, batch, rows)
         with runtime.autocast():
             logits = model(batch)
-        loss = student_loss(logits, soft, mixed_labels(view, labels, spec.num_classes), config)
+        loss = student_loss(logits, soft, mix_labels(view, labels, spec.num_classes), config)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -179,7 +179,7 @@ def student_loss(
     if soft is None:
         return soft_cross_entropy(logits, hard)
     matching = logit_matching_loss(logits, soft, config.logit_std_norm)
-    scored = standardise_rows(logits.float()) if config.logit_std_norm else logits
+    scored = standardize_rows(logits.float()) if config.logit_std_norm else logits
     return config.logit_weight * matching + config.hard_weight * soft_cross_entropy(scored, hard)
 
 

@@ -31,7 +31,7 @@ from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.files import fingerprint
-from ltdd.engine.tensor_trees import moved
+from ltdd.engine.tensor_trees import to_device
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
 from ltdd.models.ensemble import MeanLogits
@@ -189,9 +189,9 @@ class _Objective:
         """Return images as the network is shown them in a step, both views together."""
         match drawn:
             case Mixture():
-                return self.batches.mixed_views(drawn)[0]
+                return self.batches.mix_views(drawn)[0]
             case Pairs():
-                return self.batches.unimixed(drawn)
+                return self.batches.unimix(drawn)
             case Labelled():
                 return self.batches.view(drawn.shown)
 
@@ -208,9 +208,9 @@ class _Objective:
             logits = self._pass(batches.view(drawn.shown), size)
             return soft_cross_entropy(logits, one_hot(drawn.labels, batches.num_classes))
         if isinstance(drawn, Pairs):
-            logits, labels = self._pass(batches.unimixed(drawn), size), drawn.labels
+            logits, labels = self._pass(batches.unimix(drawn), size), drawn.labels
             return bayias_loss(logits, labels, labels[drawn.partner], drawn.lam, self.counts)
-        inputs, targets = batches.mixed_views(drawn)
+        inputs, targets = batches.mix_views(drawn)
         plain, rebalanced, z, p = (o.chunk(2) for o in self._pass(inputs, size))
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
         return expert_loss(
@@ -358,7 +358,7 @@ def _finished(
         for indices in order.split(batch_size):
             if len(indices) == batch_size:
                 drawn = objective.draw(indices, generator)
-                yield objective.inputs(moved(drawn, objective.runtime.device))
+                yield objective.inputs(to_device(drawn, objective.runtime.device))
 
     with objective.runtime.autocast():
         update_bn(views(), network)

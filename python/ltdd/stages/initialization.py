@@ -28,7 +28,7 @@ from ltdd.config import (
     Noise,
     deciding_settings,
 )
-from ltdd.data.augmentation.crops import Crops, crop, normalise, random_crops
+from ltdd.data.augmentation.crops import Crops, crop, normalize, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
@@ -176,7 +176,7 @@ class _Cropping:
 
         def compute(part: slice) -> Tensor:
             images = data.train_images[source[part]].to(device) / 255
-            views = normalise(crop(images, _upright(boxes[part])), mean, std)
+            views = normalize(crop(images, _upright(boxes[part])), mean, std)
             return view_logits(look, views, self.runtime, self.chunks).float().cpu()
 
         return torch.cat(list(self.chunks.map(compute, len(source))))

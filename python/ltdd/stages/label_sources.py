@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ltdd.data.augmentation.student_views import View, mixed
+from ltdd.data.augmentation.student_views import View, mix
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
@@ -60,7 +60,7 @@ class StaticLabels(_NothingStored):
 
     def logits(self, view: View, batch: Tensor, rows: Tensor) -> Tensor:
         """Return the mixed logits."""
-        return mixed(view, self._logits[view.indices])
+        return mix(view, self._logits[view.indices])
 
 
 class StoredLabels:

@@ -127,10 +127,10 @@ def logit_matching_loss(student: Tensor, teacher: Tensor, std_norm: bool) -> Ten
     """
     student, teacher = student.float(), teacher.float()
     if std_norm:
-        student, teacher = standardise_rows(student), standardise_rows(teacher)
+        student, teacher = standardize_rows(student), standardize_rows(teacher)
     return F.mse_loss(student, teacher)
 
 
-def standardise_rows(logits: Tensor) -> Tensor:
+def standardize_rows(logits: Tensor) -> Tensor:
     """Divide each row of (N, K) logits by its standard deviation over classes."""
     return logits / logits.std(dim=1, keepdim=True).clamp_min(1e-6)

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.nearest_rows import BATCH, Rows, nearest_rows
 from ltdd.engine.chunks import Chunks
@@ -161,7 +161,7 @@ def feature_rows(teacher: nn.Module, normalization: Normalization, runtime: Runt
     mean, std = normalization.tensors(runtime.device)
 
     def embed(images: Tensor) -> Tensor:
-        seen = view_logits(look, normalise(images, mean, std), exact, chunks).float()
+        seen = view_logits(look, normalize(images, mean, std), exact, chunks).float()
         check_all_finite("nearest", {"features": seen})
         return F.normalize(seen, dim=1)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import RecoveryConfig, StatisticsConfig
-from ltdd.data.augmentation.crops import crop, normalise, random_crops
+from ltdd.data.augmentation.crops import crop, normalize, random_crops
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
@@ -184,7 +184,7 @@ def _fold(
             # One image alone takes another path through convolutions, with other last digits.
             seen = batch.repeat(2, 1, 1, 1) if len(batch) == 1 else batch
             with runtime.autocast():
-                _, moments = recorder(normalise(seen, mean, std))
+                _, moments = recorder(normalize(seen, mean, std))
             return owners, [
                 LayerMoments(rows.mean[: len(batch)], rows.m2[: len(batch)], rows.spatial_size)
                 for rows in moments

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdd.config import Device, DistillConfig, Precision
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.packed_logits import PackedLogits
@@ -101,7 +101,7 @@ def train_student(
     tested = None if test is None else _test_set(test, distilled)
     batches = -(-len(distilled) // config.evaluation.batch_size)
     two = distilled.images[: min(2, len(distilled) // batches)]  # no batch is smaller
-    _try(model, normalise(two, *spec.normalization.tensors()), classes, runtime)
+    _try(model, normalize(two, *spec.normalization.tensors()), classes, runtime)
     student = _Logits(model)
     trained = evaluation.train_student(
         student,

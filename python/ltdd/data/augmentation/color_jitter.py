@@ -12,7 +12,7 @@ _RADIUS = 4  # pixels; two deviations of the widest blur
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as everywhere
 
 
-def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def color_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Change brightness, contrast and saturation, turn some images grey and blur some.
 
     The factors are uniform in [1 - strength, 1 + strength].

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdd.engine.tensor_trees import moved
+from ltdd.engine.tensor_trees import to_device
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return ``(images - mean) / std`` as channels_last float32.
 
     Args:
@@ -126,7 +126,7 @@ def crop(images: Tensor, crops: Crops) -> Tensor:
     Returns:
         float32 (N, C, H, W), channels_last.
     """
-    crops = moved(crops, images.device)
+    crops = to_device(crops, images.device)
     top, left, height, width = crops.boxes.unbind(1)
     vertical = _resampling_matrices(top, height, images.shape[2])
     horizontal = _resampling_matrices(left, width, images.shape[3])

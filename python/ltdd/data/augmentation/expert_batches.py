@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ltdd.config import AnyExperts, ExpertsConfig
-from ltdd.data.augmentation.color_jitter import distort
+from ltdd.data.augmentation.color_jitter import color_jitter
 from ltdd.data.augmentation.crops import (
     Crops,
     CutBox,
@@ -22,7 +22,7 @@ from ltdd.data.augmentation.crops import (
     crop,
     cut_box,
     cut_windows,
-    normalise,
+    normalize,
     paste,
     random_crops,
     random_windows,
@@ -123,7 +123,7 @@ class Batches:
         places = indices.to(self.images.device, non_blocking=True)
         picked = self.images[places].to(self.device)
         if self.config.color_jitter is not None:
-            picked = distort(picked / 255, self.config.color_jitter, generator)
+            picked = color_jitter(picked / 255, self.config.color_jitter, generator)
         if self.config.crop_min_scale is not None:
             crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
             return Shown(picked, crops)
@@ -132,9 +132,9 @@ class Batches:
     def view(self, shown: Shown) -> Tensor:
         """Return a drawn view, normalised, float32 (B, C, H, W)."""
         if isinstance(shown.place, Crops):
-            return crop(normalise(shown.picked, self.mean, self.std), shown.place)
+            return crop(normalize(shown.picked, self.mean, self.std), shown.place)
         picked = cut_windows(shown.picked, self.padding, shown.place)
-        return normalise(picked, self.mean, self.std)
+        return normalize(picked, self.mean, self.std)
 
     def mixture(self, plain: Tensor, generator: torch.Generator) -> Mixture:
         """Draw the MixUp and the CutMix view of plainly drawn images with resampled ones."""
@@ -147,7 +147,7 @@ class Batches:
         box = cut_box(*self.images.shape[2:], *(float(v) for v in (lam, row, column)))
         return Mixture(own, others, self.labels[plain], self.labels[resampled], lam, box)
 
-    def mixed_views(self, drawn: Mixture) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def mix_views(self, drawn: Mixture) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return both views (2B, C, H, W) and their label probabilities (B, K) each."""
         first, second = (self.view(shown) for shown in drawn.own)
         other_first, other_second = (self.view(shown) for shown in drawn.others)
@@ -173,7 +173,7 @@ class Batches:
         lam = torch.where(lam > 1, lam - 1, lam)
         return Pairs(self.shown(plain, generator), labels, partner, lam)
 
-    def unimixed(self, drawn: Pairs) -> Tensor:
+    def unimix(self, drawn: Pairs) -> Tensor:
         """Return the mixed view (B, C, H, W)."""
         view, share = self.view(drawn.shown), drawn.lam.view(-1, 1, 1, 1)
         return share * view + (1 - share) * view[drawn.partner]

@@ -19,7 +19,7 @@ from ltdd.data.augmentation.crops import (
     Crops,
     CutBox,
     crop,
-    normalise,
+    normalize,
     paste,
     random_crops,
     random_cut_box,
@@ -110,13 +110,13 @@ def render(view: View, picked: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Returns:
         float32 (B, C, H, W), normalised, channels_last.
     """
-    batch = crop(normalise(picked, mean, std), view.crops)
+    batch = crop(normalize(picked, mean, std), view.crops)
     if view.partner is None or view.box is None:
         return batch
     return paste(batch, batch[view.partner], view.box)
 
 
-def mixed(view: View, values: Tensor) -> Tensor:
+def mix(view: View, values: Tensor) -> Tensor:
     """Mix per-image values of a batch in the proportion in which the view mixes the images.
 
     Args:
@@ -129,9 +129,9 @@ def mixed(view: View, values: Tensor) -> Tensor:
     return kept * values + (1 - kept) * values[view.partner]
 
 
-def mixed_labels(view: View, labels: Tensor, num_classes: int) -> Tensor:
+def mix_labels(view: View, labels: Tensor, num_classes: int) -> Tensor:
     """Return the class probabilities (B, K) of a view; ``labels`` is int64 (M,)."""
-    return mixed(view, one_hot(labels[view.indices], num_classes))
+    return mix(view, one_hot(labels[view.indices], num_classes))
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:

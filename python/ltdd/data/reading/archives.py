@@ -54,7 +54,7 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
-def unpacked(archive: Path, cache: Path) -> Path:
+def unpack(archive: Path, cache: Path) -> Path:
     """Return the folder with the archive's files, unpacking it unless that has been done.
 
     Args:

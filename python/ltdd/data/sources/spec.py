@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltdd.data.reading.archives import is_archive, unpacked
+from ltdd.data.reading.archives import is_archive, unpack
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.image_files import Folder
 from ltdd.engine.surroundings import user_path
@@ -62,7 +62,7 @@ def given_folder(path: Path) -> Folder:
         UserError: an archive is damaged or unsafe, or cannot be unpacked.
     """
     if is_archive(path):
-        return Folder(unpacked(path, cache_folder() / "archives"), str(path))
+        return Folder(unpack(path, cache_folder() / "archives"), str(path))
     return Folder(path, str(path))
 
 

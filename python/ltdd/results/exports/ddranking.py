@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdd.data.augmentation.crops import normalise
+from ltdd.data.augmentation.crops import normalize
 from ltdd.engine.storage.files import write_bytes, write_json
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet
@@ -57,7 +57,7 @@ def write(distilled: DistilledSet, folder: Path) -> None:
     order = torch.argsort(distilled.labels, stable=True)
     dataset = _dataset(distilled)
     mean, std = distilled.normalization if dataset is None else (_CIFAR_MEAN, _CIFAR_STD)
-    images = normalise(distilled.images[order], torch.tensor(mean), torch.tensor(std))
+    images = normalize(distilled.images[order], torch.tensor(mean), torch.tensor(std))
     recipe = distilled.manifest["student_training"]
     _save(folder / "images.pt", images.contiguous())
     _save(folder / "labels.pt", distilled.logits[order])
