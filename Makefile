@@ -47,8 +47,9 @@ help:
 demo: $(READY)
 	$(RUN) -m ltdd distill --data digits --imbalance-factor 50 --preset demo --out $(OUT)
 
+# In as many processes as there are cores, up to four: every test has one thread.
 test: lint typecheck $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # -s shows the figures that the tests print.
 test-faults: has-tools $(READY)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PYPROJECT = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
-NOT_FOR_TESTS = {"clang-format", "pre-commit", "ninja", "pybind11", "datasets"}
+NOT_FOR_TESTS = {"build", "clang-format", "pre-commit", "ninja", "pybind11", "datasets"}
 
 
 def requirements(pattern):
