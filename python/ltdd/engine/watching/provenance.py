@@ -26,6 +26,7 @@ def collect(options: RunOptions) -> dict[str, Any]:
     program = Path(sys.argv[0]).name
     return {
         "command": shlex.join(["ltdd" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "recipe": options.recipe,
         "preset": options.preset,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
