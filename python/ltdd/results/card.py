@@ -15,7 +15,8 @@ from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet
 from ltdd.results.nearness import COLUMNS, class_rows, describe_nearness, overall_rows
-from ltdd.results.tables import found_images, unmeasured
+from ltdd.results.tables import found_images, percent, unmeasured
+from ltdd.stages.metrics import THIRDS
 
 CARD = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -181,7 +182,7 @@ def _rows(results: Mapping[str, Any] | None) -> list[tuple[str, list[str], int]]
     return [
         (
             _ROWS.get(who, who),
-            [_percent(row[group]) for group in ("accuracy", "head", "medium", "tail")],
+            [percent(row[group]) for group in ("accuracy", *THIRDS)],
             row["accuracy"]["n"],
         )
         for who, row in scores.items()
@@ -197,13 +198,6 @@ def _nearness(distilled: DistilledSet) -> dict[str, Any] | None:
     if len(distilled.class_names) <= _LISTED_CLASSES:
         tables |= class_rows(nearest, [_plain(name) for name in distilled.class_names])
     return {"told": describe_nearness(nearest), "columns": COLUMNS, "tables": tables}
-
-
-def _percent(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    spread = f" ± {100 * score['std']:.1f}" if score["n"] > 1 else ""
-    return f"{100 * score['mean']:.1f}{spread}"
 
 
 def _plain(text: str) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ltdd.data.splitting.long_tail import accuracy_groups
 
-GROUPS = ("head", "medium", "tail", "many_shot", "medium_shot", "few_shot")
+THIRDS = ("head", "medium", "tail")
+GROUPS = (*THIRDS, "many_shot", "medium_shot", "few_shot")
 SCALARS = ("accuracy", *GROUPS)
 
 Report = dict[str, Any]

@@ -18,6 +18,7 @@ from ltdd.engine.storage.files import write_json, write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill
 from ltdd.results.tables import markdown_table, percent, unmeasured
+from ltdd.stages.metrics import THIRDS
 from ltdd.studies.switches import Variant
 
 COLUMNS = (
@@ -118,7 +119,7 @@ def _cells(outcome: Outcome, base: Outcome) -> Iterator[str]:
     else:
         points, error = difference(student["accuracy"], base.results["student"]["accuracy"])
         yield f"{points:+.1f} ± {error:.1f}"
-    yield from (percent(student[group]) for group in ("head", "medium", "tail"))
+    yield from (percent(student[group]) for group in THIRDS)
     yield percent(outcome.results["teacher"]["accuracy"])
     yield f"{outcome.seconds:.0f}"
     yield ", ".join(outcome.reused)

@@ -14,6 +14,7 @@ from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill, load_source
 from ltdd.results.tables import percent
+from ltdd.stages.metrics import THIRDS
 from ltdd.studies.published_tables import Row
 
 COLUMNS = (
@@ -134,7 +135,7 @@ def _cells(outcome: Outcome, command: str) -> list[str]:
         f"{outcome.row.published:.1f}",
         percent(results["teacher"]["accuracy"]),
         percent(random_real and random_real["accuracy"]),
-        *(percent(student[group]) for group in ("head", "medium", "tail")),
+        *(percent(student[group]) for group in THIRDS),
         f"{origin['seconds']:.0f}",
         f"{origin['machine']}, {origin['threads']} threads".replace("|", "/"),
         origin["torch"],

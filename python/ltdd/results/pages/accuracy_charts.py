@@ -8,6 +8,8 @@ from typing import Any
 
 from ltdd.results.pages import charts
 from ltdd.results.pages.charts import Band, Chart, Series
+from ltdd.results.tables import percent
+from ltdd.stages.metrics import THIRDS
 
 WHO = {
     "student": "distilled images",
@@ -15,7 +17,6 @@ WHO = {
     "full_long_tailed": "all long-tailed data",
     "teacher": "the teacher itself",
 }
-GROUPS = ("head", "medium", "tail")
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,7 @@ class Scores:
 
     def percent(self, group: str) -> str:
         """Return ``61.2 ± 0.4``, the deviation only over several networks; - if empty."""
-        score = self.row.get(group)
-        if score is None:
-            return "-"
-        spread = f" ± {100 * score['std']:.1f}" if score["n"] > 1 else ""
-        return f"{100 * score['mean']:.1f}{spread}"
+        return percent(self.row.get(group))
 
     def mean(self, group: str) -> float:
         """Return the mean as a fraction, NaN for an empty group."""
@@ -69,9 +66,9 @@ def scores_of(results: Mapping[str, Any]) -> dict[str, Scores]:
 
 def group_chart(scores: Sequence[Scores]) -> Chart:
     """Draw overall, head, medium and tail accuracy."""
-    kinds = ("accuracy", *GROUPS)
+    kinds = ("accuracy", *THIRDS)
     return charts.group_bars(
-        ("overall", *GROUPS),
+        ("overall", *THIRDS),
         [
             Series(s.name, [s.mean(g) for g in kinds], s.style, [s.spread(g) for g in kinds])
             for s in scores
@@ -108,7 +105,7 @@ def _drawn(fraction: float | None) -> float:
 def _bands(groups: Mapping[str, Sequence[int]]) -> list[Band]:
     """Return the bands of head, medium and tail when classes go from largest to smallest."""
     bands, start = [], 0
-    for name in GROUPS:
+    for name in THIRDS:
         end = start + len(groups[name])
         if end > start:
             bands.append(Band(name, start, end))

@@ -28,6 +28,7 @@ from ltdd.results.pages.rendering import chart_style, render
 from ltdd.results.pages.run_charts import drift_charts, drift_summary, loss_charts
 from ltdd.results.tables import found_images, unmeasured
 from ltdd.results.terminal import total_cost
+from ltdd.stages.metrics import THIRDS
 
 REPORT, FIGURES = "report.html", "report"
 _CONFUSIONS = {
@@ -142,7 +143,7 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
 
 
 def _class_notes(counts: Sequence[int], groups: Mapping[str, Sequence[int]]) -> list[str]:
-    group_of = {c: name for name in ("head", "medium", "tail") for c in groups[name]}
+    group_of = {c: name for name in THIRDS for c in groups[name]}
     return [
         f"{group_of[c]}, {count} training image{'s' if count != 1 else ''}"
         for c, count in enumerate(counts)
