@@ -52,7 +52,7 @@ def test_the_code_of_the_card_runs_from_published_files(
     names = run_blocks(card)
     # The code without this package unpacks labels as the package does.
     assert torch.equal(names["logits"], distilled.logits)
-    assert names["model"](names["pixels"]).shape == (20, 10)
+    assert names["pixels"].shape == distilled.images.shape
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -66,43 +66,30 @@ def test_the_code_of_every_format_runs_without_this_package(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "import ltdd" not in card
     monkeypatch.chdir(out)
-    assert run_blocks(card)["loss"].isfinite()
+    names = run_blocks(card)
+    assert names["pixels"].isfinite().all()
+    assert len(names["pixels"]) == len(names["logits"]) == len(names["labels"])
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schedule": "step"}, "MultiStepLR(optimizer, halved, gamma=0.5)"),
-        ({"schedule": "cosine"}, "CosineAnnealingLR(optimizer, epochs)"),
-        ({"schedule": "smoothed_cosine"}, "CosineAnnealingLR(optimizer, 2 * epochs)"),
-        ({"schedule": "cos2"}, "without the last drop of the learning rate"),
-        ({"optimizer": "sgd", "momentum": 0.8}, "momentum = 0.8"),
-        ({"optimizer": "muon"}, "trained with Muon for convolutions"),
-        ({"logit_std_norm": True}, "targets = targets / targets.std(dim=1, keepdim=True)"),
-        ({"horizontal_flip": True}, "v2.RandomHorizontalFlip()"),
+        ({"optimizer": "muon", "learning_rate": 0.002}, "muon with a learning rate of 0.002"),
+        ({"logit_std_norm": True}, "divided by their standard deviation over classes"),
+        ({"horizontal_flip": True}, "mirrored or not"),
         ({"randaugment": True}, "RandAugment"),
+        ({"epochs": 77, "batch_size": 9}, "batches of 9 for 77 epochs"),
     ],
 )
-def test_the_code_follows_the_recipe(
-    change: dict[str, Any],
-    said: str,
-    colour: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_card_says_how_students_are_trained(
+    change: dict[str, Any], said: str, colour: Path
 ) -> None:
     distilled = load(colour)
-    recipe = distilled.manifest["student_training"] | {"epochs": 1} | change
-    manifest = distilled.manifest | {"student_training": recipe}
-    card = render_card(
-        dataclasses.replace(distilled, manifest=manifest), None, own_layout(distilled)
-    )
+    training = distilled.manifest["student_training"] | change
+    manifest = distilled.manifest | {"student_training": training}
+    other = dataclasses.replace(distilled, manifest=manifest)
+    card = " ".join(render_card(other, None, own_layout(distilled)).split())
     assert said in card
-    monkeypatch.chdir(colour)
-    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    names: dict[str, Any] = {}
-    for block in blocks[-2:]:
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["loss"].isfinite()
 
 
 def test_figures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
