@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.architectures import SMALLEST, WITH_BATCH_NORM
 from torch import nn
 
 from ltdd.errors import UserError
@@ -33,18 +34,6 @@ PUBLISHED_COUNTS = [
     ("resnext50", 1000, 224, 25_028_904),
     ("resnet32", 10, 32, 7_386_186),
 ]
-SMALLEST = {"convnet4": 16, "convnet4_bn": 16, "vgg11": 32, "vgg11_bn": 32, "resnet18_in": 9}
-WITH_BATCH_NORM = {
-    "convnet3_bn",
-    "convnet4_bn",
-    "resnet9",
-    "resnet18",
-    "resnet50",
-    "resnext50",
-    "resnet32",
-    "resnet32_w16",
-    "vgg11_bn",
-}
 
 
 def parameters(net: nn.Module) -> int:

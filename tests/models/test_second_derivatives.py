@@ -8,22 +8,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.architectures import SMALLEST, WITH_BATCH_NORM
 from torch import Tensor, nn
 
 from ltdd.models import ARCHITECTURES, build_model
 
-SMALLEST = {"convnet4": 16, "convnet4_bn": 16, "vgg11": 32, "vgg11_bn": 32, "resnet18_in": 9}
-WITH_BATCH_NORM = {
-    "convnet3_bn",
-    "convnet4_bn",
-    "resnet9",
-    "resnet18",
-    "resnet50",
-    "resnext50",
-    "resnet32",
-    "resnet32_w16",
-    "vgg11_bn",
-}
 # Fifty batch norms in a row, each over a handful of numbers, amplify every difference.
 VERY_DEEP = ("resnet50", "resnext50")
 

@@ -76,7 +76,7 @@ def _predictions(run: Run, shown: TrainingSet, number: int) -> Tensor:
 
     settings = deciding_settings(shown.schedule.config) | {"who": shown.who, "number": number}
     inputs: list[Stored[Any]] = [shown.images, shown.labels]
-    return run.stage("evaluation", settings, inputs, compute).value["predictions"]
+    return run.stages.run("evaluation", settings, inputs, compute).value["predictions"]
 
 
 class StudentName(NamedTuple):

@@ -106,7 +106,7 @@ def train_or_load(run: Run, role: str, architecture: str, file: str | None) -> S
         return model.state_dict()
 
     who = {"role": role, "architecture": architecture}
-    return _frozen(run, architecture, run.stage("experts", settings | who, [], load))
+    return _frozen(run, architecture, run.stages.run("experts", settings | who, [], load))
 
 
 def train_network(
@@ -127,7 +127,7 @@ def train_network(
         return train_expert(role, architecture, run.data, settings, flip, runtime).state_dict()
 
     who = {"role": role, "architecture": architecture}
-    stored = run.stage(stage, deciding_settings(settings) | who, [], train)
+    stored = run.stages.run(stage, deciding_settings(settings) | who, [], train)
     return _frozen(run, architecture, stored)
 
 

@@ -51,7 +51,7 @@ def initialize_images(run: Run, teacher: Stored[nn.Module]) -> Stored[InitialIma
         return {**start._asdict(), "real_examples": real_examples(run.data)}
 
     settings = deciding_settings(config) | {"ipc": ipc}
-    stored = run.stage("initialization", settings, [teacher], compute)
+    stored = run.stages.run("initialization", settings, [teacher], compute)
     return stored.map(
         lambda tensors: InitialImages(*(tensors[name] for name in InitialImages._fields))
     )

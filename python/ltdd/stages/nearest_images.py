@@ -68,7 +68,7 @@ def measure_nearness(
         return nearest_images(images.value, training, data.num_classes, embed, runtime)
 
     settings = {"sampled": [SAMPLED, SAMPLED_PER_CLASS], "pairs": PAIRS, "of": kind}
-    tensors = run.stage("nearest", settings, [images, teacher], compute).value
+    tensors = run.stages.run("nearest", settings, [images, teacher], compute).value
     return {"features_of": kind} | summarize_nearness(
         tensors, images.value.labels, data.train_labels, data.num_classes
     )

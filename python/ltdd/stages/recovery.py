@@ -57,7 +57,7 @@ def recover_images(
     settings = deciding_settings(config.recovery) | {
         f"statistics.{name}": value for name, value in deciding_settings(config.statistics).items()
     }
-    recovered = run.stage("recovery", settings, [*statistics, start], compute)
+    recovered = run.stages.run("recovery", settings, [*statistics, start], compute)
     images = ImageSet(to_uint8(recovered.value["images"]), start.value.labels)
     return Stored(images, tensors_sha256(images._asdict()))
 

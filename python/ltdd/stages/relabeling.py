@@ -114,7 +114,7 @@ def calibrate_labels(run: Run, teacher: Stored[nn.Module], images: Stored[ImageS
             strength = calibration_strength(logits.value, images.value.labels, counts)
             return {"tau": torch.tensor(strength, dtype=torch.float64)}
 
-        stored = run.stage("relabeling", {"calibration": method}, [logits, images], compute)
+        stored = run.stages.run("relabeling", {"calibration": method}, [logits, images], compute)
         tau = float(stored.value["tau"])
     return Calibration(tau, label_shift(tau, counts))
 
@@ -142,7 +142,7 @@ def label_schedule(
         return {"logits": label_views(shown, teacher.value, schedule, normalization, runtime)}
 
     settings = view_settings(schedule.config)
-    stored = run.stage("relabeling", settings, [images, teacher], compute)
+    stored = run.stages.run("relabeling", settings, [images, teacher], compute)
     packed = pack(stored.value["logits"], run.config.relabeling)
     if calibration.tau:
         packed = dataclasses.replace(packed, shift=calibration.shift)
@@ -171,7 +171,7 @@ def static_logits(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]
         shown, normalization = images.value.images, run.data.normalization
         return {"logits": predict_logits(teacher.value, shown, normalization, exact)}
 
-    stored = run.stage("relabeling", {"labels": "static"}, [images, teacher], compute)
+    stored = run.stages.run("relabeling", {"labels": "static"}, [images, teacher], compute)
     return stored.map(lambda tensors: tensors["logits"])
 
 

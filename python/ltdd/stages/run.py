@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.memory import keep_freed_memory
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Runtime, choose_kernels
-from ltdd.engine.stage_runner import StageRunner, Stored
+from ltdd.engine.stage_runner import StageRunner
 from ltdd.engine.watching.events import EVENTS, EventLog
 from ltdd.models import Network, build_model
 from ltdd.models.inference import predict_logits
@@ -110,16 +109,6 @@ class Run:
         return ViewSchedule(
             self.config.seed, count, size, size, self.spec.flip, self.config.evaluation
         )
-
-    def stage(
-        self,
-        name: str,
-        settings: Mapping[str, Any],
-        inputs: Sequence[Stored[Any]],
-        compute: Callable[[Runtime], Mapping[str, Tensor]],
-    ) -> Stored[dict[str, Tensor]]:
-        """Return the tensors of a stage, stored or computed; see `StageRunner.run`."""
-        return self.stages.run(name, settings, inputs, compute)
 
     def build(self, architecture: str) -> Network:
         """Return an untrained network for the run's images."""

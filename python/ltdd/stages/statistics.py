@@ -44,7 +44,7 @@ def _observer_statistics(run: Run, observer: Stored[nn.Module]) -> Stored[Layers
         layers = class_statistics(observer.value, run.data, run.config.statistics, runtime)
         return _tensors_of(layers, "")
 
-    stored = run.stage("statistics", settings, [observer], compute)
+    stored = run.stages.run("statistics", settings, [observer], compute)
     count = len(batch_norm_layers(observer.value))
     return stored.map(lambda tensors: _layers_of(tensors, "", count))
 
@@ -81,7 +81,7 @@ def measure_drift(
         return tensors
 
     settings = {"of": list(sets), "crops": crops}
-    tensors = run.stage("drift", settings, [observer, start, images], compute).value
+    tensors = run.stages.run("drift", settings, [observer, start, images], compute).value
     synthetic = {name: _layers_of(tensors, f"{name}.", len(fair.value)) for name in sets}
     return layer_drift(batch_norm_names(observer.value), fair.value, synthetic)
 
