@@ -1,4 +1,4 @@
-"""What can be known before a run starts: wrong networks and a full disk fail at once."""
+"""Check what can be known before a run starts: wrong networks, a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed here, and what each compiled operator runs on."""
+"""Describe what is installed here, and what each compiled operator runs on."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def _title(forms: Sequence[type[Stage]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the command line of ``ltdd distill`` asks for."""
+    """Request of a command line of ``ltdd distill``."""
 
     config: DistillConfig
     out: Path

@@ -95,7 +95,7 @@ class _OneSentence(type):
 
 
 class Settings(metaclass=_OneSentence):
-    """What classes of `settings` may say about themselves.
+    """Base of all classes of `settings`.
 
     Attributes:
         STAGE: goes before the names of fields in messages.

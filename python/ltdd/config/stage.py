@@ -1,4 +1,4 @@
-"""What the settings of all stages have, and the words they share."""
+"""Base of the settings of all stages, and the words they share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ of settings enters its own."""
 
 
 class Stage(Settings):
-    """What the settings of all stages have.
+    """Base of the settings of all stages.
 
     Attributes:
         FORM: the field that names the form; empty for a stage of one form.

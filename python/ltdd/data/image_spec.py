@@ -1,4 +1,4 @@
-"""What the images of a run have in common, and how they turn into bytes."""
+"""Describe what the images of a run have in common, and turn them into bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user should know about the data before hours are spent on them: the tail, and warnings."""
+"""Describe the data before hours are spent on them: the tail, and warnings."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How any stage runs: device, random streams, memory, checkpoints, stored results, events."""
+"""Run any stage: device, random streams, memory, checkpoints, stored results, events."""

@@ -35,7 +35,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Chunks:
-    """How many rows a stage works on at once; halved when memory does not suffice, never raised.
+    """Number of rows a stage works on at once; halved when memory does not suffice.
 
     Args:
         stage: named in the event, the printed line and the error.

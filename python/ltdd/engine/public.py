@@ -1,4 +1,4 @@
-"""What every function that users call has in common: checked arguments, torch's own defaults.
+"""Check the arguments of functions that users call, and run them under torch's own defaults.
 
 Importing this module does not import torch, so that ``ltdd export --help`` answers at once.
 """

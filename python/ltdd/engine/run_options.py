@@ -1,4 +1,4 @@
-"""How a run works, as opposed to what it computes. Importing this module does not import torch."""
+"""Say how a run works, not what it computes. Importing this module does not import torch."""
 
 from __future__ import annotations
 

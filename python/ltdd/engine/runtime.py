@@ -1,4 +1,4 @@
-"""What every stage needs from its surroundings: device, precision, random streams, progress."""
+"""Give every stage its surroundings: device, precision, random streams, progress."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class NullLog:
 
 
 class Checkpoint(Protocol):
-    """Where an unfinished stage keeps its state, such as ``checkpoint.StageCheckpoint``."""
+    """Anything that keeps the state of an unfinished stage, as ``StageCheckpoint`` does."""
 
     def restore(self) -> dict[str, Any]:
         """Return what a stopped process kept; empty if there is nothing."""

@@ -1,4 +1,4 @@
-"""What may be missing where a program runs: a home folder, a terminal, a disk that maps files."""
+"""Bear what may be missing: a home folder, a terminal, a disk that maps files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a run may cost: budgets for any method; every value says where it comes from.
+"""Name budgets for any method: how much a run may cost; every value says where it is from.
 
 A budget is a nested dict that overrides the defaults of ``config.py``. What makes a method the
 method (`Recipe.method`) overrides the budget, a config file overrides both, and the command line

@@ -1,1 +1,1 @@
-"""What a run leaves for people: the set, its card, exports and pages."""
+"""Write what a run leaves for people: the set, its card, exports and pages."""

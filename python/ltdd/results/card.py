@@ -52,7 +52,7 @@ logits = others.scatter(1, tensors["logits_classes"].long(), logits)"""
 
 
 class Layout(NamedTuple):
-    """What a card says about the files beside it.
+    """Description of the files beside a card.
 
     Attributes:
         format: one of `exports.FORMATS`; None for the set's own files.

@@ -36,7 +36,7 @@ _SEAL = "manifest_sha256"
 
 
 class Origin(NamedTuple):
-    """What a distilled set says about the real images.
+    """Facts about the real images that a distilled set carries.
 
     Attributes:
         class_names: K different names in label order.

@@ -1,4 +1,4 @@
-"""How near a distilled set is to its training images: what the report and the card say of it."""
+"""Say in the report and the card how near a distilled set is to its training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run ended with, as tables for the terminal."""
+"""Print what a run ended with, as tables for the terminal."""
 
 from __future__ import annotations
 

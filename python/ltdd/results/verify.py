@@ -27,7 +27,7 @@ from ltdd.stages.label_calibration import label_shift
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about one file.
+    """Finding about one file.
 
     Attributes:
         name: path below the run folder.

@@ -18,7 +18,7 @@ from ltdd.config import StatisticsConfig
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What calibration learned about the input of one batch-norm layer; float64, on the CPU.
+    """Class statistics of the input of one batch-norm layer; float64, on the CPU.
 
     Attributes:
         count: int64 (K,), images seen per class.

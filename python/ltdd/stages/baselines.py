@@ -1,4 +1,4 @@
-"""What the students of a distilled set are compared with, and what those learn from."""
+"""Choose what students are compared with, and what each kind of them learns from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FULL = "full_long_tailed"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What students of a kind learn from.
+    """Kind of images, labels and views that students learn from.
 
     Attributes:
         real: random real images instead of the distilled ones.

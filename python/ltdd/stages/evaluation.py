@@ -36,7 +36,7 @@ LOG_EVERY = 10  # epochs between two events
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What students of a kind learn from.
+    """Images, labels and views that students of a kind learn from.
 
     Attributes:
         who: ``student`` or the name of a baseline; names the random streams and the events.
@@ -80,7 +80,7 @@ def _predictions(run: Run, shown: TrainingSet, number: int) -> Tensor:
 
 
 class StudentName(NamedTuple):
-    """Which student it is, for progress and events.
+    """Name of a student, for progress and events.
 
     Attributes:
         who: ``student`` or a baseline's name.

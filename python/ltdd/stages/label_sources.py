@@ -1,4 +1,4 @@
-"""Where a student's labels come from: one class per kind.
+"""Give students their labels: one class per kind.
 
 A source is asked for every view of the student's training. It reads no value from the device, so
 that a step may be recorded.
@@ -19,7 +19,7 @@ from ltdd.models.inference import view_logits
 
 
 class LabelSource(Protocol):
-    """What gives the teacher's logits of a view."""
+    """Anything that gives the teacher's logits of a view."""
 
     def rows(self, epoch: int, start: int, count: int) -> Tensor:
         """Return what is stored of an epoch's images from ``start`` on; (0,) if nothing is."""

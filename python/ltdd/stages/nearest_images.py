@@ -1,4 +1,4 @@
-"""What a set reveals: how near its images are to training images, and those to each other.
+"""Measure what a set reveals: how near its images are to training images, those to each other.
 
 Two distances between whole images:
 

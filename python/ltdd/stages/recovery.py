@@ -168,7 +168,7 @@ class _Losses(NamedTuple):
 
 
 class _Aim:
-    """What one observer should see: its targets for the composition of a batch."""
+    """Targets of one observer for the composition of a batch."""
 
     def __init__(
         self,

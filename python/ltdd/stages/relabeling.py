@@ -37,7 +37,7 @@ from ltdd.stages.run import Run
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is subtracted from all logits of the teacher.
+    """Shift that is subtracted from all logits of the teacher.
 
     Attributes:
         tau: strength, 0 without.

@@ -1,4 +1,4 @@
-"""What the stages of a run are handed: configuration, data, surroundings and stored results."""
+"""Hold what the stages of a run share: configuration, data, surroundings, stored results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far other statistics of the observer's layers are from the fair, class-balanced ones.
+"""Measure how far other statistics of the observer are from the fair, class-balanced ones.
 
 For channel c with fair mean m_c and variance v_c, and other mean a_c and variance b_c:
 

@@ -33,7 +33,7 @@ shares with the rows above it; `reused`: the stages of which it computed nothing
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a variant.
+    """Outcome of a variant.
 
     Attributes:
         variant: the variant.

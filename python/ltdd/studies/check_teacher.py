@@ -1,4 +1,4 @@
-"""How good a teacher is on held-out images, before anything is distilled from it."""
+"""Measure a teacher on held-out images, before anything is distilled from it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TeacherCheck:
 
     @property
     def chance(self) -> float:
-        """What guessing reaches on a balanced test set."""
+        """Accuracy of guessing on a balanced test set."""
         return 1 / self.data.num_classes
 
     @property

@@ -25,7 +25,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row.
+    """Outcome of a row.
 
     Attributes:
         row: the row.

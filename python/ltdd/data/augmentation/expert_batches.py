@@ -1,4 +1,4 @@
-"""What experts train on: drawn on the host, cut out and mixed where the images are.
+"""Make what experts train on: drawn on the host, cut out and mixed where the images are.
 
 A draw is a named tuple of tensors. Rendering one reads no value on the host, so a step of training
 that renders can be recorded.

@@ -1,4 +1,4 @@
-"""What is known about decoded images: normalization, duplicates, and a hash of every pixel.
+"""Examine decoded images: normalization, duplicates, and a hash of every pixel.
 
 Everything here reads images piece by piece, so that they may be mapped from files that are larger
 than memory.

@@ -1,4 +1,4 @@
-"""How one picture becomes pixels: which decoders may see it, and how it is brought to a square."""
+"""Turn one picture into pixels: which decoders may see it, and how it becomes a square."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ForeignFormatError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture says about itself before its pixels are decoded.
+    """Header of a picture: what it says before its pixels are decoded.
 
     Attributes:
         width, height: in pixels.
@@ -64,7 +64,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Form:
-    """What all pictures of a run are brought to.
+    """Form that all pictures of a run are brought to.
 
     Attributes:
         size: side S of the square in pixels.

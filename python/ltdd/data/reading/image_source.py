@@ -76,7 +76,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a source offers, before its training part is cut.
+    """Training and test part of a source, before the training part is cut.
 
     Attributes:
         train, test: the two parts.

@@ -1,4 +1,4 @@
-"""What systems leave beside images, and files that are no images: passed over by every source."""
+"""Know what systems leave beside images, and files that are no images: all pass them over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures of a run were before they were brought to one form, and what that cost."""
+"""Remember what pictures were before they were brought to one form, and what that cost."""
 
 from __future__ import annotations
 

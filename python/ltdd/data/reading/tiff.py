@@ -1,4 +1,4 @@
-"""What a TIFF file promises, looked at before a decoder believes it.
+"""Look at what a TIFF file promises before a decoder believes it.
 
 A TIFF is a table of tags with offsets, and a hostile one may let a small file ask for gigabytes:
 thousands of tags over the same bytes, millions of strips, tiles larger than any image.

@@ -1,4 +1,4 @@
-"""Which local files make which split of a data set for Hugging Face's ``datasets``."""
+"""Sort local files into the splits of a data set for Hugging Face's ``datasets``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands behind the kind in ``--data``: a place, and options in brackets."""
+"""Read what stands behind the kind in ``--data``: a place, and options in brackets."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which images are trained and tested on: splits, classes in order, the long-tailed cut."""
+"""Choose the images to train and test on: splits, classes in order, the long-tailed cut."""

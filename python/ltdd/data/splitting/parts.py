@@ -38,7 +38,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Origin:
-    """What messages and notes say about a source.
+    """Words of messages and notes about a source.
 
     Attributes:
         where: the place of its images.

@@ -1,4 +1,4 @@
-"""Which split of a source is trained on and which is tested on, the same for every source."""
+"""Choose the splits that are trained and tested on, in the same way for every source."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: files, checkpoints, run folders, and the store of stages."""
+"""Keep a run on disk: files, checkpoints, run folders, and the store of stages."""

@@ -1,1 +1,1 @@
-"""What people see of a run: events, progress, units, and where a result came from."""
+"""Show people a run: events, progress, units, and where a result came from."""

@@ -1,4 +1,4 @@
-"""What happened when: ``events.jsonl``, and what is made from the same events.
+"""Log what happened when: ``events.jsonl``, and what is made from the same events.
 
 ``metrics.csv`` holds every number of the events in long form. It is written line by line, and from
 the events as a whole when a run goes on, so a killed process cannot leave it behind or torn.

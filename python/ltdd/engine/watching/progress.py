@@ -1,4 +1,4 @@
-"""How far a stage is: time left, images per second and peak memory, in one line."""
+"""Show how far a stage is: time left, images per second and peak memory, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a result came from: command, commit, versions, machine."""
+"""Record where a result came from: command, commit, versions, machine."""
 
 from __future__ import annotations
 
