@@ -49,7 +49,7 @@ demo: $(READY)
 
 # In as many processes as there are cores, up to four: every test has one thread.
 test: lint typecheck $(READY)
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # -s shows the figures that the tests print.
 test-faults: has-tools $(READY)

@@ -120,6 +120,7 @@ FOLDERS: list[Row] = [
     ({"folder": ""}, "expected folder as a path, got ''"),
     ({"folder": b"runs"}, "expected folder as a path, got b'runs'"),
     ({"folder": "a\0b"}, "expected folder as a path, got 'a\\x00b' (embedded null byte)"),
+    ({"folder": Path("a\0b")}, "expected folder as a path, got 'a\\x00b' (embedded null byte)"),
     ({"folder": "x" * 300}, "(File name too long)"),
     ({"folder": "{tmp}/missing"}, "got no manifest.json there"),
     ({"folder": "{tmp}/file"}, "got no manifest.json there"),

@@ -1,5 +1,6 @@
 """The exceptions a user is meant to read."""
 
+from pathlib import PurePath
 from typing import ClassVar
 
 
@@ -29,6 +30,8 @@ def shown(value: object) -> str:
     if dtype is not None and shape:  # its values may be many
         name = str(dtype).removeprefix("torch.")
         return f"a {name} {type(value).__name__} of shape {tuple(shape)}"
+    if isinstance(value, PurePath):
+        value = str(value)
     if value is None or dtype is not None or isinstance(value, str | bytes | int | float):
         text = repr(value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
