@@ -109,4 +109,5 @@ def check_watching(quiet: bool, verbose: bool, tensorboard: bool) -> None:
     """Raise a UserError if both were asked for, or a package is missing."""
     if quiet and verbose:
         raise UserError("expected --quiet or --verbose, got both")
-    event_sinks(verbose, tensorboard, Path())  # nothing is written before the first event
+    if tensorboard:  # nothing is written before the first event
+        event_sinks(verbose, tensorboard, Path())

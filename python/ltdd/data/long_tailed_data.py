@@ -107,6 +107,10 @@ class LongTailedData:
         """Return the form of the images; ``flip`` says whether mirroring keeps the class."""
         return ImageSpec(self.image_size, self.channels, self.num_classes, self.normalization, flip)
 
+    def members(self, label: int) -> Tensor:
+        """Return the positions of the training images of a class, int64 (n,)."""
+        return torch.nonzero(self.train_labels == label).flatten()
+
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Training images of every class."""

@@ -107,8 +107,10 @@ class StageRunner:
                 "settings, got none; the images have changed or the folder is incomplete"
             )
         self._runtime.log.write("stage_start", stage=name)
-        stored = found or self._compute(name, key, compute)
-        self._checkpoint(name, key).remove()
+        path = self._store.path(name, key).with_suffix(".checkpoint")
+        checkpoint = StageCheckpoint(path, key, self._options.checkpoint_seconds)
+        stored = found or self._compute(name, checkpoint, key, compute)
+        checkpoint.remove()
         if found is not None and not own:
             self._runtime.say(f"{name}: reused from {self._store.shared}")
         interruption.stop_if_requested()
@@ -120,9 +122,12 @@ class StageRunner:
         return Stored(stored.tensors, key)
 
     def _compute(
-        self, name: str, key: str, compute: Callable[[Runtime], Mapping[str, Tensor]]
+        self,
+        name: str,
+        checkpoint: StageCheckpoint,
+        key: str,
+        compute: Callable[[Runtime], Mapping[str, Tensor]],
     ) -> StoredStage:
-        checkpoint = self._checkpoint(name, key)
         with checkpoint, Meter(self._runtime.device) as meter:
             runtime = dataclasses.replace(self._runtime, checkpoint=checkpoint)
             with _deterministic_kernels_asked_for(name):
@@ -139,10 +144,6 @@ class StageRunner:
         except UserError as error:  # the run has its result; other runs will compute it again
             self._runtime.tell("not_shared", f"{error}; LTDD_STORE names another place")
         return StoredStage(key, tensors, cost)
-
-    def _checkpoint(self, name: str, key: str) -> StageCheckpoint:
-        path = self._store.path(name, key).with_suffix(".checkpoint")
-        return StageCheckpoint(path, key, self._options.checkpoint_seconds)
 
 
 @contextmanager

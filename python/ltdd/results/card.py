@@ -85,8 +85,8 @@ def write_card(
 
 def own_layout(distilled: DistilledSet) -> Layout:
     """Return the layout of the set as a run leaves it."""
-    stored = distilled.manifest.get("soft_labels", {}).get("static", {})
-    return Layout(None, _FILES, _LOAD + (_UNPACK if stored.get("packing") == "topk" else ""))
+    packing = distilled.manifest["soft_labels"]["static"]["packing"]
+    return Layout(None, _FILES, _LOAD + (_UNPACK if packing == "topk" else ""))
 
 
 def render_card(distilled: DistilledSet, license: str | None, layout: Layout) -> str:
@@ -169,8 +169,7 @@ def _front_matter(
 
 def _static_bytes(distilled: DistilledSet) -> dict[str, Any]:
     """Return the bytes of the static logits and their share of the images' bytes in percent."""
-    described = distilled.manifest.get("soft_labels", {}).get("static")
-    count = described["bytes"] if described else 4 * distilled.logits.numel()
+    count = distilled.manifest["soft_labels"]["static"]["bytes"]
     return {"bytes": count, "percent": 100 * count / distilled.images.numel()}
 
 

@@ -61,8 +61,8 @@ def training_sets(run: Run, images: Stored[ImageSet], labels: SoftLabels) -> lis
         images: the distilled ones.
         labels: of the teacher.
     """
-    real = _random_real(run)
     names = ["student", *(name for name in run.config.evaluation.baselines if name != FULL)]
+    real = _random_real(run) if any(COMPARISONS[who].real for who in names) else images
     sets = []
     for who in names:
         compared = COMPARISONS[who]

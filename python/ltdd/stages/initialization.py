@@ -61,7 +61,7 @@ def real_examples(data: LongTailedData) -> Tensor:
     """Return the first real training images of every class, uint8 (K, 5, C, H, W)."""
     rows = []
     for label in range(data.num_classes):
-        members = torch.nonzero(data.train_labels == label).flatten()
+        members = data.members(label)
         rows.append(data.train_images[members[torch.arange(REAL_EXAMPLES) % len(members)]])
     return torch.stack(rows)
 
@@ -87,7 +87,7 @@ def initial_images(
     chunks = Chunks("initialization", SCORING_BATCH, runtime)
     with runtime.progress(data.num_classes, "initialization") as progress:
         for label in range(data.num_classes):
-            members = torch.nonzero(data.train_labels == label).flatten()
+            members = data.members(label)
             match config:
                 case InitializationConfig():
                     cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)

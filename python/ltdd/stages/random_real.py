@@ -31,7 +31,7 @@ def draw_random_real(members: Tensor, wanted: int, label: int, runtime: Runtime)
 def random_real_images(data: LongTailedData, ipc: int, runtime: Runtime) -> ImageSet:
     """Return ``ipc`` real images of every class, drawn at random."""
     drawn = [
-        draw_random_real(torch.nonzero(data.train_labels == label).flatten(), ipc, label, runtime)
+        draw_random_real(data.members(label), ipc, label, runtime)
         for label in range(data.num_classes)
     ]
     labels = torch.arange(data.num_classes).repeat_interleave(ipc)

@@ -84,9 +84,10 @@ class SoftLabels:
                 asked = OnlineLabels(self.teacher.value, run.runtime, calibration.shift.to(device))
                 return Stored(asked, fingerprint([kind, self.teacher.key, calibration.tau]))
             case "static":
-                static = (
-                    self.static if own else label_images(run, self.teacher, images, calibration)
-                )
+                static = self.static
+                if not own:
+                    logits = static_logits(run, self.teacher, images)
+                    static = pack_static(run, logits, calibration)
                 return static.map(lambda packed: StaticLabels(packed[:], device))
             case "fkd":
                 views = self.views
@@ -97,18 +98,18 @@ class SoftLabels:
 
 def relabel_images(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> SoftLabels:
     """Stage 5: return the teacher's labels of the images."""
-    calibration = calibrate_labels(run, teacher, images)
-    static, views = label_images(run, teacher, images, calibration), None
+    logits = static_logits(run, teacher, images)
+    calibration = calibrate_labels(run, logits, images)
+    static, views = pack_static(run, logits, calibration), None
     if run.config.relabeling.labels == "fkd":
         views = label_schedule(run, teacher, images, run.schedule, calibration)
     return SoftLabels(run, teacher, images, calibration, static, views)
 
 
-def calibrate_labels(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> Calibration:
+def calibrate_labels(run: Run, logits: Stored[Tensor], images: Stored[ImageSet]) -> Calibration:
     """Return the calibration that the configuration asks for."""
     method, counts, tau = run.config.relabeling.calibration, run.data.counts, 0.0
     if method != "none":
-        logits = static_logits(run, teacher, images)
 
         def compute(runtime: Runtime) -> dict[str, Tensor]:
             strength = calibration_strength(logits.value, images.value.labels, counts)
@@ -119,11 +120,8 @@ def calibrate_labels(run: Run, teacher: Stored[nn.Module], images: Stored[ImageS
     return Calibration(tau, label_shift(tau, counts))
 
 
-def label_images(
-    run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet], calibration: Calibration
-) -> Stored[PackedLogits]:
+def pack_static(run: Run, logits: Stored[Tensor], calibration: Calibration) -> Stored[PackedLogits]:
     """Return the logits (M, K) of the images themselves, calibrated and packed."""
-    logits = static_logits(run, teacher, images)
     packed = pack(logits.value - calibration.shift, run.config.relabeling)
     return Stored(packed, _packed_key(run, logits, calibration))
 

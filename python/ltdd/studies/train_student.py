@@ -25,9 +25,9 @@ from ltdd.stages import evaluation
 from ltdd.stages.evaluation import StudentName
 from ltdd.stages.label_sources import HardLabels, LabelSource, StaticLabels, StoredLabels
 from ltdd.stages.metrics import Report, accuracy_report
+from ltdd.stages.relabeling import view_settings
 
 StudentLabels = Literal["static", "fkd", "hard"]
-_VIEW_SETTINGS = ("batch_size", "crop_min_scale", "cutmix", "randaugment")
 _OF_RUNS = ("student", "seeds", "baselines", "full_epochs")  # without effect on a given network
 
 
@@ -150,9 +150,9 @@ def _label_source(
 
 def _check_views(table: PackedLogits, stored: DistillConfig, config: DistillConfig) -> None:
     """Stored labels belong to the views of one schedule; it may only be cut short."""
-    for name in _VIEW_SETTINGS:
-        was, now = getattr(stored.evaluation, name), getattr(config.evaluation, name)
-        if was != now:
+    for name, was in view_settings(stored.evaluation).items():
+        now = getattr(config.evaluation, name)
+        if was != now and name != "epochs":
             raise UserError(
                 f"train_student: expected {name} = {was!r}, with which the stored labels of every "
                 f"view were made, got {now!r}; use labels='static'"
