@@ -82,7 +82,7 @@ def distill(
         experts = train_experts(run)
         statistics = calibrate_statistics(run, experts.observers)
         start = initialize_images(run, experts.teacher)
-        images = recover_images(run, experts.observers, statistics, start)
+        images = recover_images(run, experts.observers, statistics, start).images
         labels = relabel_images(run, experts.teacher, images)
         publish(run, images.value, labels)
         drift = measure_drift(run, experts.observers[0], statistics[0], start, images)

@@ -20,10 +20,10 @@ from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.checkpoint import StageCheckpoint
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.stages.evaluation import StudentName, train_student
+from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.label_sources import StaticLabels
-from ltdd.stages.recovery import Observed, align_images
+from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.run import InitialImages
 from ltdd.stages.statistics import class_statistics
 

@@ -32,8 +32,10 @@ from ltdd.engine.cuda_graphs import (
 )
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
-from ltdd.stages import evaluation, experts, recovery, relabeling
+from ltdd.stages import experts, relabeling
+from ltdd.stages.evaluation import training
 from ltdd.stages.label_sources import HardLabels, OnlineLabels, StaticLabels, StoredLabels
+from ltdd.stages.recovery import alignment
 from ltdd.stages.run import InitialImages
 from ltdd.stages.statistics import class_statistics
 
@@ -81,8 +83,8 @@ def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
             "online": OnlineLabels(teacher, runtime),
             "hard": HardLabels(),
         }[labels]
-        name = evaluation.StudentName("student", 0)
-        trained = evaluation.train_student(
+        name = training.StudentName("student", 0)
+        trained = training.train_student(
             model, shown, source, views, data.spec(flip=False), name, runtime
         )
         return trained.state_dict()
@@ -110,14 +112,14 @@ def images(data: LongTailedData, observers: int, **settings: Any) -> Train:
     def recover(runtime: Runtime) -> dict[str, Tensor]:
         targets = StatisticsConfig()
         observed = [
-            recovery.Observed(network, class_statistics(network, data, targets, runtime))
+            alignment.Observed(network, class_statistics(network, data, targets, runtime))
             for network in networks(observers, "convnet3_bn", runtime.device)
         ]
         noise = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         own = torch.arange(10).repeat_interleave(4)
         start = InitialImages(noise, own, torch.full_like(own, -1))
         spec = data.spec(flip=False)
-        return {"images": recovery.align_images(start, observed, spec, config, targets, runtime)}
+        return {"images": alignment.align_images(start, observed, spec, config, targets, runtime)}
 
     return recover
 
@@ -159,7 +161,7 @@ def test_a_step_reads_nothing_on_the_host(
             assert not result.requires_grad
             return torch.zeros(result.shape, dtype=result.dtype)
 
-    for stage in (experts, evaluation, relabeling, recovery):
+    for stage in (experts, training, relabeling, alignment):
         monkeypatch.setattr(stage, "RecordedSteps", Valueless)
     CASES[name](data)(dataclasses.replace(runtime, backend="compiled"))
     assert len(taken) > REHEARSALS

@@ -14,7 +14,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models import build_model
 from ltdd.engine.memory import Meter, keep_freed_memory
 from ltdd.engine.runtime import Runtime
-from ltdd.stages.recovery import Observed, align_images
+from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.run import InitialImages
 from ltdd.stages.statistics import class_statistics
 

@@ -22,7 +22,7 @@ from ltdd.models.inference import predict_logits
 from ltdd.results.distilled_set import load
 from ltdd.results.verify import verify
 from ltdd.stages.initialization import initial_images
-from ltdd.stages.recovery import Observed, align_images
+from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.relabeling import label_views
 from ltdd.stages.run import InitialImages
 from ltdd.stages.statistics import class_statistics

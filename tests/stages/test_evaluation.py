@@ -18,13 +18,10 @@ from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
 from ltdd.models.muon import Muon
-from ltdd.stages import evaluation
-from ltdd.stages.evaluation import (
-    StudentName,
-    learning_rate_factor,
-    student_loss,
-    train_student,
-)
+from ltdd.stages.evaluation import training
+from ltdd.stages.evaluation.loss import student_loss
+from ltdd.stages.evaluation.optimizer import learning_rate_factor
+from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.label_sources import HardLabels, StaticLabels
 from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardize_rows
 
@@ -182,13 +179,13 @@ def test_the_average_follows_its_formula(
     problem: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iterates: list[Tensor] = []
-    update = evaluation.MovingAverage.update
+    update = training.MovingAverage.update
 
-    def spy(self: evaluation.MovingAverage) -> None:
+    def spy(self: training.MovingAverage) -> None:
         iterates.append(self._source.classifier.weight.detach().clone())
         update(self)
 
-    monkeypatch.setattr(evaluation.MovingAverage, "update", spy)
+    monkeypatch.setattr(training.MovingAverage, "update", spy)
     model = trained(changed(problem, epochs=2))
     expected = iterates[0]
     for iterate in iterates[1:]:
@@ -201,13 +198,13 @@ def test_the_average_follows_its_formula(
 def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
     """Return the list to which every student's optimizer is added."""
     optimizers: list[torch.optim.Optimizer] = []
-    original = evaluation.build_optimizer
+    original = training.build_optimizer
 
     def watch(*given: Any) -> torch.optim.Optimizer:
         optimizers.append(original(*given))
         return optimizers[-1]
 
-    monkeypatch.setattr(evaluation, "build_optimizer", watch)
+    monkeypatch.setattr(training, "build_optimizer", watch)
     return optimizers
 
 

@@ -14,12 +14,9 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.models.ensemble import MeanLogits
-from ltdd.stages.initialization import (
-    InitialImages,
-    initial_images,
-    nearest_to_centres,
-    select_in_rounds,
-)
+from ltdd.stages.initialization import initial_images
+from ltdd.stages.initialization.crops import nearest_to_centres, select_in_rounds
+from ltdd.stages.run import InitialImages
 
 Start = Callable[..., InitialImages]
 

@@ -1,6 +1,7 @@
 """Recovery: batches, what the alignment measures, optimisation, backends, bad numbers."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ltdd_ext
-from ltdd.config import NoRecovery, RecoveryConfig, StatisticsConfig
+from ltdd.config import DistillConfig, NoRecovery, RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import normalize
+from ltdd.data.image_spec import to_uint8
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
-from ltdd.stages.recovery import Observed, align_images, plan_batches
-from ltdd.stages.run import InitialImages
+from ltdd.stages.recovery import recover_images
+from ltdd.stages.recovery.alignment import Observed, align_images, plan_batches
+from ltdd.stages.run import InitialImages, Run
 from ltdd.stages.statistics import class_statistics
 
 
@@ -202,9 +207,15 @@ def test_the_first_layer_and_the_class_part_have_their_weights(
     assert values[3] > values[0]
 
 
-def test_no_recovery_returns_the_start(problem: dict[str, Any]) -> None:
-    images = align_images(**problem | {"config": NoRecovery()})
-    assert torch.equal(images, problem["start"].images)
+def test_no_recovery_leaves_the_start(data: LongTailedData, tmp_path: Path) -> None:
+    config = DistillConfig(ipc=2, horizontal_flip=False, recovery=NoRecovery(), device="cpu")
+    count = 2 * data.num_classes
+    start = torch.rand(count, data.channels, data.image_size, data.image_size)
+    initial = InitialImages(start, torch.arange(count) // 2, torch.zeros(count, dtype=torch.int64))
+    run = Run.create(config, data, tmp_path, RunOptions(quiet=True, store=None))
+    images, labels = recover_images(run, [], [], Stored(initial, "start")).images.value
+    assert torch.equal(images, to_uint8(start))
+    assert torch.equal(labels, initial.labels)
 
 
 def test_the_observer_is_left_alone(problem: dict[str, Any]) -> None:

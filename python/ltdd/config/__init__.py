@@ -15,17 +15,14 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from ltdd.config.experts import AnyExperts, ExpertsConfig, PlainExperts, UniMixExperts
-from ltdd.config.images import (
+from ltdd.config.initialization import (
     AnyInitialization,
-    AnyRecovery,
     ClusteredCrops,
     InitializationConfig,
     Noise,
-    NoRecovery,
     RandomReal,
-    RecoveryConfig,
-    StatisticsConfig,
 )
+from ltdd.config.recovery import AnyRecovery, NoRecovery, RecoveryConfig
 from ltdd.config.settings import (
     Count,
     Settings,
@@ -53,6 +50,7 @@ from ltdd.config.stage import (
     other_form,
     with_form,
 )
+from ltdd.config.statistics import StatisticsConfig
 from ltdd.config.students import EvaluationConfig, RelabelingConfig
 from ltdd.errors import UserError
 

@@ -28,7 +28,8 @@ BASELINES = (
 )
 
 
-STAGES: dict[str, tuple[type[Stage], ...]] = {}
+_ORDER = ("experts", "statistics", "initialization", "recovery", "relabeling", "evaluation")
+STAGES: dict[str, tuple[type[Stage], ...]] = dict.fromkeys(_ORDER, ())
 """Stage name -> its forms, the default one first, in the order in which the stages run. Each module
 of settings enters its own."""
 

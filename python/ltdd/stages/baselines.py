@@ -14,7 +14,7 @@ from ltdd.data.image_spec import ImageSet
 from ltdd.engine.stage_runner import Stored
 from ltdd.stages.evaluation import TrainingSet
 from ltdd.stages.experts import Experts, train_network
-from ltdd.stages.random_real import random_real_images
+from ltdd.stages.initialization.random_real import random_real_images
 from ltdd.stages.relabeling import SoftLabels
 from ltdd.stages.run import Run
 

@@ -21,8 +21,8 @@ from ltdd.engine.runtime import NullLog, Runtime
 from ltdd.errors import UserError, first_line, shown
 from ltdd.models.inference import predict_logits
 from ltdd.results.distilled_set import DistilledSet, load
-from ltdd.stages import evaluation
-from ltdd.stages.evaluation import StudentName
+from ltdd.stages.evaluation import training
+from ltdd.stages.evaluation.training import StudentName
 from ltdd.stages.label_sources import HardLabels, LabelSource, StaticLabels, StoredLabels
 from ltdd.stages.metrics import Report, accuracy_report
 from ltdd.stages.relabeling import view_settings
@@ -103,7 +103,7 @@ def train_student(
     two = distilled.images[: min(2, len(distilled) // batches)]  # no batch is smaller
     _try(model, normalize(two, *spec.normalization.tensors()), classes, runtime)
     student = _Logits(model)
-    trained = evaluation.train_student(
+    trained = training.train_student(
         student,
         ImageSet(distilled.images, distilled.labels),
         source,

@@ -1,4 +1,4 @@
-"""Stage 3: where the synthetic images start.
+"""Crops of real images, chosen by what a teacher makes of them.
 
 Every real image offers K random crops. The published choice (arXiv:2511.18858, confidence-guided
 initialization) scores them by the teacher's log-probability of the true class and goes in rounds:
@@ -21,102 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.config import (
-    AnyInitialization,
-    ClusteredCrops,
-    InitializationConfig,
-    Noise,
-    deciding_settings,
-)
+from ltdd.config import ClusteredCrops, InitializationConfig
 from ltdd.data.augmentation.crops import Crops, crop, normalize, random_crops
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_runner import Stored
 from ltdd.models.inference import check_logits, view_logits
-from ltdd.stages.random_real import draw_random_real
-from ltdd.stages.run import InitialImages, Run
 
-SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
-REAL_EXAMPLES = 5  # of a class, kept for the report
 CLUSTERED_CROPS = 10_000  # of a class at most, of images drawn at random
 
 
-def initialize_images(run: Run, teacher: Stored[nn.Module]) -> Stored[InitialImages]:
-    """Stage 3: return the images that recovery starts from."""
-    config, ipc = run.config.initialization, run.config.ipc
-
-    def compute(runtime: Runtime) -> dict[str, Tensor]:
-        start = initial_images(teacher.value, run.data, ipc, config, runtime)
-        return {**start._asdict(), "real_examples": real_examples(run.data)}
-
-    settings = deciding_settings(config) | {"ipc": ipc}
-    stored = run.stages.run("initialization", settings, [teacher], compute)
-    return stored.map(
-        lambda tensors: InitialImages(*(tensors[name] for name in InitialImages._fields))
-    )
-
-
-def real_examples(data: LongTailedData) -> Tensor:
-    """Return the first real training images of every class, uint8 (K, 5, C, H, W)."""
-    rows = []
-    for label in range(data.num_classes):
-        members = data.members(label)
-        rows.append(data.train_images[members[torch.arange(REAL_EXAMPLES) % len(members)]])
-    return torch.stack(rows)
-
-
-def initial_images(
-    teacher: nn.Module,
-    data: LongTailedData,
-    ipc: int,
-    config: AnyInitialization,
-    runtime: Runtime,
-) -> InitialImages:
-    """Return ``ipc`` images of every class.
-
-    Args:
-        teacher: sees the crops of ``scored_crops``; of ``clustered_crops``, its ``features`` do.
-        data: the long-tailed data; only its training images are read.
-        ipc: images per class.
-        config: method and crop settings.
-        runtime: device, precision, seed.
-    """
-    images, sources = [], []
-    teacher.eval()
-    chunks = Chunks("initialization", SCORING_BATCH, runtime)
-    with runtime.progress(data.num_classes, "initialization") as progress:
-        for label in range(data.num_classes):
-            members = data.members(label)
-            match config:
-                case InitializationConfig():
-                    cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)
-                    chosen, source = cropping.scored(members, label)
-                case ClusteredCrops():
-                    cropping = _Cropping(teacher, data, ipc, config, runtime, chunks)
-                    chosen, source = cropping.clustered(members, label)
-                case Noise():
-                    chosen = _noise(data, ipc, label, runtime)
-                    source = torch.full((ipc,), -1)
-                case _:
-                    source = draw_random_real(members, ipc, label, runtime)
-                    chosen = data.train_images[source] / 255
-            images.append(chosen)
-            sources.append(source)
-            progress.step(images=len(members))
-    labels = torch.arange(data.num_classes).repeat_interleave(ipc)
-    return InitialImages(torch.cat(images), labels, torch.cat(sources))
-
-
-def _noise(data: LongTailedData, ipc: int, label: int, runtime: Runtime) -> Tensor:
-    generator = runtime.stream("initialization", "noise", label)
-    shape = (ipc, data.channels, data.image_size, data.image_size)
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
-    return (mean + std * torch.randn(shape, generator=generator)).clamp(0, 1)
-
-
 @dataclass(frozen=True)
-class _Cropping:
+class Cropping:
     """Crops of real images, chosen by what a teacher makes of them."""
 
     teacher: nn.Module

@@ -1,4 +1,4 @@
-"""Stage 4: optimise the images until their statistics match the fair ones (Eq. 2-4).
+"""Optimise the images until their statistics match the fair ones (arXiv:2511.18858, Eq. 2-4).
 
 ``L = lambda_ce * CE + r * (sum_l w_l D_l + eta * mean_k sum_l w_l D_lk)`` with
 ``D = |mean - target mean|_2 + |var - target var|_2`` over the channels of layer l, for the whole
@@ -15,51 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdd.config import AnyRecovery, RecoveryConfig, StatisticsConfig, deciding_settings
+from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.crops import Crops, crop, random_crops
-from ltdd.data.image_spec import ImageSet, ImageSpec, to_uint8
+from ltdd.data.image_spec import ImageSpec
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
 from ltdd.engine.finite import check_finite
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_runner import Stored
-from ltdd.engine.storage.files import tensors_sha256
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
-from ltdd.stages.run import InitialImages, Run
+from ltdd.stages.run import InitialImages
 
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events
-
-
-def recover_images(
-    run: Run,
-    observers: Sequence[Stored[nn.Module]],
-    statistics: Sequence[Stored[list[LayerStatistics]]],
-    start: Stored[InitialImages],
-) -> Stored[ImageSet]:
-    """Stage 4: return the images with the statistics of the long-tailed data.
-
-    Their key is a hash of their pixels and labels: whatever made them, what is trained on equal
-    images is the same.
-    """
-    config = run.config
-    pairs = zip(observers, statistics, strict=True)
-    observed = [Observed(network.value, layers.value) for network, layers in pairs]
-
-    def compute(runtime: Runtime) -> dict[str, Tensor]:
-        images = align_images(
-            start.value, observed, run.spec, config.recovery, config.statistics, runtime
-        )
-        return {"images": images}
-
-    settings = deciding_settings(config.recovery) | {
-        f"statistics.{name}": value for name, value in deciding_settings(config.statistics).items()
-    }
-    recovered = run.stages.run("recovery", settings, [*statistics, start], compute)
-    images = ImageSet(to_uint8(recovered.value["images"]), start.value.labels)
-    return Stored(images, tensors_sha256(images._asdict()))
 
 
 def plan_batches(num_classes: int, ipc: int, max_batch: int) -> list[Tensor]:
@@ -99,7 +68,7 @@ def align_images(
     start: InitialImages,
     observers: Sequence[Observed],
     spec: ImageSpec,
-    config: AnyRecovery,
+    config: RecoveryConfig,
     targets: StatisticsConfig,
     runtime: Runtime,
 ) -> Tensor:
@@ -109,7 +78,7 @@ def align_images(
         start: the images to begin with, class-major.
         observers: they take turns, one per iteration.
         spec: form of the images.
-        config: weights and schedule, or `NoRecovery`.
+        config: weights and schedule.
         targets: names the global and the class-wise target.
         runtime: device, precision, backend, seed.
 
@@ -120,8 +89,6 @@ def align_images(
         UserError: the loss became NaN or infinite.
     """
     images, labels = start.images, start.labels
-    if not isinstance(config, RecoveryConfig):  # NoRecovery
-        return images.clone()
     recorders = [(Observer(network, runtime.ops), own) for network, own in observers]
     plan = plan_batches(spec.num_classes, len(labels) // spec.num_classes, config.max_batch)
     chunks = Chunks("recovery", max(len(part) for part in plan), runtime)

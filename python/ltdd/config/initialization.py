@@ -1,0 +1,61 @@
+"""Forms of stage 3: where the images start."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+from ltdd.config.settings import AreaShare, Count, settings
+from ltdd.config.stage import STAGES, Stage
+
+
+@settings
+class _Initialization(Stage):
+    """Where the images start."""
+
+    STAGE = "initialization"
+    FORM = "method"
+
+    method: str = ""
+    """What the first images are."""
+
+
+@settings
+class _Crops(_Initialization):
+    """Crops of real images, chosen by what the teacher makes of them."""
+
+    crops_per_image: Count = 5
+    """K: candidate crops of every real image."""
+    crop_min_scale: AreaShare = 0.08
+    """Smallest crop area as a fraction of the image; the largest is 1, the ratio is 1."""
+
+
+@settings
+class InitializationConfig(_Crops):
+    """The crops that the teacher scores best, picked in rounds (arXiv:2511.18858)."""
+
+    method: Literal["scored_crops"] = "scored_crops"
+
+
+@settings
+class ClusteredCrops(_Crops):
+    """The crops in the middle of clusters of the teacher's features."""
+
+    method: Literal["clustered_crops"] = "clustered_crops"
+
+
+@settings
+class RandomReal(_Initialization):
+    """Random real images."""
+
+    method: Literal["random_real"] = "random_real"
+
+
+@settings
+class Noise(_Initialization):
+    """Gaussian noise with the mean and the deviation of the data."""
+
+    method: Literal["noise"] = "noise"
+
+
+AnyInitialization: TypeAlias = InitializationConfig | ClusteredCrops | RandomReal | Noise
+STAGES["initialization"] = get_args(AnyInitialization)

@@ -1,0 +1,105 @@
+"""Train one student; the averaged parameters of the last epoch count."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ltdd.data.augmentation.student_views import View, ViewSchedule, mix_labels, render
+from ltdd.data.image_spec import ImageSet, ImageSpec
+from ltdd.engine.chunks import whole_batch
+from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps
+from ltdd.engine.finite import mean_of_losses
+from ltdd.engine.resumable import Resumable
+from ltdd.engine.runtime import Runtime
+from ltdd.stages.evaluation.loss import student_loss
+from ltdd.stages.evaluation.optimizer import build_optimizer, learning_rate_factor
+from ltdd.stages.label_sources import LabelSource
+
+LOG_EVERY = 10  # epochs between two events
+
+
+class StudentName(NamedTuple):
+    """Name of a student, for progress and events.
+
+    Attributes:
+        who: ``student`` or a baseline's name.
+        number: from 0.
+    """
+
+    who: str
+    number: int
+
+
+@whole_batch("evaluation", "evaluation.batch_size")
+def train_student(
+    model: nn.Module,
+    shown: ImageSet,
+    source: LabelSource,
+    schedule: ViewSchedule,
+    spec: ImageSpec,
+    name: StudentName,
+    runtime: Runtime,
+) -> nn.Module:
+    """Train one student and return it with its averaged parameters, in evaluation mode.
+
+    Args:
+        model: the student with its initial parameters; it ends as the last iterate.
+        shown: images and their classes.
+        source: gives teacher logits.
+        schedule: the views; its config also holds the optimizer's settings.
+        spec: form of the images.
+        name: which student.
+        runtime: device, precision, seed.
+
+    Raises:
+        UserError: the loss became NaN or infinite, or a batch does not fit into memory.
+    """
+    config, device = schedule.config, runtime.device
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    averaged = MovingAverage(model, config.ema_decay)
+    mean, std = spec.normalization.tensors(device)
+    images, labels = shown.images.to(device), shown.labels.to(device)
+    optimizer = build_optimizer(model, config, device)
+    factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "factor": factor}
+
+    def take(view: View, picked: Tensor, rows: Tensor) -> Tensor:
+        batch = render(view, picked, mean, std)
+        soft = source.logits(view, batch, rows)
+        with runtime.autocast():
+            logits = model(batch)
+        loss = student_loss(logits, soft, mix_labels(view, labels, spec.num_classes), config)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        averaged.update()
+        return loss.detach()
+
+    training = RecordedSteps(take, model, runtime)
+    course = Resumable(runtime)
+    course.restore(parts)
+    title = f"evaluation: {name.who} {name.number + 1}/{config.seeds}"
+    pictures = schedule.pictures(images, course.first)
+    with runtime.progress(config.epochs, title, course.first) as progress:
+        for epoch in course.epochs(config.epochs):
+            picture, views = next(pictures), list(schedule.epoch(epoch.number))
+            starts = itertools.accumulate((len(view.indices) for view in views), initial=0)
+            for step, (view, start) in epoch.steps(zip(views, starts, strict=False), parts):
+                picked = picture[view.indices.to(device, non_blocking=True)]
+                rows = source.rows(epoch.number, start, len(view.indices))
+                epoch.losses.append(training(view, picked, rows))
+                if step == len(views):
+                    factor.step()
+            progress.step(images=len(labels))
+            first_step = epoch.number * len(views)
+            loss = mean_of_losses(epoch.losses, f"evaluation: {name.who}", first_step)
+            if epoch.number % LOG_EVERY == 0 or epoch.number == config.epochs - 1:
+                runtime.log.write(
+                    "student", who=name.who, seed=name.number, epoch=epoch.number, loss=loss
+                )
+    return averaged.module.eval()
