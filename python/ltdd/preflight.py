@@ -13,7 +13,7 @@ from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_layers
-from ltdd.models.weights import given_weights, load_weights
+from ltdd.models.weights import given_weights, load_body, load_weights, starting_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
 _ADAM_STATES = 4  # parameters, their average and two moments of the gradient
@@ -74,7 +74,12 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
             labels that cannot be packed as asked.
     """
     check_packing(config.relabeling, data.num_classes)
-    experts = config.experts
+    experts, start = config.experts, None
+    if experts.init_weights is not None:
+        try:
+            start = starting_weights(experts.init_weights)
+        except UserError as error:
+            raise UserError(f"experts.init_weights: {error}") from error
     student = ("evaluation.student", config.evaluation.student, None)
     for field, name, file in [*expert_networks(experts), student]:
         try:
@@ -88,6 +93,11 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
                 load_weights(model, given_weights(experts, file), data.class_names)
             except UserError as error:
                 raise UserError(f"{field}_weights: {error}") from error
+        elif start is not None and field != "evaluation.student":
+            try:
+                load_body(model, start)
+            except UserError as error:
+                raise UserError(f"experts.init_weights: for {field} {name}: {error}") from error
 
 
 def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:

@@ -20,7 +20,7 @@ class _Experts(Stage):
     # Who is trained; how each one is decides its result.
     NOT_IN_KEYS = (
         "observer", "teacher", "extra_observers", "extra_teachers",
-        "observer_weights", "teacher_weights", "class_map",
+        "observer_weights", "teacher_weights", "class_map", "init_weights",
     )  # fmt: skip
 
     observer: str = "resnet18"
@@ -40,6 +40,10 @@ class _Experts(Stage):
     class_map: str | None = None
     """JSON file with the class names in the order of the given weights' outputs; None: as the
     weights file says, and if it says nothing, the order of the data."""
+    init_weights: str | None = None
+    """Where trained experts start: a weights file, or `torchvision:NAME` for the weights published
+    with that network. All but the classifier is taken, so their classes may be others. None: fresh
+    weights, which have seen nothing but the long-tailed data."""
     loss: str = ""
     """What an expert minimises."""
     epochs: Count = 200
@@ -85,6 +89,11 @@ class _Experts(Stage):
             raise UserError(
                 "expected experts.teacher to name the architecture of experts.teacher_weights, "
                 "got 'same'"
+            )
+        given = self.observer_weights and (self.teacher == "same" or self.teacher_weights)
+        if self.init_weights and given and not self.extra_observers and not self.extra_teachers:
+            raise UserError(
+                "expected experts.init_weights where an expert is trained, got weights of each"
             )
         if self.warmup_epochs is not None and self.schedule != "cosine":
             raise UserError(

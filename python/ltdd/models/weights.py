@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ltdd.config import AnyExperts
-from ltdd.engine.storage.files import read_tensors
+from ltdd.engine.storage.files import read_tensors, tensors_sha256
 from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.models import Network
@@ -93,28 +93,53 @@ def load_weights(network: Network, weights: Weights, class_names: Sequence[str])
     Raises:
         UserError: names the first tensor or class that does not fit.
     """
-    wanted = network.state_dict()
+    order = _order(weights, class_names)
+    state = _matching(network, weights, lambda name: True)
+    if order:
+        state |= {name: state[name][order] for name in state if _of_classifier(name)}
+    network.load_state_dict(state)
+
+
+def load_body(network: Network, weights: Weights) -> None:
+    """Load all weights but the classifier's into a network; every name and shape must fit.
+
+    Args:
+        network: receives the weights; its classifier stays as it is.
+        weights: of `read_weights` or `starting_weights`; of any classes.
+
+    Raises:
+        UserError: names the first tensor that does not fit.
+    """
+    state = _matching(network, weights, lambda name: not _of_classifier(name))
+    network.load_state_dict(network.state_dict() | state)
+
+
+def _matching(
+    network: Network, weights: Weights, wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """Return the tensors of a file under the network's names, those that are wanted."""
     own_names = set(weights.tensors) >= {"classifier.weight"} and any(
         name.startswith("body.") for name in weights.tensors
     )
-    order = _order(weights, class_names)
+    expected = network.state_dict()
+    theirs = {name: name if own_names else _original_name(name, network.head) for name in expected}
     state = {}
-    for name, expected in wanted.items():
-        theirs = name if own_names else _original_name(name, network.head)
-        value = weights.tensors.get(theirs)
-        shape = tuple(expected.shape)
+    for name in filter(wanted, expected):
+        value, shape = weights.tensors.get(theirs[name]), tuple(expected[name].shape)
         if value is None or tuple(value.shape) != shape:
             got = "none" if value is None else f"shape {tuple(value.shape)}"
-            raise UserError(f"{weights.path}: expected {theirs} of shape {shape}, got {got}")
-        state[name] = value[order] if order and name.startswith("classifier.") else value
-    spare = set(weights.tensors) - {
-        name if own_names else _original_name(name, network.head) for name in wanted
-    }
+            raise UserError(f"{weights.path}: expected {theirs[name]} of shape {shape}, got {got}")
+        state[name] = value
+    spare = set(weights.tensors) - set(theirs.values())
     if spare:
         raise UserError(
             f"{weights.path}: expected the weights of the network alone, got {min(spare)} too"
         )
-    network.load_state_dict(state)
+    return state
+
+
+def _of_classifier(name: str) -> bool:
+    return name.startswith("classifier.")
 
 
 def _original_name(name: str, head: str) -> str:
@@ -176,6 +201,34 @@ def _json(path: Path, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"expected JSON with class names in {path}, got {text!r:.40}") from error
+
+
+def starting_weights(name: str) -> Weights:
+    """Read the weights that training starts from.
+
+    Args:
+        name: a file as in `read_weights`, or `torchvision:NAME` for the newest weights that
+            torchvision publishes for that network; they are downloaded once, into torch's cache.
+
+    Raises:
+        UserError: the file cannot be read, or there are no such weights.
+    """
+    kind, colon, network = name.partition(":")
+    if not colon or kind != "torchvision":
+        return read_weights(user_path(name))
+    from torchvision.models import get_model_weights
+
+    try:
+        published = get_model_weights(network).DEFAULT
+    except (ValueError, AttributeError) as error:  # an unknown network, or one without weights
+        raise UserError(f"expected a network that torchvision has weights for, got {name!r}") from (
+            error
+        )
+    try:
+        tensors = published.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot download the weights of {name!r}: {error}") from error
+    return Weights(Path(name), dict(tensors), None, tensors_sha256(tensors))
 
 
 def given_weights(settings: AnyExperts, file: str) -> Weights:

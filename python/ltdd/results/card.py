@@ -14,6 +14,7 @@ import yaml
 from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DATA, FKD, DistilledSet
+from ltdd.results.method import method_of
 from ltdd.results.nearness import COLUMNS, class_rows, describe_nearness, overall_rows
 from ltdd.results.tables import found_images, percent, unmeasured
 from ltdd.stages.metrics import THIRDS
@@ -113,6 +114,7 @@ def render_card(distilled: DistilledSet, license: str | None, layout: Layout) ->
         distilled=distilled,
         source=source_name(distilled),
         manifest=manifest,
+        method=method_of(distilled),
         config=json.dumps(manifest["config"], indent=2),
         recipe=manifest["student_training"],
         static=_static_bytes(distilled),

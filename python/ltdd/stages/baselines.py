@@ -95,11 +95,16 @@ def _random_real(run: Run) -> Stored[ImageSet]:
 def _plain_training(run: Run) -> PlainExperts:
     """Return the experts' training without mixing and debiasing.
 
-    Images keep their size: the students' architectures take no other.
+    Images keep their size: the students' architectures take no other. It starts from fresh
+    weights, as students do.
     """
     experts, epochs = run.config.experts, run.config.evaluation.full_epochs
     plain: PlainExperts = with_form(
-        experts, "ce", epochs=epochs or experts.epochs, progressive_resizing=False
+        experts,
+        "ce",
+        epochs=epochs or experts.epochs,
+        progressive_resizing=False,
+        init_weights=None,
     )
     return plain
 

@@ -35,7 +35,13 @@ from ltdd.engine.tensor_trees import to_device
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
 from ltdd.models.ensemble import MeanLogits
-from ltdd.models.weights import given_weights, load_weights
+from ltdd.models.weights import (
+    Weights,
+    given_weights,
+    load_body,
+    load_weights,
+    starting_weights,
+)
 from ltdd.stages.losses import (
     bayias_loss,
     class_debias_weights,
@@ -123,10 +129,15 @@ def train_network(
     """
     flip = run.config.horizontal_flip
 
+    start = None if settings.init_weights is None else starting_weights(settings.init_weights)
+
     def train(runtime: Runtime) -> Mapping[str, Tensor]:
-        return train_expert(role, architecture, run.data, settings, flip, runtime).state_dict()
+        trained = train_expert(role, architecture, run.data, settings, flip, runtime, start)
+        return trained.state_dict()
 
     who = {"role": role, "architecture": architecture}
+    if start is not None:
+        who["init_weights"] = start.sha256
     stored = run.stages.run(stage, deciding_settings(settings) | who, [], train)
     return _frozen(run, architecture, stored)
 
@@ -263,6 +274,7 @@ def train_expert(
     config: AnyExperts,
     flip: bool,
     runtime: Runtime,
+    start: Weights | None = None,
 ) -> nn.Module:
     """Train one expert and return its backbone with the debiased classifier, in evaluation mode.
 
@@ -275,6 +287,7 @@ def train_expert(
         config: loss and schedule; `PlainExperts` is training without mixing or debiasing.
         flip: whether images may be mirrored.
         runtime: device, precision, seed.
+        start: weights of everything but the classifier; None for fresh ones.
 
     Raises:
         UserError: the loss became NaN or infinite, a batch does not fit into memory, or the
@@ -285,6 +298,8 @@ def train_expert(
         network: nn.Module = backbone
         if isinstance(config, ExpertsConfig):
             network = ExpertNetwork(backbone, data.num_classes, config)
+    if start is not None:
+        load_body(backbone, start)
     _check_sizes(backbone, config, data)
     network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
     batches = Batches(data, config, flip, runtime)

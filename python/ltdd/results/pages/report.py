@@ -11,6 +11,7 @@ from ltdd.engine.storage.files import read_json, write_bytes, write_text
 from ltdd.engine.watching.events import EVENTS, read_events
 from ltdd.errors import UserError
 from ltdd.results.distilled_set import DistilledSet, load
+from ltdd.results.method import method_of
 from ltdd.results.nearness import class_rows, describe_nearness, overall_rows
 from ltdd.results.pages import charts
 from ltdd.results.pages.accuracy_charts import Scores, class_chart, group_chart, scores_of
@@ -103,6 +104,7 @@ def _content(out: Path, distilled: DistilledSet) -> dict[str, Any]:
         "distilled": distilled,
         "results": results,
         "config": distilled.manifest["config"],
+        "method": method_of(distilled),
         "provenance": results.get("provenance", {}),
         "unmeasured": unmeasured(results),
         "found": found_images(results),
