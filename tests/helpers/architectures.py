@@ -2,7 +2,10 @@
 
 SMALLEST = {"convnet4": 16, "convnet4_bn": 16, "vgg11": 32, "vgg11_bn": 32, "resnet18_in": 9}
 WITH_BATCH_NORM = {
+    "convnet1_bn",
+    "convnet2_bn",
     "convnet3_bn",
+    "convnet3_w32_bn",
     "convnet4_bn",
     "resnet9",
     "resnet18",
@@ -10,5 +13,8 @@ WITH_BATCH_NORM = {
     "resnext50",
     "resnet32",
     "resnet32_w16",
+    "wrn16_2",
+    "mobilenet_v2",
+    "shufflenet_v2_05",
     "vgg11_bn",
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ltdd.models import ARCHITECTURES, build_model
 
 # Fifty batch norms in a row, each over a handful of numbers, amplify every difference.
-VERY_DEEP = ("resnet50", "resnext50")
+VERY_DEEP = ("resnet50", "resnext50", "mobilenet_v2")
 
 
 def network(name: str, training: bool) -> tuple[nn.Module, Tensor, Tensor]:

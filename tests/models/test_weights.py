@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import mobilenet_v2, resnet18, shufflenet_v2_x0_5
 
 from ltdd.engine.storage.files import write_tensors
 from ltdd.errors import UserError
@@ -73,16 +73,24 @@ def test_what_training_scripts_wrap_around_is_taken_off(
     assert torch.equal(network(IMAGES), trained(IMAGES))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])
-def test_weights_of_torchvisions_own_network(tmp_path: Path, name: str) -> None:
-    original = resnet18(num_classes=3).eval()
-    small_stem = name == "resnet18"
-    if small_stem:
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("resnet18", 32),
+        ("torchvision:resnet18", 32),
+        ("mobilenet_v2", 96),
+        ("shufflenet_v2_05", 96),
+    ],
+)
+def test_weights_of_torchvisions_own_network(tmp_path: Path, name: str, side: int) -> None:
+    makers = {"mobilenet_v2": mobilenet_v2, "shufflenet_v2_05": shufflenet_v2_x0_5}
+    original = makers.get(name, resnet18)(num_classes=3).eval()
+    if name == "resnet18":  # its small stem
         original.conv1, original.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    file = save(tmp_path / "resnet.pth", original.state_dict())
-    network = build_model(name, 3, 32, 3).eval()
+    file = save(tmp_path / "network.pth", original.state_dict())
+    network = build_model(name, 3, side, 3).eval()
     load_weights(network, read_weights(file), NAMES)
-    images = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(network(images), original(images))
 

@@ -20,8 +20,9 @@ def convnet(
     num_classes: int,
     image_size: int,
     channels: int,
+    width: int = WIDTH,
 ) -> Network:
-    """Build a ConvNet of width 128 that halves the image `depth` times.
+    """Build a ConvNet that halves the image `depth` times, with `width` maps in every block.
 
     The last map is flattened without global pooling, at any image size, as the field's ConvNet
     does: 4x4x128 = 2048 features for depth 3 at 32 px and depth 4 at 64 px. Larger images want
@@ -36,14 +37,14 @@ def convnet(
             f"convnet{depth}: expected image size >= {2**depth} (it halves the image {depth} "
             f"times), got {image_size}"
         )
-    inputs = [channels] + [WIDTH] * (depth - 1)
+    inputs = [channels] + [width] * (depth - 1)
     blocks = [
         NormBlock(
-            nn.Conv2d(width, WIDTH, kernel_size=3, padding=1),
-            norm(WIDTH),
+            nn.Conv2d(maps, width, kernel_size=3, padding=1),
+            norm(width),
             nn.ReLU(inplace=True),
             nn.AvgPool2d(kernel_size=2, stride=2),
         )
-        for width in inputs
+        for maps in inputs
     ]
-    return Network(nn.Sequential(*blocks), WIDTH * side * side, num_classes)
+    return Network(nn.Sequential(*blocks), width * side * side, num_classes)
