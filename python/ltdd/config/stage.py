@@ -22,6 +22,7 @@ BASELINES = (
     "random_real",
     "full_long_tailed",
     "random_real_soft",
+    "all_real_soft",
     "distilled_hard",
     "distilled_bare",
     "random_real_bare",

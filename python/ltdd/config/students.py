@@ -76,7 +76,8 @@ class EvaluationConfig(Stage):
     baselines: Names = ("random_real", "full_long_tailed")
     """Baselines trained beside the student: `random_real` and `full_long_tailed`; for LRS also
     `distilled_hard` and `random_real_soft`; for ARS the latter, and `distilled_bare` and
-    `random_real_bare`, which see no augmentation."""
+    `random_real_bare`, which see no augmentation. `all_real_soft` bounds what any images can teach:
+    students of all long-tailed images, with the teacher's labels, in as many steps."""
 
     def __post_init__(self) -> None:
         for name in self.baselines:

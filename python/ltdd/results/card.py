@@ -25,6 +25,7 @@ _ROWS = {
     "student": "**the distilled images**",
     "random_real": "as many random real images",
     "full_long_tailed": "all real images",
+    "all_real_soft": "all real images, with the teacher's labels",
     "teacher": "the teacher itself",
 }
 _LISTED_CLASSES = 100  # more would bury the rest of the card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,11 +29,13 @@ class Comparison:
 
     Attributes:
         real: random real images instead of the distilled ones.
+        every: all long-tailed images instead of the distilled ones, in as many steps.
         hard: class labels instead of the kind of labels that was asked for.
         augmented: views of the schedule instead of the bare images.
     """
 
     real: bool = False
+    every: bool = False
     hard: bool = False
     augmented: bool = True
 
@@ -47,6 +50,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "student": Comparison(),
     "random_real": Comparison(real=True, hard=True),
     "random_real_soft": Comparison(real=True),
+    "all_real_soft": Comparison(every=True),
     "distilled_hard": Comparison(hard=True),
     "distilled_bare": Comparison(augmented=False),
     "random_real_bare": Comparison(real=True, augmented=False),
@@ -66,8 +70,10 @@ def training_sets(run: Run, images: Stored[ImageSet], labels: SoftLabels) -> lis
     sets = []
     for who in names:
         compared = COMPARISONS[who]
-        shown = real if compared.real else images
+        shown = real if compared.real else _all_real(run) if compared.every else images
         schedule = run.schedule if compared.augmented else _bare(run.schedule)
+        if compared.every:
+            schedule = _of_as_many_steps(schedule, len(shown.value.labels))
         kind = compared.kind(run.config.relabeling.labels)
         sets.append(TrainingSet(who, shown, labels.source(kind, shown, schedule), schedule))
     return sets
@@ -90,6 +96,20 @@ def _random_real(run: Run) -> Stored[ImageSet]:
     """Return as many real images as are distilled, drawn at random within each class."""
     images = random_real_images(run.data, run.config.ipc, run.runtime)
     return Stored(images, run.stages.key("random_real", {"ipc": run.config.ipc}))
+
+
+def _all_real(run: Run) -> Stored[ImageSet]:
+    """Return the long-tailed training images."""
+    images = ImageSet(run.data.train_images, run.data.train_labels)
+    return Stored(images, run.stages.key("all_real", {}))
+
+
+def _of_as_many_steps(schedule: ViewSchedule, count: int) -> ViewSchedule:
+    """Return views of another number of images in as many steps, or a part of an epoch more."""
+    steps = schedule.config.epochs * schedule.steps
+    longer = dataclasses.replace(schedule, num_images=count)
+    config = dataclasses.replace(schedule.config, epochs=math.ceil(steps / longer.steps))
+    return dataclasses.replace(longer, config=config)
 
 
 def _plain_training(run: Run) -> PlainExperts:

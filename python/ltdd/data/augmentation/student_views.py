@@ -66,13 +66,17 @@ class ViewSchedule:
     flip: bool
     config: EvaluationConfig
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-self.num_images // self.config.batch_size)
+
     def epoch(self, epoch: int) -> Iterator[View]:
         """Yield the views of one epoch; every image appears once."""
         generator = self._stream("views", epoch)
         order = torch.randperm(self.num_images, generator=generator)
         # Batches of nearly equal size: a last batch of one image would stop a batch-norm student.
-        batches = -(-self.num_images // self.config.batch_size)
-        for indices in torch.tensor_split(order, batches):
+        for indices in torch.tensor_split(order, self.steps):
             crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
             partner = box = None
             if self.config.cutmix:
