@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdd.data.augmentation.dsa import OPERATIONS, DsaDraw, apply_dsa, draw_dsa
+from ltdd.config import DSA_OPERATIONS as OPERATIONS
+from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa
 
 SIDE = 8
 

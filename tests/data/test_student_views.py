@@ -11,6 +11,7 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation import student_views
 from ltdd.data.augmentation.student_views import View, ViewSchedule, mix, mix_labels, render
 from ltdd.engine.tensor_trees import leaves
+from ltdd.errors import UserError
 
 MEAN, STD = torch.zeros(3), torch.ones(3)
 
@@ -65,10 +66,18 @@ def test_seed_and_epoch_change_the_views() -> None:
     assert not same(base, next(dataclasses.replace(schedule(), seed=8).epoch(0)))
 
 
-@pytest.mark.parametrize("randaugment", [False, True])
+OTHERS = (
+    {"augmentation": "padded", "cutmix": False, "mixup": 0.8},
+    {"augmentation": "dsa", "cutmix": False},
+    {"augmentation": "idc", "cutmix_probability": 0.5},
+)
+"""Settings of views beside the usual ones."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"randaugment": True}, *OTHERS])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_rendering_replays_bit_for_bit(randaugment: bool, channels: int) -> None:
-    images, plan = pixels(channels=channels), schedule(randaugment=randaugment)
+def test_rendering_replays_bit_for_bit(settings: dict[str, object], channels: int) -> None:
+    images, plan = pixels(channels=channels), schedule(**settings)
     mean, std = MEAN[:channels], STD[:channels]
     before = torch.random.get_rng_state()
     shown = [batch for _, batch in rendered(plan, 1, images, mean, std)]
@@ -120,15 +129,18 @@ def test_views_that_change_nothing_show_the_normalised_images() -> None:
 
 
 def test_flips_follow_the_setting() -> None:
-    assert not any(view.crops.mirrored.any() for view in schedule(False).epoch(0))
-    assert any(view.crops.mirrored.any() for view in schedule(True).epoch(0))
+    assert not any(view.change.mirrored.any() for view in schedule(False).epoch(0))
+    assert any(view.change.mirrored.any() for view in schedule(True).epoch(0))
 
 
-def test_mixed_labels_are_the_share_of_the_pixels() -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"cutmix": False, "mixup": 0.8}, {"cutmix_probability": 0.5}]
+)
+def test_mixed_labels_are_the_share_of_the_pixels(settings: dict[str, object]) -> None:
     # Image i is constant; so the mean of a view says how much of which image it shows.
     values = torch.arange(23) * 10
     images = values.to(torch.uint8)[:, None, None, None].expand(23, 3, 8, 8)
-    plan, mixes = schedule(), 0
+    plan, mixes = schedule(**settings), 0
     for epoch in range(4):
         for view, batch in rendered(plan, epoch, images, MEAN, STD):
             shown = batch.mean(dim=(1, 2, 3)) * 255
@@ -138,7 +150,78 @@ def test_mixed_labels_are_the_share_of_the_pixels() -> None:
             logits = mix(view, values[view.indices][:, None].float())
             torch.testing.assert_close(logits[:, 0], shown, rtol=1e-4, atol=1e-2)
             mixes += int((labels.max(dim=1).values < 1).sum())
-    assert mixes > 40
+    assert mixes > 30
+
+
+def test_cutmix_changes_its_share_of_the_batches() -> None:
+    plan = schedule(cutmix_probability=0.25)
+    mixed = [view.mixing is not None for epoch in range(80) for view in plan.epoch(epoch)]
+    assert 0.25 * 400 - 40 < sum(mixed) < 0.25 * 400 + 40
+    never = schedule(cutmix_probability=0.0)
+    assert all(view.mixing is None for view in never.epoch(0))
+
+
+def test_mixup_draws_one_share_of_its_distribution_a_batch() -> None:
+    plan = schedule(cutmix=False, mixup=0.8)
+    shares = [float(view.mixing.kept) for epoch in range(80) for view in plan.epoch(epoch)]
+    values = torch.tensor(shares)
+    assert len(values.unique()) == 400
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)).
+    assert float(values.mean()) == pytest.approx(0.5, abs=0.06)
+    assert float(values.var()) == pytest.approx(1 / (4 * 2.6), rel=0.15)
+
+
+def test_mixup_and_cutmix_exclude_each_other() -> None:
+    with pytest.raises(UserError, match=r"expected evaluation.cutmix false with evaluation.mixup"):
+        schedule(mixup=0.8)
+
+
+def test_padded_views_move_by_an_eighth_of_the_side_and_show_black_beyond() -> None:
+    images, mean, std = pixels(), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.4, 0.3])
+    plan, moved = schedule(False, augmentation="padded", cutmix=False), set()
+    for view, batch in rendered(plan, 0, images, mean, std):
+        shown = (batch * std[:, None, None] + mean[:, None, None]) * 255
+        for index, picture in zip(view.indices, shown, strict=True):
+            padded = torch.nn.functional.pad(images[index].float(), (1, 1, 1, 1))
+            places = [(y, x) for y in range(3) for x in range(3)]
+            found = [
+                (y, x)
+                for y, x in places
+                if torch.allclose(picture, padded[:, y : y + 8, x : x + 8], atol=1e-2)
+            ]
+            assert len(found) == 1
+            moved.add(found[0])
+    assert len(moved) > 5
+
+
+@pytest.mark.parametrize("augmentation", ["dsa", "idc"])
+def test_dsa_views_are_drawn_from_the_operations_and_never_mirrored_without_flip(
+    augmentation: str,
+) -> None:
+    images = pixels()
+    settings = {"augmentation": augmentation, "cutmix": False}
+    for flip, operations, expected in (
+        (True, ("flip",), {"mirrored"}),
+        (False, ("flip", "crop"), {"shift"}),
+        (False, ("flip",), set()),
+    ):
+        plan = schedule(flip, dsa_operations=operations, **settings)
+        for view, batch in rendered(plan, 0, images, MEAN, STD):
+            drawn = {name for name, value in view.change._asdict().items() if value is not None}
+            assert drawn == expected
+            plain = images[view.indices] / 255
+            if expected != {"shift"}:
+                mirrored = view.change.mirrored
+                flipped = (
+                    torch.zeros(len(plain), dtype=torch.bool) if mirrored is None else mirrored
+                )
+                plain = torch.where(flipped[:, None, None, None], plain.flip(3), plain)
+                torch.testing.assert_close(batch, plain)
+
+
+def test_unknown_operations_are_refused() -> None:
+    with pytest.raises(UserError, match=r"evaluation.dsa_operations among flip, .*got 'shear'"):
+        schedule(dsa_operations=("shear",))
 
 
 def test_without_cutmix_labels_are_hard() -> None:

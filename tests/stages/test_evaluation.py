@@ -23,7 +23,7 @@ from ltdd.stages.evaluation.loss import student_loss
 from ltdd.stages.evaluation.optimizer import learning_rate_factor
 from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.label_sources import HardLabels, StaticLabels
-from ltdd.stages.losses import logit_matching_loss, soft_cross_entropy, standardize_rows
+from ltdd.stages.losses import matching_loss, soft_cross_entropy, standardize_rows
 
 
 def factors(schedule: str, epochs: int = 1000) -> list[float]:
@@ -58,6 +58,18 @@ def test_cos2_jumps_at_five_sixths_and_ends_at_zero() -> None:
     assert values[-1] == pytest.approx(level / 1200)
 
 
+def test_halfway_drops_once_to_a_tenth() -> None:
+    values = factors("halfway")
+    assert [i for i in range(1, 1000) if values[i] != values[i - 1]] == [501]
+    assert (values[0], values[-1]) == (1.0, 0.1)
+
+
+def test_idc_drops_twice_to_a_fifth() -> None:
+    values = factors("idc")
+    assert [i for i in range(1, 1000) if values[i] != values[i - 1]] == [666, 833]
+    assert [values[i] for i in (0, 666, 833)] == pytest.approx([1, 0.2, 0.04])
+
+
 def test_student_loss_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(2, 4, 5, generator=generator)
@@ -66,9 +78,12 @@ def test_student_loss_by_hand() -> None:
     expected = 0.7 * ((logits - soft) ** 2).mean() + 0.025 * soft_cross_entropy(logits, hard)
     torch.testing.assert_close(student_loss(logits, soft, hard, config), expected)
     normalised = dataclasses.replace(config, logit_std_norm=True)
-    expected = 0.7 * logit_matching_loss(logits, soft, True)
-    expected += 0.025 * soft_cross_entropy(standardize_rows(logits), hard)
+    student, teacher = standardize_rows(logits), standardize_rows(soft)
+    expected = 0.7 * ((student - teacher) ** 2).mean() + 0.025 * soft_cross_entropy(student, hard)
     torch.testing.assert_close(student_loss(logits, soft, hard, normalised), expected)
+    divergence = EvaluationConfig(loss="kl", temperature=4.0, logit_weight=0.7, hard_weight=0.0)
+    expected = 0.7 * matching_loss(logits, soft, "kl", 4.0)
+    torch.testing.assert_close(student_loss(logits.double(), soft, hard, divergence), expected)
     # Class labels alone: plain cross-entropy with full weight.
     torch.testing.assert_close(
         student_loss(logits, None, hard, config), soft_cross_entropy(logits, hard)

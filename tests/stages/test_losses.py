@@ -14,7 +14,7 @@ from ltdd.stages.losses import (
     consistency_loss,
     debias_progress,
     expert_loss,
-    logit_matching_loss,
+    matching_loss,
     soft_cross_entropy,
     standardize_rows,
 )
@@ -71,7 +71,6 @@ def test_losses_are_float32_for_bfloat16_logits() -> None:
     logits, targets = draw(0, 8, 5).bfloat16(), draw(1, 8, 5).softmax(1)
     for loss in (
         soft_cross_entropy(logits, targets),
-        logit_matching_loss(logits, logits + 1, std_norm=False),
         consistency_loss(logits, logits, logits, logits),
     ):
         assert loss.dtype == torch.float32
@@ -150,15 +149,42 @@ def test_bayias_of_balanced_data_is_the_mixed_cross_entropy() -> None:
     )
 
 
-def test_logit_matching_is_the_mean_over_all_entries() -> None:
+def test_mse_is_the_mean_over_all_entries() -> None:
     student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, -2.0]])
-    assert float(logit_matching_loss(student, teacher, std_norm=False)) == (9 + 16) / 2
+    assert float(matching_loss(student, teacher, "mse", 1.0)) == (9 + 16) / 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_kl_is_torchs_divergence_per_image(temperature: float) -> None:
+    student, teacher = draw(0, 6, 5), draw(1, 6, 5)
+    expected = F.kl_div(
+        (student / temperature).log_softmax(1),
+        (teacher / temperature).softmax(1),
+        reduction="batchmean",
+    )
+    torch.testing.assert_close(
+        matching_loss(student, teacher, "kl", temperature), expected, rtol=1e-3, atol=1e-6
+    )
+    assert abs(float(matching_loss(teacher, teacher, "kl", temperature))) < 1e-6
+
+
+def test_soft_cross_entropy_of_learned_logits_by_hand() -> None:
+    student, teacher = draw(0, 6, 5), draw(1, 6, 5)
+    expected = F.cross_entropy(student / 2, (teacher / 2).softmax(1))
+    torch.testing.assert_close(matching_loss(student, teacher, "soft_ce", 2.0), expected)
+
+
+def test_cosine_feels_only_the_direction() -> None:
+    student, teacher = (
+        torch.tensor([[3.0, 4.0], [1.0, 0.0]]),
+        torch.tensor([[3.0, 4.0], [0.0, 2.0]]),
+    )
+    assert float(matching_loss(5 * student, teacher, "cosine", 1.0)) == pytest.approx((0 + 1) / 2)
 
 
 def test_normalised_logits_do_not_feel_scale() -> None:
-    student, teacher = draw(0, 4, 6), draw(1, 4, 6)
-    reference = logit_matching_loss(student, teacher, std_norm=True)
-    torch.testing.assert_close(logit_matching_loss(7 * student, teacher / 9, True), reference)
+    student = draw(0, 4, 6)
+    torch.testing.assert_close(standardize_rows(7 * student), standardize_rows(student))
     torch.testing.assert_close(standardize_rows(student).std(dim=1), torch.ones(4))
     # A row of equal logits has no deviation to divide by.
     assert torch.isfinite(standardize_rows(torch.zeros(2, 6))).all()

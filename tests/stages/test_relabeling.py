@@ -13,7 +13,7 @@ from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.stages.label_sources import OnlineLabels, StaticLabels, StoredLabels
-from ltdd.stages.relabeling import label_views
+from ltdd.stages.relabeling import label_views, view_settings
 
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 MEAN, STD = NORMALIZATION.tensors()
@@ -39,12 +39,25 @@ def schedule(**settings: object) -> ViewSchedule:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("randaugment", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"randaugment": True},
+        {"augmentation": "padded", "cutmix": False, "mixup": 0.8},
+        {"augmentation": "dsa"},
+        {"augmentation": "idc", "cutmix_probability": 0.5},
+    ],
+)
 def test_stored_labels_equal_online_labels_bit_for_bit(
-    images: Tensor, teacher: nn.Module, runtime: Runtime, precision: str, randaugment: bool
+    images: Tensor,
+    teacher: nn.Module,
+    runtime: Runtime,
+    precision: str,
+    settings: dict[str, object],
 ) -> None:
     runtime = dataclasses.replace(runtime, precision=precision)
-    plan = schedule(randaugment=randaugment)
+    plan = schedule(**settings)
     table = label_views(images, teacher, plan, NORMALIZATION, runtime)
     assert table.shape == (3, 13, 4)
     assert table.dtype == torch.float16
@@ -96,6 +109,17 @@ def test_static_labels_are_mixed_like_the_images() -> None:
     for view in schedule().epoch(0):
         labels = source.logits(view, torch.empty(0), source.rows(0, 0, 5))
         assert torch.equal(labels, mix(view, logits[view.indices]))
-        kept = view.box.kept
+        kept = view.mixing.kept
         expected = kept * logits[view.indices] + (1 - kept) * logits[view.indices[view.partner]]
         torch.testing.assert_close(labels, expected)
+
+
+def test_views_of_one_kind_have_the_key_they_had() -> None:
+    usual = EvaluationConfig(epochs=3, loss="kl", temperature=4.0)
+    before = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
+    assert view_settings(usual) == {name: getattr(usual, name) for name in before}
+    other = dataclasses.replace(usual, augmentation="dsa", cutmix_probability=0.5)
+    assert view_settings(other) == view_settings(usual) | {
+        "augmentation": "dsa",
+        "cutmix_probability": 0.5,
+    }

@@ -148,6 +148,7 @@ def test_test_images_that_do_not_fit_are_refused(published: Path, test: Any, mes
     [
         ({"labels": "online"}, "expected labels as 'static', 'fkd', 'hard' or None, got 'online'"),
         ({"batch_size": 4}, "expected batch_size = 10, with which the stored labels"),
+        ({"augmentation": "dsa"}, "expected augmentation = 'crops', with which the stored labels"),
         ({"epochs": 3}, "expected at most 2 epochs"),
         ({"epochs": 0}, "evaluation.epochs"),
         ({"rate": 1}, "rate"),

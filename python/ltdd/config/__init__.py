@@ -34,6 +34,7 @@ from ltdd.config.settings import (
 )
 from ltdd.config.stage import (
     BASELINES,
+    DSA_OPERATIONS,
     STAGES,
     Backend,
     Device,
@@ -56,6 +57,7 @@ from ltdd.errors import UserError
 
 __all__ = [
     "BASELINES",
+    "DSA_OPERATIONS",
     "STAGES",
     "AnyExperts",
     "AnyInitialization",

@@ -10,6 +10,7 @@ from ltdd.config.settings import Number, Settings, Whole, fields_of, wrong_value
 from ltdd.errors import UserError
 
 Backend = Literal["compiled", "reference"]
+Augmentation = Literal["crops", "padded", "dsa", "idc"]
 Labels = Literal["static", "fkd", "online", "hard"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -27,6 +28,8 @@ BASELINES = (
     "distilled_bare",
     "random_real_bare",
 )
+DSA_OPERATIONS = ("flip", "color", "crop", "scale", "rotate", "cutout")
+"""Operations of DSA, in the order in which they are applied."""
 
 
 _ORDER = ("experts", "statistics", "initialization", "recovery", "relabeling", "evaluation")
@@ -109,6 +112,13 @@ def with_form(settings: Stage, name: str, **changes: Any) -> Any:
         spec.name: getattr(settings, spec.name) for spec in fields_of(form) if spec.name in shared
     }
     return form(**kept | changes)
+
+
+def check_names(field: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raise a `UserError` about the first name that is unknown."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"expected {field} among {', '.join(known)}; got {name!r}")
 
 
 def deciding_settings(settings: Stage) -> dict[str, Any]:

@@ -7,8 +7,19 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 
 from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, settings
-from ltdd.config.stage import BASELINES, STAGES, Labels, Stage
+from ltdd.config.stage import (
+    BASELINES,
+    DSA_OPERATIONS,
+    STAGES,
+    Augmentation,
+    Labels,
+    Stage,
+    check_names,
+)
 from ltdd.errors import UserError
+
+Probability = Annotated[Number, Interval(ge=0, le=1)]
+Temperature = Annotated[Number, Interval(ge=0.01, le=1000)]
 
 
 @settings
@@ -54,19 +65,34 @@ class EvaluationConfig(Stage):
     """Momentum of `sgd`."""
     weight_decay: Weight = 0.01
     """Weight decay, on matrices and convolution kernels only."""
-    schedule: Literal["step", "cosine", "smoothed_cosine", "cos2"] = "step"
+    schedule: Literal["step", "cosine", "smoothed_cosine", "cos2", "halfway", "idc"] = "step"
     """`step`: x0.5 at 80, 90, 95 % of the epochs; `cosine` to zero; `smoothed_cosine` to half;
-    `cos2`: as `smoothed_cosine` for 5/6 of the epochs, then drops to a sixth and falls to zero."""
+    `cos2`: as `smoothed_cosine` for 5/6 of the epochs, then drops to a sixth and falls to zero;
+    `halfway`: x0.1 after half of the epochs and one; `idc`: x0.2 after 2/3 and again after 5/6."""
+    loss: Literal["mse", "kl", "soft_ce", "cosine"] = "mse"
+    """How the teacher's logits are learned: `mse` on raw logits; `kl`, divergence of probabilities;
+    `soft_ce`, cross-entropy with them; `cosine`, one minus the cosine of raw logits."""
+    temperature: Temperature = 1.0
+    """Both sides' logits are divided by it in `kl` and `soft_ce`."""
     logit_weight: Weight = 1.0
-    """kappa2: weight of the mean squared error on raw logits."""
+    """kappa2: weight of the loss on the teacher's logits."""
     hard_weight: Weight = 0.025
     """kappa1: weight of the cross-entropy with the (mixed) class labels."""
     logit_std_norm: bool = False
     """Divide student and teacher logits by their own standard deviation over classes first."""
+    augmentation: Augmentation = "crops"
+    """`crops`: random resized crops; `padded`: moved by up to an eighth of the side; `dsa`: one of
+    `dsa_operations` a batch; `idc`: several of them."""
     crop_min_scale: AreaShare = 0.08
-    """Smallest random-resized-crop area of the student's augmentation."""
+    """Smallest area of `crops`."""
+    dsa_operations: Names = DSA_OPERATIONS
+    """What `dsa` and `idc` choose from; no `flip` where images may not be mirrored."""
+    mixup: Weight = 0.0
+    """MixUp of every batch with a share out of Beta(a, a); 0 without."""
     cutmix: bool = True
-    """CutMix with a Beta(1, 1) area in every batch."""
+    """CutMix with a Beta(1, 1) area."""
+    cutmix_probability: Probability = 1.0
+    """Share of the batches that CutMix changes."""
     randaugment: bool = False
     """RandAugment(2, 9) before the crop."""
     ema_decay: Annotated[Number, Interval(ge=0, le=1 - 1e-9)] = 0.99
@@ -80,10 +106,13 @@ class EvaluationConfig(Stage):
     students of all long-tailed images, with the teacher's labels, in as many steps."""
 
     def __post_init__(self) -> None:
-        for name in self.baselines:
-            if name not in BASELINES:
-                known = ", ".join(BASELINES)
-                raise UserError(f"expected evaluation.baselines among {known}; got {name!r}")
+        check_names("evaluation.baselines", self.baselines, BASELINES)
+        check_names("evaluation.dsa_operations", self.dsa_operations, DSA_OPERATIONS)
+        if self.mixup and self.cutmix:
+            raise UserError(
+                f"expected evaluation.cutmix false with evaluation.mixup {self.mixup:g}, got true: "
+                "a batch is mixed in one way"
+            )
 
 
 STAGES["relabeling"] = (RelabelingConfig,)

@@ -132,6 +132,11 @@ def _plain_training(run: Run) -> PlainExperts:
 def _bare(schedule: ViewSchedule) -> ViewSchedule:
     """Return views that are the images themselves, in batches of changing order."""
     plain = dataclasses.replace(
-        schedule.config, crop_min_scale=1.0, cutmix=False, randaugment=False
+        schedule.config,
+        augmentation="crops",
+        crop_min_scale=1.0,
+        mixup=0.0,
+        cutmix=False,
+        randaugment=False,
     )
     return dataclasses.replace(schedule, flip=False, config=plain)

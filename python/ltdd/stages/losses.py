@@ -117,18 +117,29 @@ def bayias_loss(
     return (kept * first + (1 - kept) * second).mean()
 
 
-def logit_matching_loss(student: Tensor, teacher: Tensor, std_norm: bool) -> Tensor:
-    """Return the mean squared error between raw logits, mean over N*K (arXiv:2511.18858, Eq. 10).
+def matching_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+    """Return how far a student's logits s are from a teacher's y; T is the temperature.
+
+    * ``mse``: ``mean (s - y)^2`` over N*K (arXiv:2511.18858, Eq. 10);
+    * ``kl``: ``mean_n sum_k p_k log(p_k / q_k)``, p = softmax(y / T), q = softmax(s / T), without
+      the factor T^2 (arXiv:2306.13092, arXiv:2312.03526);
+    * ``soft_ce``: ``-mean_n sum_k p_k log q_k`` (arXiv:2310.05773);
+    * ``cosine``: ``mean_n 1 - cos(s, y)`` (arXiv:2405.14736).
 
     Args:
-        student: (N, K).
-        teacher: (N, K).
-        std_norm: divide each row by its own standard deviation over classes first.
+        student, teacher: float32 (N, K).
+        kind: which of them.
+        temperature: of ``kl`` and ``soft_ce``.
     """
-    student, teacher = student.float(), teacher.float()
-    if std_norm:
-        student, teacher = standardize_rows(student), standardize_rows(teacher)
-    return F.mse_loss(student, teacher)
+    if kind == "mse":
+        return F.mse_loss(student, teacher)
+    if kind == "cosine":
+        return (1 - F.cosine_similarity(student, teacher)).mean()
+    target = F.softmax(teacher / temperature, dim=1)
+    cross_entropy = soft_cross_entropy(student / temperature, target)
+    if kind == "soft_ce":
+        return cross_entropy
+    return cross_entropy - soft_cross_entropy(teacher / temperature, target)
 
 
 def standardize_rows(logits: Tensor) -> Tensor:

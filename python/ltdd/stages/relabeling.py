@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import EvaluationConfig, Labels
+from ltdd.config import EvaluationConfig, Labels, deciding_settings
 from ltdd.data.augmentation.student_views import View, ViewSchedule, render
 from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
@@ -33,6 +33,20 @@ from ltdd.stages.label_sources import (
     StoredLabels,
 )
 from ltdd.stages.run import Run
+
+VIEW_FIELDS = (
+    "epochs",
+    "batch_size",
+    "crop_min_scale",
+    "cutmix",
+    "randaugment",
+    "augmentation",
+    "dsa_operations",
+    "mixup",
+    "cutmix_probability",
+)
+"""Fields of `EvaluationConfig` that decide the views, and with them their labels."""
+_ALWAYS_IN_KEYS = 5  # of them; of the others what differs from the default
 
 
 @dataclass(frozen=True)
@@ -152,9 +166,9 @@ def _packed_key(run: Run, logits: Stored[Any], calibration: Calibration) -> str:
 
 
 def view_settings(config: EvaluationConfig) -> dict[str, Any]:
-    """Return the settings that decide the views, and with them their labels."""
-    names = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
-    return {name: getattr(config, name) for name in names}
+    """Return what the key of views' labels holds of the settings."""
+    named = {*VIEW_FIELDS[:_ALWAYS_IN_KEYS], *deciding_settings(config)}
+    return {name: getattr(config, name) for name in VIEW_FIELDS if name in named}
 
 
 def static_logits(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> Stored[Tensor]:

@@ -25,7 +25,7 @@ from ltdd.stages.evaluation import training
 from ltdd.stages.evaluation.training import StudentName
 from ltdd.stages.label_sources import HardLabels, LabelSource, StaticLabels, StoredLabels
 from ltdd.stages.metrics import Report, accuracy_report
-from ltdd.stages.relabeling import view_settings
+from ltdd.stages.relabeling import VIEW_FIELDS
 
 StudentLabels = Literal["static", "fkd", "hard"]
 _OF_RUNS = ("student", "seeds", "baselines", "full_epochs")  # without effect on a given network
@@ -150,8 +150,8 @@ def _label_source(
 
 def _check_views(table: PackedLogits, stored: DistillConfig, config: DistillConfig) -> None:
     """Stored labels belong to the views of one schedule; it may only be cut short."""
-    for name, was in view_settings(stored.evaluation).items():
-        now = getattr(config.evaluation, name)
+    for name in VIEW_FIELDS:
+        was, now = getattr(stored.evaluation, name), getattr(config.evaluation, name)
         if was != now and name != "epochs":
             raise UserError(
                 f"train_student: expected {name} = {was!r}, with which the stored labels of every "

@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ltdd.config import DSA_OPERATIONS
 from ltdd.data.augmentation.crops import Windows, cut_windows
 from ltdd.engine.tensor_trees import to_device
 
 DsaMode = Literal["single", "siamese", "idc"]
-OPERATIONS = ("flip", "color", "crop", "scale", "rotate", "cutout")  # as applied, one after another
 SHIFT_SHARE, CUTOUT_SHARE = 0.125, 0.5  # of the side
 LARGEST_SCALE = 1.2  # of the sampling grid, and one over it the smallest
 LARGEST_ANGLE = 15.0  # degrees
@@ -65,7 +65,7 @@ def draw_dsa(
     Args:
         count: images, N.
         size: side of an image in pixels.
-        strategy: the operations to choose from, of `OPERATIONS`; empty for none.
+        strategy: the operations to choose from, of `DSA_OPERATIONS`; empty for none.
         mode: ``single``, one of the strategy with equal chances for the whole batch, with
             parameters of each image; ``siamese``, the same with one set of parameters for all;
             ``idc`` (arXiv:2205.14959), all three of flip, color and cutout that are listed, and one
@@ -156,7 +156,7 @@ def _parameters(
             return {"angle": LARGEST_ANGLE * (2 * torch.rand(rows, generator=generator) - 1)}
         case "cutout":
             return {"centre": torch.randint(0, size + 1, (rows, 2), generator=generator)}
-    raise ValueError(f"draw_dsa: expected operations among {OPERATIONS}, got {operation!r}")
+    raise ValueError(f"draw_dsa: expected operations among {DSA_OPERATIONS}, got {operation!r}")
 
 
 def _reach(size: int) -> int:

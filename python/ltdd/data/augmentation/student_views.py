@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,17 +19,32 @@ from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation.crops import (
     Crops,
     CutBox,
+    Windows,
     crop,
+    cut_windows,
     normalize,
     paste,
     random_crops,
     random_cut_box,
+    random_windows,
 )
+from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa
 from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.engine.runtime import stream_seed
 
 MOST_EPOCHS = 16  # that RandAugment changes at once
 AUGMENTED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images, and no more than that at once
+PADDING_SHARE = 1 / 8  # of the side, by which windows may move
+
+
+class Blend(NamedTuple):
+    """MixUp.
+
+    Attributes:
+        kept: float64 scalar, an image's own share.
+    """
+
+    kept: Tensor
 
 
 class View(NamedTuple):
@@ -36,15 +52,15 @@ class View(NamedTuple):
 
     Attributes:
         indices: int64 (B,), positions in the distilled set.
-        crops: one crop per image.
-        partner: int64 (B,), whose rectangle is pasted into which image (CutMix), or None.
-        box: the rectangle, or None.
+        change: of each image by itself.
+        partner: int64 (B,), the other image of each one, or None.
+        mixing: the rectangle of the other that is pasted (CutMix), or its share (MixUp), or None.
     """
 
     indices: Tensor
-    crops: Crops
+    change: Crops | Windows | DsaDraw
     partner: Tensor | None
-    box: CutBox | None
+    mixing: CutBox | Blend | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class ViewSchedule:
         num_images: M, images in the distilled set.
         height, width: pixels.
         flip: whether views may be mirrored.
-        config: batch size, crop scale, CutMix and RandAugment.
+        config: batch size, augmentation and mixing.
     """
 
     seed: int
@@ -77,12 +93,12 @@ class ViewSchedule:
         order = torch.randperm(self.num_images, generator=generator)
         # Batches of nearly equal size: a last batch of one image would stop a batch-norm student.
         for indices in torch.tensor_split(order, self.steps):
-            crops = random_crops(len(indices), self.config.crop_min_scale, self.flip, generator)
-            partner = box = None
-            if self.config.cutmix:
+            change = self._change(len(indices), generator)
+            partner = mixing = None
+            if self._mixes(generator):
                 partner = torch.randperm(len(indices), generator=generator)
-                box = random_cut_box(self.height, self.width, generator)
-            yield View(indices, crops, partner, box)
+                mixing = self._mixing(generator)
+            yield View(indices, change, partner, mixing)
 
     def pictures(self, images: Tensor, first: int = 0) -> Iterator[Tensor]:
         """Yield what the views of each epoch are cut from, uint8 (M, C, H, W), from ``first`` on.
@@ -99,6 +115,32 @@ class ViewSchedule:
             changed = rand_augment(images, [self._stream("randaugment", e) for e in block])
             yield from changed[max(first - start, 0) :]
 
+    def _change(self, count: int, generator: torch.Generator) -> Crops | Windows | DsaDraw:
+        kind = self.config.augmentation
+        if kind == "crops":
+            return random_crops(count, self.config.crop_min_scale, self.flip, generator)
+        if kind == "padded":
+            return random_windows(count, _padding(self.height), self.flip, generator)
+        operations = tuple(
+            name for name in self.config.dsa_operations if name != "flip" or self.flip
+        )
+        mode = "idc" if kind == "idc" else "single"
+        return draw_dsa(count, self.height, operations, mode, generator)
+
+    def _mixes(self, generator: torch.Generator) -> bool:
+        """Return whether a batch is mixed; nothing is drawn where all are."""
+        share = self.config.cutmix_probability
+        if not self.config.cutmix or share == 1:
+            return self.config.cutmix or self.config.mixup > 0
+        return float(torch.rand((), generator=generator)) < share
+
+    def _mixing(self, generator: torch.Generator) -> CutBox | Blend:
+        if self.config.cutmix:
+            return random_cut_box(self.height, self.width, generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        share = np.random.default_rng(seed).beta(self.config.mixup, self.config.mixup)
+        return Blend(torch.tensor(share, dtype=torch.float64))
+
     def _stream(self, name: str, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(stream_seed(self.seed, name, epoch))
 
@@ -108,16 +150,34 @@ def render(view: View, picked: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         view: the view.
-        picked: uint8 (B, C, H, W), its images before the crop.
+        picked: uint8 (B, C, H, W), its images as they are.
         mean, std: (C,), in units of [0, 1].
 
     Returns:
         float32 (B, C, H, W), normalised, channels_last.
     """
-    batch = crop(normalize(picked, mean, std), view.crops)
-    if view.partner is None or view.box is None:
+    batch = _changed(view.change, picked, mean, std)
+    if view.partner is None or view.mixing is None:
         return batch
-    return paste(batch, batch[view.partner], view.box)
+    others = batch[view.partner]
+    if isinstance(view.mixing, CutBox):
+        return paste(batch, others, view.mixing)
+    return view.mixing.kept * batch + (1 - view.mixing.kept) * others
+
+
+def _changed(
+    change: Crops | Windows | DsaDraw, picked: Tensor, mean: Tensor, std: Tensor
+) -> Tensor:
+    if isinstance(change, Windows):  # black lies around the image
+        return normalize(cut_windows(picked, _padding(picked.shape[2]), change), mean, std)
+    batch = normalize(picked, mean, std)
+    if isinstance(change, Crops):
+        return crop(batch, change)
+    return apply_dsa(batch, change).contiguous(memory_format=torch.channels_last)
+
+
+def _padding(side: int) -> int:
+    return int(PADDING_SHARE * side)
 
 
 def mix(view: View, values: Tensor) -> Tensor:
@@ -127,9 +187,9 @@ def mix(view: View, values: Tensor) -> Tensor:
         view: the view, on the device of the values.
         values: (B, K), in the order of ``view.indices``.
     """
-    if view.partner is None or view.box is None:
+    if view.partner is None or view.mixing is None:
         return values
-    kept = view.box.kept
+    kept = view.mixing.kept
     return kept * values + (1 - kept) * values[view.partner]
 
 

@@ -20,6 +20,10 @@ def learning_rate_factor(epoch: int, config: EvaluationConfig) -> float:
     if config.schedule == "cos2" and done >= 5 / 6:
         # As published: it jumps from 0.63 to 0.105 and then falls along a line.
         return 0.5 * (1 + math.cos(math.pi * 5 / 12)) * (1 - done)
+    if config.schedule == "halfway":
+        return 0.1 if epoch > config.epochs // 2 else 1.0
+    if config.schedule == "idc":
+        return 0.2 ** sum(epoch >= sixths * config.epochs // 6 for sixths in (4, 5))
     zeta = 1 if config.schedule == "cosine" else 2
     return 0.5 * (1 + math.cos(math.pi * done / zeta))
 
