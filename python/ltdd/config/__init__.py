@@ -18,7 +18,9 @@ from ltdd.config.experts import AnyExperts, ExpertsConfig, PlainExperts, UniMixE
 from ltdd.config.initialization import (
     AnyInitialization,
     ClusteredCrops,
+    GraphCut,
     InitializationConfig,
+    KCenter,
     Noise,
     RandomReal,
 )
@@ -69,10 +71,12 @@ __all__ = [
     "EvaluationConfig",
     "ExpertsConfig",
     "Fit",
+    "GraphCut",
     "ImageSize",
     "ImbalanceFactor",
     "IncompleteClasses",
     "InitializationConfig",
+    "KCenter",
     "Labels",
     "NoRecovery",
     "Noise",

@@ -57,5 +57,21 @@ class Noise(_Initialization):
     method: Literal["noise"] = "noise"
 
 
-AnyInitialization: TypeAlias = InitializationConfig | ClusteredCrops | RandomReal | Noise
+@settings
+class KCenter(_Initialization):
+    """Real images, each as far as can be from those before it in the teacher's features."""
+
+    method: Literal["k_center"] = "k_center"
+
+
+@settings
+class GraphCut(_Initialization):
+    """Real images whose gradients are like those of many others and unlike each other's."""
+
+    method: Literal["graph_cut"] = "graph_cut"
+
+
+AnyInitialization: TypeAlias = (
+    InitializationConfig | ClusteredCrops | RandomReal | Noise | KCenter | GraphCut
+)
 STAGES["initialization"] = get_args(AnyInitialization)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from ltdd.config import (
     AnyInitialization,
     ClusteredCrops,
+    GraphCut,
     InitializationConfig,
+    KCenter,
     Noise,
     deciding_settings,
 )
@@ -16,6 +18,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
+from ltdd.stages.initialization.coresets import Coreset
 from ltdd.stages.initialization.crops import Cropping
 from ltdd.stages.initialization.random_real import draw_random_real
 from ltdd.stages.run import InitialImages, Run
@@ -58,7 +61,8 @@ def initial_images(
     """Return ``ipc`` images of every class.
 
     Args:
-        teacher: sees the crops of ``scored_crops``; of ``clustered_crops``, its ``features`` do.
+        teacher: sees the crops of ``scored_crops``; of ``clustered_crops``, its ``features``
+            do; its features and logits choose coresets.
         data: the long-tailed data; only its training images are read.
         ipc: images per class.
         config: method and crop settings.
@@ -77,6 +81,10 @@ def initial_images(
                 case ClusteredCrops():
                     cropping = Cropping(teacher, data, ipc, config, runtime, chunks)
                     chosen, source = cropping.clustered(members, label)
+                case KCenter() | GraphCut():
+                    coreset = Coreset(teacher, data, runtime, chunks)
+                    source = coreset.chosen(members, ipc, label, config)
+                    chosen = data.train_images[source] / 255
                 case Noise():
                     chosen = _noise(data, ipc, label, runtime)
                     source = torch.full((ipc,), -1)
