@@ -44,7 +44,7 @@ from ltdd.config import (
 from ltdd.config.settings import Field, Weight, check_value, choices, fields_of, placeholder, shown
 from ltdd.engine.run_options import CHECKPOINT_SECONDS, RunOptions
 from ltdd.errors import UserError
-from ltdd.recipes import PRESETS, RECIPES, find_recipe
+from ltdd.recipes import PRESETS, RECIPES, Recipe, find_recipe
 from ltdd.recipes.presets import preset
 from ltdd.recipes.rldd import RLDD
 
@@ -231,8 +231,12 @@ class _Given(NamedTuple):
         raise UserError(f"--{sentence}" if self.file is None else f"{self.file}: {sentence}")
 
 
-def parse_distill(argv: Sequence[str]) -> Request:
+def parse_distill(argv: Sequence[str], recipe: Recipe | None = None) -> Request:
     """Turn the arguments of ``ltdd distill`` into a checked configuration.
+
+    Args:
+        argv: the arguments.
+        recipe: the method; None takes the one that they name.
 
     Raises:
         UserError: unknown option, field, recipe or preset, a field of a form that was not chosen,
@@ -252,7 +256,7 @@ def parse_distill(argv: Sequence[str]) -> Request:
         return given[name].checked(spec.hint) if name in given else spec.default
 
     run = _run_options(given)
-    recipe = find_recipe(run["recipe"])
+    recipe = recipe or find_recipe(run["recipe"])
     base = preset(run["preset"], top("data"), top("image_size"), top("ipc"), recipe)
     forms = {stage: _chosen_form(stage, given, base, known) for stage in STAGES}
     if wants_help:

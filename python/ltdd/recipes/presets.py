@@ -113,7 +113,8 @@ def preset(
             f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}"
             f"{close_match(name, PRESETS)}"
         )
-    return override(BUDGETS[name](ipc), recipe.method)
+    budget = override(BUDGETS[name](ipc), recipe.budgets.get(name, {}))
+    return override(budget, recipe.method)
 
 
 def configure(

@@ -25,6 +25,8 @@ class Recipe:
         method: what makes it this method whatever the budget, where that differs from the defaults
             of `DistillConfig`; budgets (presets) fill in the rest.
         published: the settings of its publication on top of ``method``.
+        budgets: preset -> fields in which the method wants another budget than `presets` gives, on
+            top of the preset and below ``method``.
         choice: says in words whose published settings a data source and an image size get.
     """
 
@@ -33,6 +35,7 @@ class Recipe:
     paper: str
     method: Settings = field(default_factory=dict)
     published: Published = field(default_factory=dict)
+    budgets: Mapping[str, Settings] = field(default_factory=dict)
     choice: Callable[[str, int | None], str] | None = None
 
     def published_settings(self, data: str, image_size: int | None, ipc: int) -> Settings:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ltdd.config.settings import close_match
 from ltdd.errors import UserError
+from ltdd.recipes.coresets import GRAPH_CUT, K_CENTER, RANDOM
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RLDD,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RLDD, RANDOM, K_CENTER, GRAPH_CUT)}
 """Name -> method."""
 
 
