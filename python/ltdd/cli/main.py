@@ -18,6 +18,7 @@ COMMANDS = (
     "reproduce",
     "ablate",
     "report",
+    "systems",
     "compare",
     "export",
     "card",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from ltdd.config.settings import AreaShare, Count, settings
 from ltdd.config.stage import STAGES, Stage
@@ -10,10 +10,15 @@ from ltdd.config.stage import STAGES, Stage
 
 @settings
 class _Initialization(Stage):
-    """Where the images start."""
+    """Where the images start.
+
+    Attributes:
+        ASKS_TEACHER: whether a trained network chooses them.
+    """
 
     STAGE = "initialization"
     FORM = "method"
+    ASKS_TEACHER: ClassVar[bool] = False
 
     method: str = ""
     """What the first images are."""
@@ -23,6 +28,7 @@ class _Initialization(Stage):
 class _Crops(_Initialization):
     """Crops of real images, chosen by what the teacher makes of them."""
 
+    ASKS_TEACHER = True
     crops_per_image: Count = 5
     """K: candidate crops of every real image."""
     crop_min_scale: AreaShare = 0.08
@@ -61,6 +67,7 @@ class Noise(_Initialization):
 class KCenter(_Initialization):
     """Real images, each as far as can be from those before it in the teacher's features."""
 
+    ASKS_TEACHER = True
     method: Literal["k_center"] = "k_center"
 
 
@@ -68,6 +75,7 @@ class KCenter(_Initialization):
 class GraphCut(_Initialization):
     """Real images whose gradients are like those of many others and unlike each other's."""
 
+    ASKS_TEACHER = True
     method: Literal["graph_cut"] = "graph_cut"
 
 

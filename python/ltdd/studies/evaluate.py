@@ -55,7 +55,7 @@ def evaluate(
     Raises:
         UserError: the run's experts are not there, or its data are no longer the same.
     """
-    options, stored, out = options or RunOptions(), distilled.manifest, distilled.root
+    options, stored = options or RunOptions(), distilled.manifest
     config = DistillConfig.from_dict(stored.get("config"))
     relabeling = dataclasses.replace(config.relabeling, labels=labels)
     configs = [
@@ -78,23 +78,52 @@ def evaluate(
         )
     for wanted in configs:
         check_networks(wanted, data)
+    results = {}
+    for wanted in configs:
+        student = wanted.evaluation.student
+        name = f"{file_stem(student)}-{labels}"
+        results[student] = evaluate_as(
+            distilled, wanted, name, data, options, finished=frozenset({"experts"})
+        )
+    return results
+
+
+def evaluate_as(
+    distilled: DistilledSet,
+    wanted: DistillConfig,
+    name: str,
+    data: LongTailedData,
+    options: RunOptions,
+    *,
+    finished: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Train students on a finished run as any configuration says; write ``evaluations/<name>``.
+
+    Args:
+        distilled: the set of a finished run, the images of which are taken.
+        wanted: its experts label the images, its relabeling and evaluation train students.
+        name: of the files.
+        data: those the run was made from.
+        options: what does not change the result.
+        finished: names of stages that must be found, never computed.
+
+    Returns:
+        The same structure as ``results.json``.
+    """
+    out = distilled.root
+    logs = out / "evaluations" / name
     shown = ImageSet(distilled.images, distilled.labels)
     images = Stored(shown, tensors_sha256(shown._asdict()))
-    all_results = {}
-    with open_run(out, stored["config"], data.split_sha256):
-        origin = provenance.collect(options)
-        for wanted in configs:
-            student = wanted.evaluation.student
-            logs = out / "evaluations" / f"{file_stem(student)}-{labels}"
-            run = Run.create(wanted, data, out, options, finished=frozenset({"experts"}), logs=logs)
-            experts = train_experts(run)
-            soft = relabel_images(run, experts.teacher, images)
-            predictions = evaluate_students(run, training_sets(run, images, soft))
-            predictions |= evaluate_references(run, experts)
-            results = score(run, shown, soft, predictions) | {"provenance": origin}
-            write_json(logs.with_name(f"{logs.name}.json"), results)
-            all_results[student] = results
-    return all_results
+    with open_run(out, distilled.manifest["config"], data.split_sha256):
+        run = Run.create(wanted, data, out, options, finished=finished, logs=logs)
+        experts = train_experts(run)
+        soft = relabel_images(run, experts.teacher, images)
+        predictions = evaluate_students(run, training_sets(run, images, soft))
+        predictions |= evaluate_references(run, experts)
+        results = score(run, shown, soft, predictions)
+        results["provenance"] = provenance.collect(options)
+        write_json(logs.with_name(f"{name}.json"), results)
+    return results
 
 
 def file_stem(student: str) -> str:
