@@ -55,3 +55,26 @@ def test_memory_is_flat_in_images_per_class() -> None:
     assert many <= 1.05 * few
     # The figure is that of the batch: all images in one show.
     assert at_once > 1.15 * few
+
+
+AFTER = """
+import json
+import torch
+from ltdd.engine.memory import Meter, keep_freed_memory
+
+keep_freed_memory()
+device = torch.device("cpu")
+peaks = []
+for megabytes in (10, 400, 10):
+    with Meter(device) as meter:
+        torch.ones(megabytes << 18)
+    peaks.append(meter.peak_bytes)
+print(json.dumps(peaks))
+"""
+
+
+def test_a_stage_does_not_count_what_another_one_freed() -> None:
+    done = subprocess.run([sys.executable, "-c", AFTER], capture_output=True, text=True, check=True)
+    before, large, after = json.loads(done.stdout)
+    assert large > before + 350e6
+    assert after < before + 50e6

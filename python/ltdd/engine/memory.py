@@ -31,11 +31,18 @@ def keep_freed_memory() -> bool:
     return all(bool(mallopt(*pair)) for pair in settings)
 
 
+def return_freed_memory() -> None:
+    """Give the system back what glibc's allocator has kept, so that it counts for nobody."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Meter:
     """Seconds and peak bytes of a block.
 
     On a GPU the peak is what the allocator handed out; on a CPU it is the resident size of the
     process, reset at the start where the kernel allows it (Linux), else since the process began.
+    What blocks before it have freed does not count.
     """
 
     seconds: float = 0.0
@@ -48,6 +55,7 @@ class Meter:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
+            return_freed_memory()
             # Where this is refused, peak_bytes is the peak of the whole process, as documented.
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")

@@ -28,7 +28,7 @@ from ltdd.data.augmentation.crops import (
     random_cut_box,
     random_windows,
 )
-from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa
+from ltdd.data.augmentation.dsa import DsaDraw, DsaMode, apply_dsa, draw_dsa
 from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.engine.runtime import stream_seed
 
@@ -124,7 +124,7 @@ class ViewSchedule:
         operations = tuple(
             name for name in self.config.dsa_operations if name != "flip" or self.flip
         )
-        mode = "idc" if kind == "idc" else "single"
+        mode: DsaMode = "idc" if kind == "idc" else "single"
         return draw_dsa(count, self.height, operations, mode, generator)
 
     def _mixes(self, generator: torch.Generator) -> bool:
