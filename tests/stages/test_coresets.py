@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltdd.config import form_of
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages.initialization import initial_images
 from ltdd.stages.initialization.coresets import farthest_first, graph_cut, prediction_errors
@@ -108,6 +109,16 @@ def test_memory_does_not_grow_with_the_square_of_a_class() -> None:
         farthest_first(features, 0, 10)
         graph_cut(prediction_errors(logits, 0), features, 10)
     assert largest == 600 * 9  # [1, h]
+
+
+def test_numbers_that_are_not_finite_stop_the_stage(runtime: Runtime) -> None:
+    data = make_data((5, 2, 1))
+    teacher = build_model("convnet3", 3, 8, 3)
+    with torch.no_grad():
+        teacher.classifier.bias[1] = torch.nan
+    config = form_of("initialization", "graph_cut")()
+    with pytest.raises(UserError, match="initialization: class 0: expected finite logits"):
+        initial_images(teacher, data, 2, config, runtime)
 
 
 @pytest.mark.parametrize("method", ["k_center", "graph_cut"])

@@ -16,7 +16,9 @@ labels and students as the method has them; `hard`: class labels and one way of 
 the figure of the field's tables for `own`, the best of several epochs."""
 COSTS = """\
 `set`: all that the method's own set needs. A stage in brackets was computed for the columns alone;
-students, drift and nearest images measure a set and are not counted either."""
+students, drift and nearest images measure a set and are not counted either. Memory is the whole
+process's, libraries included. Labels that are asked `online` need the teacher beside the set, whose
+bytes are not counted."""
 
 
 class Table(NamedTuple):
