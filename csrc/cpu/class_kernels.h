@@ -10,7 +10,11 @@ static void add_images(const AddImagesArgs& a, int64_t begin, int64_t end) {
     const scalar_t *mean = means + i * a.c, *m2 = m2s + i * a.c;
     double *mu = a.mu + at, *within = a.within + at, *between = a.between + at;
     const double inverse_count = a.inverse_count[i], inverse_size = a.inverse_size;
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
 #pragma GCC ivdep
+#endif
     for (int64_t c = begin; c < end; ++c) {
       ClassChannelState one{mu[c], within[c], between[c]};
       add_image(one, inverse_count, static_cast<double>(mean[c]),

@@ -2,10 +2,34 @@
 
 #include <cstdlib>
 #include <string_view>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "kernels.h"
 
 namespace ltdd {
+
+#if defined(__x86_64__)
+// Asked one by one: not every compiler knows the levels by name, and of some instructions none can
+// tell but cpuid. What widens registers is asked through the compiler, which asks the system too.
+bool has_x86_64_v3() {
+  __builtin_cpu_init();
+  unsigned a, b, c = 0, extended_c = 0, d;
+  __get_cpuid(1, &a, &b, &c, &d);
+  __get_cpuid(0x80000001, &a, &b, &extended_c, &d);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && (c & bit_F16C) != 0 &&
+         (c & bit_MOVBE) != 0 && (extended_c & bit_LZCNT) != 0;
+}
+
+bool has_x86_64_v4() {
+  return has_x86_64_v3() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 namespace {
 
 struct InstructionSet {
@@ -18,12 +42,9 @@ InstructionSet choose() {
 #if defined(__x86_64__)
   const char* asked = std::getenv("LTDD_CPU_ISA");
   const std::string_view limit = asked != nullptr ? asked : "avx512";
-  __builtin_cpu_init();
-  // The levels of the x86-64 psABI; a kernel may use any instruction of its level.
-  const bool has_v3 = __builtin_cpu_supports("x86-64-v3");
-  const bool has_v4 = has_v3 && __builtin_cpu_supports("x86-64-v4");
-  if (has_v4 && limit == "avx512") return {"avx512", avx512_kernels, avx512_conv3x3_kernels};
-  if (has_v3 && limit != "baseline") return {"avx2", avx2_kernels, avx2_conv3x3_kernels};
+  if (limit == "avx512" && has_x86_64_v4())
+    return {"avx512", avx512_kernels, avx512_conv3x3_kernels};
+  if (limit != "baseline" && has_x86_64_v3()) return {"avx2", avx2_kernels, avx2_conv3x3_kernels};
 #endif
   return {"baseline", baseline_kernels, baseline_conv3x3_kernels};
 }

@@ -137,6 +137,11 @@ constexpr int64_t kFewChannels = 8;  // up to here the transforms cost more than
 const Kernels& kernels(Storage storage);
 const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out);
 
+// Whether this machine and its system have all of a level of the x86-64 psABI: a kernel may use any
+// instruction of its level.
+bool has_x86_64_v3();
+bool has_x86_64_v4();
+
 const Kernels& baseline_kernels(Storage storage);
 const Conv3x3Kernels& baseline_conv3x3_kernels(int64_t in, int64_t out);
 const Kernels& avx2_kernels(Storage storage);

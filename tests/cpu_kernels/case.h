@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -22,18 +23,39 @@ struct Shape {
   int64_t size() const { return n * c * s(); }
 };
 
-// A value as it is after storage: bfloat16 by cutting bits, half by the compiler's own type.
+// The nearest value that a 16-bit type has, by definition, because not every compiler has the
+// types: 11 or 8 binary digits, down to the least subnormal number; ties to even.
+inline double nearest(double value, Storage storage) {
+  const bool half = storage == Storage::kHalf;
+  int exponent;
+  std::frexp(value, &exponent);
+  const double step =
+      std::ldexp(1.0, half ? std::max(exponent - 11, -24) : std::max(exponent - 8, -133));
+  return std::nearbyint(value / step) * step;
+}
+
+// The bits of a finite value that half precision has, and the value of such bits.
+inline uint16_t half_bits(double value) {
+  int exponent;
+  const double fraction = std::frexp(std::abs(value), &exponent);
+  const bool subnormal = fraction == 0 || exponent < -13;
+  const double bits = subnormal ? std::ldexp(fraction, exponent + 24)
+                                : std::ldexp(exponent + 14, 10) + (2 * fraction - 1) * 1024;
+  return static_cast<uint16_t>(bits) | (std::signbit(value) ? 0x8000 : 0);
+}
+
+inline double half_value(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double size =
+      std::ldexp(exponent > 0 ? 1024 + fraction : fraction, exponent > 0 ? exponent - 25 : -24);
+  return bits & 0x8000 ? -size : size;
+}
+
+// A value as it is after storage.
 inline double stored(double value, Storage storage) {
   if (storage == Storage::kDouble) return value;
-  float narrow = static_cast<float>(value);
-  if (storage == Storage::kBFloat16) {
-    uint32_t bits;
-    std::memcpy(&bits, &narrow, 4);
-    bits &= 0xffff0000u;
-    std::memcpy(&narrow, &bits, 4);
-  }
-  if (storage == Storage::kHalf) narrow = static_cast<float>(static_cast<_Float16>(narrow));
-  return narrow;
+  if (storage == Storage::kFloat) return static_cast<float>(value);
+  return nearest(value, storage);
 }
 
 inline int64_t item_bytes(Storage storage) {
@@ -45,10 +67,10 @@ inline std::vector<char> pack(const std::vector<double>& values, Storage storage
   for (size_t i = 0; i < values.size(); ++i) {
     char* to = bytes.data() + i * item_bytes(storage);
     const float narrow = static_cast<float>(values[i]);
-    const _Float16 half = static_cast<_Float16>(narrow);
+    const uint16_t half = half_bits(nearest(values[i], Storage::kHalf));
     uint32_t bits;
     std::memcpy(&bits, &narrow, 4);
-    const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+    const uint16_t upper = static_cast<uint16_t>(bits >> 16);  // bfloat16, of a value that it has
     switch (storage) {
       case Storage::kDouble:
         std::memcpy(to, &values[i], 8);
@@ -83,9 +105,9 @@ inline double unpack(const std::vector<char>& bytes, int64_t i, Storage storage)
     const uint32_t bits = static_cast<uint32_t>(upper) << 16;
     std::memcpy(&value, &bits, 4);
   } else {
-    _Float16 half;
+    uint16_t half;
     std::memcpy(&half, from, 2);
-    value = static_cast<float>(half);
+    return half_value(half);
   }
   return value;
 }
@@ -113,9 +135,10 @@ struct Case {
   void expect(const char* what, double got, double want, double scale, double tolerance) const {
     if (std::abs(got - want) <= tolerance * (std::max(scale, std::abs(want)) + 1e-6)) return;
     if (++failures <= 20)
-      std::printf("%s storage %d %s %ldx%ldx%ldx%ld %s: got %.9g, want %.9g\n", isa,
-                  static_cast<int>(storage), pixels ? "NHWC" : "NCHW", shape.n, shape.c,
-                  shape.height, shape.width, what, got, want);
+      std::printf("%s storage %d %s %jdx%jdx%jdx%jd %s: got %.9g, want %.9g\n", isa,
+                  static_cast<int>(storage), pixels ? "NHWC" : "NCHW", intmax_t{shape.n},
+                  intmax_t{shape.c}, intmax_t{shape.height}, intmax_t{shape.width}, what, got,
+                  want);
   }
 
   template <typename Rows, typename Pixels, typename Args>

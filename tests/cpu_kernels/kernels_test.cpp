@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <utility>
 #include <vector>
@@ -118,6 +120,29 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, bool own_sca
       t.expect("sum g", sum_g[row_at], want_g, terms, 1e-6);
       t.expect("sum g x", sum_gx[row_at], want_gx, terms, 1e-6);
     }
+}
+
+// Every finite number of a 16-bit type, read and written: unchanged, and the nearest to a product.
+void check_numbers(const char* isa, const Kernels& run, Storage storage) {
+  const Case t{isa, run, storage, {1, 1, 256, 256}, false};
+  const bool half = storage == Storage::kHalf;
+  std::vector<uint16_t> x(65536);
+  const uint16_t infinity = half ? 0x7c00 : 0x7f80;
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = (i & 0x7fff) < infinity ? static_cast<uint16_t>(i) : 0;
+  std::vector<char> bytes(2 * x.size()), y(bytes.size());
+  std::memcpy(bytes.data(), x.data(), bytes.size());
+  const float h = 0;
+  for (const float k : {1.0f, 0.8765432f}) {
+    run.bn_act_rows({bytes.data(), nullptr, &k, &h, 1, 1, 256, 256, false, false, k != 1.0f, false,
+                     y.data(), nullptr, nullptr},
+                    0, 1);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double value = unpack(bytes, i, storage);
+      const double want = nearest(static_cast<float>(k * value), storage);
+      t.expect("number", unpack(y, i, storage), want, 0.0, 0.0);
+    }
+  }
 }
 
 // Images of three classes, added in two batches; within a channel range and outside it.
@@ -234,10 +259,8 @@ int main() {
   } const sets[] = {
       {"baseline", ltdd::baseline_kernels, ltdd::baseline_conv3x3_kernels, true},
 #if defined(__x86_64__)
-      {"avx2", ltdd::avx2_kernels, ltdd::avx2_conv3x3_kernels,
-       __builtin_cpu_supports("x86-64-v3") != 0},
-      {"avx512", ltdd::avx512_kernels, ltdd::avx512_conv3x3_kernels,
-       __builtin_cpu_supports("x86-64-v4") != 0},
+      {"avx2", ltdd::avx2_kernels, ltdd::avx2_conv3x3_kernels, ltdd::has_x86_64_v3()},
+      {"avx512", ltdd::avx512_kernels, ltdd::avx512_conv3x3_kernels, ltdd::has_x86_64_v4()},
 #endif
   };
   const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
@@ -259,6 +282,10 @@ int main() {
         for (int bits = 0; bits < 32; ++bits, ++cases)
           check({set.name, set.kernels(storage), storage, shape, (bits & 1) != 0}, (bits & 2) != 0,
                 (bits & 4) != 0, (bits & 8) != 0, (bits & 16) != 0, generator);
+    for (const Storage storage : {Storage::kBFloat16, Storage::kHalf}) {
+      check_numbers(set.name, set.kernels(storage), storage);
+      ++cases;
+    }
     for (const Storage row : {Storage::kFloat, Storage::kDouble})
       for (const int64_t channels : {1, 3, 8, 67, 130}) {
         check_classes(set.name, set.kernels(row), row, channels, generator);
