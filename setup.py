@@ -8,8 +8,10 @@ Three shared objects come out of this file:
   version are there. ``LTDD_CUDA=1`` makes anything else an error, ``LTDD_CUDA=0`` leaves it out.
 * ``ltdd_ext/_build``: a pybind11 module that says what the others were built with.
 
-``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS`` and ``DEBUG`` mean what they mean elsewhere. A GPU is never
-looked for: machines that build often have none.
+A build in place or an editable one stays where it is: it compiles for the GPUs that are there, and
+nothing for CUDA where there is none. A wheel, which may go anywhere, and ``LTDD_CUDA=1`` take every
+architecture of ``DEFAULT_ARCH_LIST``. ``TORCH_CUDA_ARCH_LIST`` always wins; it, ``MAX_JOBS`` and
+``DEBUG`` mean what they mean elsewhere.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "2.11"
 TORCH_TARGET_VERSION = "0x020b000000000000"
 DEFAULT_ARCH_LIST = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+CUDA_LIBRARY = "ltdd_ext.libltdd_cuda"
 DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
 
 
@@ -69,18 +73,53 @@ def nvcc_version(home: Path) -> str:
     return found.group(1) if found else ""
 
 
-def supported_archs(home: Path, wanted: str) -> str:
-    """Leave out of our own default what this nvcc does not know."""
+def known_archs(home: Path) -> list[tuple[int, int]]:
+    """Return the architectures that this nvcc compiles for, in order."""
     out = subprocess.run([home / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True)
-    known = set(re.findall(r"compute_(\d+)", out.stdout))
-    kept = [
-        arch for arch in wanted.split(";") if arch.removesuffix("+PTX").replace(".", "") in known
-    ]
-    return ";".join(kept)
+    found = {divmod(int(digits), 10) for digits in re.findall(r"compute_(\d+)", out.stdout)}
+    return sorted(found)
+
+
+def default_archs(known: list[tuple[int, int]]) -> str:
+    """Leave out of our own list what nvcc does not know."""
+    names = {f"{major}.{minor}" for major, minor in known}
+    return ";".join(
+        arch for arch in DEFAULT_ARCH_LIST.split(";") if arch.removesuffix("+PTX") in names
+    )
+
+
+def gpus_here() -> list[tuple[int, int]]:
+    """Return the architectures of the GPUs that torch can use, each once."""
+    if not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    return sorted({torch.cuda.get_device_capability(index) for index in range(count)})
+
+
+def archs_here(known: list[tuple[int, int]]) -> str:
+    """Serve the GPUs that are here, newer ones than nvcc knows by what they compile themselves."""
+    archs = []
+    for gpu in gpus_here():
+        older = [arch for arch in known if arch <= gpu]
+        if older:
+            major, minor = older[-1]
+            archs.append(f"{major}.{minor}" + ("" if older[-1] == gpu else "+PTX"))
+    return ";".join(archs)
+
+
+def choose_archs(home: Path, everything: bool) -> tuple[str, str]:
+    """Return the list of architectures and where it comes from."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if asked:
+        return asked, "TORCH_CUDA_ARCH_LIST"
+    known = known_archs(home)
+    if everything:
+        return default_archs(known), "default list"
+    return archs_here(known), "of the GPUs here"
 
 
 def plan_cuda() -> CudaPlan:
-    """Decide on the CUDA library from the environment, nvcc and torch, never from a GPU."""
+    """Decide on the CUDA library from the environment, nvcc, torch and the GPUs that are here."""
     switch = os.environ.get("LTDD_CUDA", "")
     if switch not in ("", "0", "1"):
         raise SystemExit(f"setup: expected LTDD_CUDA 0, 1 or unset, got {switch}")
@@ -98,14 +137,15 @@ def plan_cuda() -> CudaPlan:
     elif not sources:
         plan = CudaPlan(False, "csrc/cuda holds no source")
     else:
-        asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-        archs = asked or supported_archs(CUDA_HOME, DEFAULT_ARCH_LIST)
-        why = "TORCH_CUDA_ARCH_LIST" if asked else "default list"
+        archs, why = choose_archs(CUDA_HOME, everything=switch == "1" or "bdist_wheel" in sys.argv)
         plan = CudaPlan(
-            True,
+            bool(archs),
             f"nvcc {nvcc_version(CUDA_HOME)} in {CUDA_HOME}, torch CUDA {torch.version.cuda}, "
-            f"architectures {archs} ({why})",
-            nvcc_version(CUDA_HOME),
+            f"architectures {archs} ({why})"
+            if archs
+            else "no GPU here that nvcc can compile for; LTDD_CUDA=1 builds it for every "
+            "architecture, TORCH_CUDA_ARCH_LIST=9.0 for one",
+            nvcc_version(CUDA_HOME) if archs else "",
             archs,
         )
     if switch == "1" and not plan.build:
@@ -153,7 +193,7 @@ def cuda_library(arch_list: str) -> Extension:
     nvcc_flags = ["-std=c++20", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
     nvcc_flags += ["-O0", "-g", "-lineinfo"] if DEBUG else ["-O3"]
     return Extension(
-        "ltdd_ext.libltdd_cuda",
+        CUDA_LIBRARY,
         cuda_sources(),
         include_dirs=[str(ROOT / "csrc"), *include_paths(), str(CUDA_HOME / "include")],
         library_dirs=[*library_paths(), str(CUDA_HOME / "lib64")],
@@ -184,6 +224,12 @@ def build_module(cuda: CudaPlan) -> Extension:
 class Build(BuildExtension):
     """BuildExtension with plain names for the operator libraries and atomic in-place copies."""
 
+    def run(self) -> None:
+        super().run()
+        if self.inplace and all(ext.name != CUDA_LIBRARY for ext in self.extensions):
+            # What an earlier build left there knows other operators, or other arguments of them.
+            ROOT.joinpath(*CUDA_LIBRARY.split(".")).with_suffix(".so").unlink(missing_ok=True)
+
     def get_ext_filename(self, fullname: str) -> str:
         package, _, stem = fullname.rpartition(".")
         if stem.startswith("libltdd_"):  # loaded by torch.ops.load_library, not imported
@@ -209,6 +255,8 @@ class Build(BuildExtension):
 def main() -> None:
     cuda = plan_cuda()
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
+    # Late versions of torch call ccache where there is one; so it knows sources in another folder.
+    os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
     print(
         f"ltdd: building the CPU library (torch {torch.__version__}, stable ABI {TORCH_TARGET}) "
         + (f"and the CUDA library ({cuda.reason})" if cuda.build else "")

@@ -3,7 +3,8 @@
 // linkage, so no function compiled for AVX-512 can stand in for one of the baseline.
 //
 // LTDD_VECTOR_BYTES is 16, 32 or 64. GCC and Clang vector types do the arithmetic; intrinsics are
-// used only where the language has no word: half conversion, masked access, streaming stores.
+// used only where the language has no word, or the compiler makes poor code of it: conversion of
+// 16-bit types, masked access, streaming stores. Plain vectors of 16 bytes are what NEON has.
 
 constexpr int64_t kVectorBytes = LTDD_VECTOR_BYTES;
 
@@ -104,6 +105,8 @@ static inline VecU widen_bits(const HalfVecU& bits) {
   return bits_as<VecU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(bits)));
 #elif LTDD_VECTOR_BYTES == 32
   return bits_as<VecU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(bits)));
+#elif defined(__aarch64__)  // GCC 12 converts one element after the other
+  return bits_as<VecU>(vmovl_u16(bits_as<uint16x4_t>(bits)));
 #else
   return __builtin_convertvector(bits, VecU);
 #endif
@@ -126,6 +129,8 @@ static inline Vec<float> widen_half(const HalfVecU& bits) {
   return bits_as<Vec<float>>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(bits)));
 #elif LTDD_VECTOR_BYTES == 32
   return bits_as<Vec<float>>(_mm256_cvtph_ps(bits_as<__m128i>(bits)));
+#elif defined(__aarch64__)
+  return bits_as<Vec<float>>(vcvt_f32_f16(bits_as<float16x4_t>(bits)));
 #else
   const VecU wide = widen_bits(bits);
   const VecU sign = (wide & 0x8000u) << 16, magnitude = (wide & 0x7fffu) << 13;
@@ -148,6 +153,8 @@ static inline HalfVecU narrow_half(const Vec<float>& value) {
       _mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
 #elif LTDD_VECTOR_BYTES == 32
   return bits_as<HalfVecU>(_mm256_cvtps_ph(bits_as<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  return bits_as<HalfVecU>(vcvt_f16_f32(bits_as<float32x4_t>(value)));
 #else
   const VecU bits = bits_as<VecU>(value);
   const VecU sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
@@ -255,9 +262,9 @@ static inline Vec<acc_t> keep_first(const Vec<acc_t>& v, int64_t count) {
 // to the bytes stored.
 template <typename scalar_t>
 static inline void store_streaming(scalar_t* to, const Vec<Acc<scalar_t>>& v) {
-#if defined(__x86_64__)
   scalar_t whole[kWidth<Acc<scalar_t>>];
   store(whole, v);
+#if defined(__x86_64__)
   if constexpr (sizeof(whole) == 64)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), load_bits<__m512i>(whole));
   else if constexpr (sizeof(whole) == 32)
@@ -266,6 +273,18 @@ static inline void store_streaming(scalar_t* to, const Vec<Acc<scalar_t>>& v) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(to), load_bits<__m128i>(whole));
   else
     store(to, v);
+#elif defined(__aarch64__)  // a hint that only pairs of registers have
+  struct [[gnu::may_alias]] Bytes {
+    char at[sizeof(whole)];
+  };
+  Bytes& target = *reinterpret_cast<Bytes*>(to);
+  if constexpr (sizeof(whole) == 16) {
+    const float64x2_t pair = load_bits<float64x2_t>(whole);
+    asm("stnp %d1, %d2, %0" : "=Q"(target) : "w"(pair[0]), "w"(pair[1]));
+  } else {
+    const float32x2_t pair = load_bits<float32x2_t>(whole);
+    asm("stnp %s1, %s2, %0" : "=Q"(target) : "w"(pair[0]), "w"(pair[1]));
+  }
 #else
   store(to, v);
 #endif
