@@ -29,12 +29,14 @@ else
   RUN := $(VENV)/bin/python
 endif
 
-.PHONY: help demo test test-cuda test-faults test-sanitized bench lint format typecheck clean
+.PHONY: help demo test test-cuda test-faults test-sanitized test-compilers test-aarch64 bench lint format typecheck clean
 help:
 	@echo "make demo       distil scikit-learn's digits, made long-tailed, into $(OUT)/report.html"
 	@echo "make test       lint, typecheck and run the tests"
 	@echo "make test-faults     kill runs, damage files and fill disks (takes minutes)"
 	@echo "make test-sanitized  run the operator tests under address and undefined-behaviour sanitizers"
+	@echo "make test-compilers  run the kernels' C++ test with GCC and every Clang from 14 on"
+	@echo "make test-aarch64  run it for 64-bit ARM, by a cross compiler and QEMU where both are there"
 	@echo "make test-cuda  run the tests that need a GPU"
 	@echo "make bench      time the operators against plain PyTorch"
 	@echo "make lint       check style with ruff"
@@ -57,6 +59,12 @@ test-faults: has-tools $(READY)
 
 test-sanitized: has-tools $(READY)
 	$(RUN) tools/test_sanitized.py
+
+test-compilers: has-tools $(READY)
+	$(RUN) -m pytest -m "slow or not slow" tests/cpu_kernels/test_compilers.py
+
+test-aarch64: has-tools $(READY)
+	$(RUN) -m pytest -m "slow or not slow" tests/cpu_kernels/test_aarch64.py
 
 test-cuda: has-tools $(READY)
 	$(RUN) -m pytest -m cuda

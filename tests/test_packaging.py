@@ -1,14 +1,18 @@
-"""What an installation must hold, and what setup.py decides without looking for a GPU."""
+"""What an installation must hold, and which kernels setup.py decides to build."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 import ltdd_ext
 
@@ -38,6 +42,21 @@ def test_build_info_names_everything():
     assert info["compiler"].startswith(("gcc", "clang"))
     assert info["cpu_instruction_set"] in ("baseline", "avx2", "avx512")
     assert info["cuda_reason"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
+def test_the_instruction_set_is_the_best_that_the_machine_has():
+    """The system names what it lets programs use; abm is its word for lzcnt."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        pytest.skip("the system does not list what the processor has")
+    flags = set(re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)[1].split())
+    v3 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"} <= flags
+    v4 = v3 and {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")} <= flags
+    best = "avx512" if v4 else "avx2" if v3 else "baseline"
+    code = "import ltdd_ext; print(ltdd_ext.build_info()['cpu_instruction_set'])"
+    assert python(code, LTDD_CPU_ISA="avx512").stdout.strip() == best
 
 
 def test_the_operators_import_torch_only():
@@ -103,15 +122,73 @@ def test_setup_refuses_what_it_cannot_do(environment, message):
     assert message in done.stderr
 
 
-def test_setup_says_why_there_is_no_cuda_library():
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--name"],
-        cwd=ROOT,
-        env={**os.environ, "LTDD_CUDA": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.fixture
+def plan(monkeypatch, capsys, toolkit):
+    """Return a function for the line in which setup.py says what it builds, for given GPUs."""
+
+    def line(command: str, gpus: list[tuple[int, int]], **environment: str) -> str:
+        unset = {"LTDD_CUDA": "", "TORCH_CUDA_ARCH_LIST": "", "CUDA_HOME": toolkit}
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index])
+        monkeypatch.setattr(sys, "argv", ["setup.py", *command.split()])
+        monkeypatch.chdir(ROOT)
+        with mock.patch.dict(os.environ, {**unset, **environment}):  # setup.py sets some for torch
+            runpy.run_path("setup.py", run_name="__main__")
+        lines = capsys.readouterr().out.splitlines()
+        (said,) = [line for line in lines if line.startswith("ltdd: building")]
+        return said
+
+    return line
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path) -> str:
+    """A folder with a script for nvcc 13.0 that answers what setup.py asks."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        "--version) echo 'Cuda compilation tools, release 13.0, V13.0.48';;\n"
+        "--list-gpu-arch) printf 'compute_%s\\n' 75 80 86 89 90 100 120 121;;\n"
+        "esac\n"
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ltdd: building")]
-    assert len(lines) == 1
-    assert lines[0].endswith("without the CUDA library: LTDD_CUDA=0")
+    nvcc.chmod(0o755)
+    return str(tmp_path)
+
+
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+@pytest.mark.parametrize(
+    ("command", "gpus", "environment", "architectures"),
+    [
+        ("--name", [(9, 0), (8, 0), (9, 0)], {}, "8.0;9.0 (of the GPUs here)"),
+        ("--name", [(7, 0), (12, 2)], {}, "12.1+PTX (of the GPUs here)"),
+        ("--name", [], {"LTDD_CUDA": "1"}, f"{DEFAULT_ARCHS} (default list)"),
+        ("bdist_wheel --help", [(9, 0)], {}, f"{DEFAULT_ARCHS} (default list)"),
+        (
+            "bdist_wheel --help",
+            [(9, 0)],
+            {"TORCH_CUDA_ARCH_LIST": "8.6", "LTDD_CUDA": "1"},
+            "8.6 (TORCH_CUDA_ARCH_LIST)",
+        ),
+    ],
+)
+def test_setup_chooses_architectures(plan, command, gpus, environment, architectures):
+    line = plan(command, gpus, **environment)
+    assert line.endswith(f", torch CUDA 13.0, architectures {architectures})")
+
+
+@pytest.mark.parametrize("gpus", [[], [(7, 0)]])
+def test_setup_says_that_no_gpu_is_here_and_how_to_get_all_kernels(plan, gpus):
+    line = plan("--name", gpus)
+    assert "without the CUDA library: no GPU here that nvcc can compile for" in line
+    assert "LTDD_CUDA=1 builds it for every architecture" in line
+
+
+def test_setup_leaves_the_cuda_library_out_when_told_to(plan):
+    line = plan("--name", [(9, 0)], LTDD_CUDA="0")
+    assert line.endswith("without the CUDA library: LTDD_CUDA=0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -40,7 +41,44 @@ def _version(package: str) -> str:
 def _cuda_kernels(info: dict[str, str]) -> str:
     if cuda_problem is not None:
         return cuda_problem
-    return f"CUDA {info['cuda']} for {info['cuda_architectures']}"
+    built = f"CUDA {info['cuda']} for {info['cuda_architectures']}"
+    without = gpus_without_kernels(info["cuda_architectures"])
+    if not without:
+        return built
+    archs = ";".join(without)
+    return (
+        f"{built}; nothing of it runs on the GPU here, which is {archs}: "
+        f"run `TORCH_CUDA_ARCH_LIST='{archs}' pip install --no-build-isolation -e .` "
+        "in the root of the project"
+    )
+
+
+def gpus_without_kernels(built: str) -> list[str]:
+    """Return the architectures of GPUs here that a build for a list of architectures cannot serve.
+
+    Machine code runs on its own major version from its own minor version on; PTX, which the driver
+    compiles, on everything that is not older.
+    """
+    if not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    here = sorted({torch.cuda.get_device_capability(index) for index in range(count)})
+    entries = built.replace(" ", ";").split(";")
+    return [
+        f"{major}.{minor}"
+        for major, minor in here
+        if not any(_serves(entry, major, minor) for entry in entries)
+    ]
+
+
+def _serves(entry: str, major: int, minor: int) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", entry)
+    if numbers is None:
+        return False
+    of_major, of_minor = int(numbers[1]), int(numbers[2])
+    if "+PTX" in entry and (of_major, of_minor) <= (major, minor):
+        return True
+    return of_major == major and of_minor <= minor
 
 
 def _operator_table() -> list[str]:
