@@ -75,3 +75,18 @@ def test_the_library_compiles(source: Path, tmp_path: Path) -> None:
     command = [COMPILER, *kernels.FLAGS, *flags, "-isystem", str(headers)]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not kernels.clangs(), reason="no clang++-14 or newer on PATH")
+def test_clang_understands_the_kernels_for_macos() -> None:
+    """There int64_t is long long. C++ headers are borrowed from the cross compiler."""
+    verbose = [COMPILER, "-E", "-v", "-xc++", "/dev/null"]
+    said = subprocess.run(verbose, capture_output=True, text=True, check=True).stderr
+    folders = re.findall(r"^ (/\S+)$", said, re.MULTILINE)
+    of_c_plus_plus = [folder for folder in folders if not re.search(r"gcc.*/\d+/include$", folder)]
+    borrowed = ["-ffreestanding", "-nostdinc++", "-U__APPLE__", "-D__linux__"]
+    command = [kernels.clangs()[-1], "--target=arm64-apple-macos11", *kernels.FLAGS, *borrowed]
+    command += [f"-isystem{folder}" for folder in of_c_plus_plus]
+    source = kernels.ROOT / "csrc/cpu/isa_baseline.cpp"
+    done = subprocess.run([*command, "-fsyntax-only", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
