@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import setuptools
 import torch
 
 import ltdd_ext
@@ -192,3 +193,23 @@ def test_setup_says_that_no_gpu_is_here_and_how_to_get_all_kernels(plan, gpus):
 def test_setup_leaves_the_cuda_library_out_when_told_to(plan):
     line = plan("--name", [(9, 0)], LTDD_CUDA="0")
     assert line.endswith("without the CUDA library: LTDD_CUDA=0")
+
+
+@pytest.mark.parametrize("built", ["libltdd_cpu", "libltdd_cuda"])
+def test_a_build_without_cuda_removes_the_library_of_an_earlier_one(
+    monkeypatch, tmp_path, capsys, built
+):
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
+    monkeypatch.chdir(ROOT)
+    with mock.patch.dict(os.environ, {"LTDD_CUDA": "0"}):
+        build = runpy.run_path("setup.py", run_name="__main__")["Build"]
+    monkeypatch.setattr(build.__mro__[1], "run", lambda self: None)  # compiles nothing
+    monkeypatch.setitem(build.run.__globals__, "ROOT", tmp_path)
+    stale = tmp_path / "ltdd_ext" / "libltdd_cuda.so"
+    stale.parent.mkdir()
+    stale.touch()
+    command = build(setuptools.Distribution())
+    command.inplace = True
+    command.extensions = [setuptools.Extension(f"ltdd_ext.{built}", [])]
+    command.run()
+    assert stale.exists() == (built == "libltdd_cuda")
