@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ltdd.config import AnyExperts, DistillConfig
+from ltdd.config import AnyExperts, DistillConfig, RecoveryConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
 from ltdd.models import build_model
-from ltdd.models.observer import batch_norm_layers
+from ltdd.models.observer import watched_layers
 from ltdd.models.weights import given_weights, load_body, load_weights, starting_weights
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
@@ -70,10 +70,12 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
     """Build every network once, so that a wrong name fails before hours of training.
 
     Raises:
-        UserError: unknown architecture, images too small for it, an observer without BN layers, or
-            labels that cannot be packed as asked.
+        UserError: unknown architecture, images too small for it, an observer without layers to
+            match, options for convolutions that are not matched, or labels that cannot be packed
+            as asked.
     """
     check_packing(config.relabeling, data.num_classes)
+    check_matched_layers(config)
     experts, start = config.experts, None
     if experts.init_weights is not None:
         try:
@@ -87,7 +89,7 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
         except UserError as error:
             raise UserError(f"{field}: {error}") from error
         if field in ("experts.observer", "experts.extra_observers"):
-            batch_norm_layers(model, name)
+            watched_layers(model, config.statistics.layers, name)
         if file is not None:
             try:
                 load_weights(model, given_weights(experts, file), data.class_names)
@@ -98,6 +100,23 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
                 load_body(model, start)
             except UserError as error:
                 raise UserError(f"experts.init_weights: for {field} {name}: {error}") from error
+
+
+def check_matched_layers(config: DistillConfig) -> None:
+    """Refuse settings of recovery that are about convolutions if those are not matched.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if not isinstance(config.recovery, RecoveryConfig) or config.statistics.layers != "batch_norm":
+        return
+    for name in ("hook_drop", "patch_weight"):
+        value = getattr(config.recovery, name)
+        if value != getattr(RecoveryConfig, name):
+            raise UserError(
+                f"expected statistics.layers batch_norm_and_conv with recovery.{name}, which is "
+                f"about convolutions, got batch_norm and {value:g}"
+            )
 
 
 def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:

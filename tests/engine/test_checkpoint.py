@@ -62,12 +62,14 @@ def stage(
         model = train_expert("observer", "resnet32_w16", data, config, True, runtime)
         return list(model.state_dict().values())
 
-    def recovery(runtime: Runtime) -> list[Tensor]:
-        targets = StatisticsConfig()
+    def recovery(
+        runtime: Runtime, targets: StatisticsConfig | None = None, **settings: Any
+    ) -> list[Tensor]:
+        targets = targets or StatisticsConfig()
         observed = Observed(observer, class_statistics(observer, data, targets, runtime))
         labels = torch.arange(3).repeat_interleave(4)
         images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        config = RecoveryConfig(iterations=3, max_batch=6)
+        config = RecoveryConfig(iterations=3, max_batch=6, **settings)
         start = InitialImages(images, labels, torch.full_like(labels, -1))
         return [align_images(start, [observed], spec, config, targets, runtime)]
 
@@ -89,6 +91,15 @@ def stage(
         "experts, one cycle": lambda r: expert(r, schedule="one_cycle", loss="ce"),
         "experts, averaged": lambda r: expert(r, averaging="ema", loss="unimix", warmup_epochs=2),
         "recovery": recovery,
+        "recovery, edc": lambda r: recovery(
+            r,
+            StatisticsConfig(layers="batch_norm_and_conv", global_target="running"),
+            momentum=0.8,
+            order="class_major",
+            class_part="pooled",
+            hook_drop=0.4,
+            jitter=4,
+        ),
         "student": student,
     }
     return stages[request.param]
@@ -101,6 +112,7 @@ EVERY_STAGE = pytest.mark.parametrize(
         "experts, one cycle",
         "experts, averaged",
         "recovery",
+        "recovery, edc",
         "student",
     ],
     indirect=True,

@@ -24,7 +24,7 @@ from ltdd.engine.storage.files import fingerprint, write_json
 from ltdd.engine.storage.stage_store import StageStore
 from ltdd.engine.watching.events import EventLog
 from ltdd.models import build_model
-from ltdd.models.observer import batch_norm_names
+from ltdd.models.observer import watched_layers
 from ltdd.results.distilled_set import record_files
 from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
 from ltdd.stages.nearest_images import feature_rows, nearest_images, summarize_nearness
@@ -192,7 +192,7 @@ def _drift(
         synthetic_statistics, observer, spec=spec, config=StatisticsConfig(), runtime=runtime
     )
     return layer_drift(
-        batch_norm_names(observer),
+        [entry.name for entry in watched_layers(observer)],
         measure(ImageSet(real, real_labels), crops=None),
         {
             "start": measure(ImageSet(start, labels), crops=(0.6, False)),

@@ -23,7 +23,8 @@ from ltdd.models import build_model
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.recovery.alignment import Observed, align_images, plan_batches
+from ltdd.stages.recovery.alignment import Observed, align_images
+from ltdd.stages.recovery.batches import plan_batches
 from ltdd.stages.run import InitialImages, Run
 from ltdd.stages.statistics import class_statistics
 

@@ -11,6 +11,7 @@ from ltdd.errors import UserError
 
 Backend = Literal["compiled", "reference"]
 Augmentation = Literal["crops", "padded", "dsa", "idc"]
+WatchedLayers = Literal["batch_norm", "batch_norm_and_conv"]
 Labels = Literal["static", "fkd", "online", "hard"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]

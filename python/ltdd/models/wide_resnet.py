@@ -67,5 +67,5 @@ class PreActivationBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return maps (N, outputs, ceil(H / stride), ceil(W / stride))."""
         active = F.relu(self.bn1(images))
-        hidden = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        hidden: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return hidden + (images if self.shortcut is None else self.shortcut(active))

@@ -18,14 +18,16 @@ from ltdd.config import StatisticsConfig
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Class statistics of the input of one batch-norm layer; float64, on the CPU.
+    """Class statistics of the input of one layer; float64, on the CPU.
+
+    C counts channels, or the places of patches.
 
     Attributes:
         count: int64 (K,), images seen per class.
         mean: (K, C), mu_k.
         within: (K, C), W_k.
         between: (K, C), B_k.
-        running_mean: (C,), the checkpoint's own, image-weighted.
+        running_mean: (C,), the checkpoint's own, image-weighted; of convolutions `pooled_moments`.
         running_var: (C,), likewise.
     """
 
@@ -44,6 +46,20 @@ class LayerStatistics:
     def from_tensors(cls, prefix: str, tensors: Mapping[str, Tensor]) -> LayerStatistics:
         """Undo `tensors`."""
         return cls(**{spec.name: tensors[f"{prefix}.{spec.name}"] for spec in fields(cls)})
+
+
+def pooled_moments(
+    count: Tensor, mean: Tensor, within: Tensor, between: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return mean and variance (C,) of all images together: ``mean_j x``, ``var_j x``.
+
+    Args:
+        count: int64 (K,), images of every class.
+        mean, within, between: (K, C), mu_k, W_k, B_k.
+    """
+    share = (count.double() / count.sum())[:, None]
+    whole = (share * mean).sum(0)
+    return whole, (share * (within + between + (mean - whole).square())).sum(0)
 
 
 @dataclass(frozen=True)

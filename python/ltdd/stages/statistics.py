@@ -1,4 +1,4 @@
-"""Stage 2: class-balanced batch-norm statistics of the frozen observer (arXiv:2511.18858, Eq. 8-9).
+"""Stage 2: class-balanced statistics of an observer's layers (arXiv:2511.18858, Eq. 8-9).
 
 One deterministic pass over the un-augmented long-tailed images. For every layer and class it keeps
 the exact count, mean, within-image and between-image variance; the order and the size of batches do
@@ -7,6 +7,7 @@ not matter, because the dynamic momentum of Eq. 8 is applied as an exact merge o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,14 @@ from ltdd.engine.finite import check_finite
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.watching.progress import Progress
-from ltdd.models.observer import Observer, batch_norm_layers, batch_norm_names, running_statistics
-from ltdd.stages.alignment_targets import LayerStatistics
+from ltdd.models.observer import (
+    Observer,
+    Watched,
+    batch_norm_layers,
+    running_statistics,
+    watched_layers,
+)
+from ltdd.stages.alignment_targets import LayerStatistics, pooled_moments
 from ltdd.stages.run import InitialImages, Run
 from ltdd.stages.statistics_drift import layer_drift
 from ltdd_ext.nn import LayerMoments
@@ -38,14 +45,18 @@ def calibrate_statistics(run: Run, observers: Sequence[Stored[nn.Module]]) -> li
 
 
 def _observer_statistics(run: Run, observer: Stored[nn.Module]) -> Stored[Layers]:
-    settings = {} if run.runtime.backend == "compiled" else {"backend": run.runtime.backend}
+    config = run.config.statistics
+    settings: dict[str, Any] = {}
+    if run.runtime.backend != "compiled":
+        settings["backend"] = run.runtime.backend
+    if config.layers != StatisticsConfig.layers:
+        settings["layers"] = config.layers
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
-        layers = class_statistics(observer.value, run.data, run.config.statistics, runtime)
-        return _tensors_of(layers, "")
+        return _tensors_of(class_statistics(observer.value, run.data, config, runtime), "")
 
     stored = run.stages.run("statistics", settings, [observer], compute)
-    count = len(batch_norm_layers(observer.value))
+    count = len(watched_layers(observer.value, config.layers))
     return stored.map(lambda tensors: _layers_of(tensors, "", count))
 
 
@@ -59,12 +70,18 @@ def measure_drift(
     """Measure how far other statistics of every layer are from the fair ones, for the report.
 
     The synthetic images are measured in crops as recovery sees them, before and after it, and
-    whole as they are published.
+    whole as they are published. Where there are batch norms, convolutions are left out.
     """
     labels, config = images.value.labels, run.config.statistics
+    known = watched_layers(observer.value, config.layers)
+    if any(entry.kind == "batch_norm" for entry in known):
+        config = dataclasses.replace(config, layers="batch_norm")
+    watched = watched_layers(observer.value, config.layers)
+    real = [layer for entry, layer in zip(known, fair.value, strict=True) if entry in watched]
     recovery = run.config.recovery
-    scale = recovery.crop_min_scale if isinstance(recovery, RecoveryConfig) else 1.0
-    crops = (scale, run.config.horizontal_flip)
+    crops = (1.0, run.config.horizontal_flip)
+    if isinstance(recovery, RecoveryConfig):
+        crops = (recovery.crop_min_scale, run.config.horizontal_flip and recovery.mirror)
     sets: dict[str, tuple[Tensor, tuple[float, bool] | None]] = {
         "start": (start.value.images, crops),
         "distilled": (images.value.images, crops),
@@ -82,8 +99,12 @@ def measure_drift(
 
     settings = {"of": list(sets), "crops": crops}
     tensors = run.stages.run("drift", settings, [observer, start, images], compute).value
-    synthetic = {name: _layers_of(tensors, f"{name}.", len(fair.value)) for name in sets}
-    return layer_drift(batch_norm_names(observer.value), fair.value, synthetic)
+    synthetic = {name: _layers_of(tensors, f"{name}.", len(real)) for name in sets}
+    return layer_drift([_title(entry) for entry in watched], real, synthetic)
+
+
+def _title(entry: Watched) -> str:
+    return f"{entry.name}, patches" if entry.kind == "patches" else entry.name
 
 
 def _tensors_of(layers: Layers, prefix: str) -> dict[str, Tensor]:
@@ -102,12 +123,12 @@ def _layers_of(tensors: Mapping[str, Tensor], prefix: str, count: int) -> Layers
 def class_statistics(
     observer: nn.Module, data: LongTailedData, config: StatisticsConfig, runtime: Runtime
 ) -> Layers:
-    """Return the per-class statistics of every batch-norm layer of the observer.
+    """Return the per-class statistics of every watched layer of the observer.
 
     Args:
-        observer: trained network with BatchNorm2d layers.
+        observer: trained network.
         data: the long-tailed data; only its training images are read.
-        config: batch size of the pass.
+        config: layers, and batch size of the pass.
         runtime: device, precision and backend.
 
     Returns:
@@ -134,13 +155,13 @@ def synthetic_statistics(
     """Return the same statistics of synthetic images, as they are or as recovery sees them.
 
     Args:
-        observer: trained network with BatchNorm2d layers.
+        observer: trained network.
         shown: images (M, C, H, W), uint8 or float in [0, 1], and their labels; every class
             occurs.
         spec: form of the images.
         crops: smallest area and mirroring of recovery's crops, of which every image draws
             `VIEWS`; None looks at the whole images once.
-        config: batch size of the pass.
+        config: layers, and batch size of the pass.
         runtime: device, precision, backend, seed.
     """
     images, labels = shown
@@ -169,11 +190,9 @@ def _fold(
     progress: Progress,
     runtime: Runtime,
 ) -> Layers:
-    recorder = Observer(observer, runtime.ops)
+    recorder = Observer(observer, runtime.ops, config.layers)
     mean, std = spec.normalization.tensors(runtime.device)
-    states = [
-        _empty_state(spec.num_classes, layer.num_features, runtime) for layer in recorder.layers
-    ]
+    states: list[tuple[Tensor, ...]] = []
     chunks = Chunks("statistics", config.batch_size, runtime)
     for step, (images, labels) in enumerate(batches):
 
@@ -191,6 +210,7 @@ def _fold(
             ]
 
         for owners, moments in chunks.map(observe, len(labels)):
+            states = states or [_empty_state(spec, rows.mean.shape[1], runtime) for rows in moments]
             for layer, (state, rows) in enumerate(zip(states, moments, strict=True)):
                 # Every pixel is in the second moment, so it tells about the mean too.
                 check_finite(rows.m2.sum(), "statistics", step, f"moment of layer {layer}")
@@ -198,19 +218,19 @@ def _fold(
                     *state, rows.mean, rows.m2, rows.spatial_size, owners
                 )
         progress.step(images=len(labels))
+    norms = [entry.kind == "batch_norm" for entry in recorder.watched]
+    running = iter(running_statistics(batch_norm_layers(observer)) if any(norms) else ())
     layers = []
-    for state, running in zip(states, running_statistics(recorder.layers), strict=True):
-        class_mean, within, between, _ = runtime.ops.class_moments_finish(*state)
-        layers.append(
-            LayerStatistics(state[0].cpu(), class_mean.cpu(), within.cpu(), between.cpu(), *running)
-        )
+    for state, is_norm in zip(states, norms, strict=True):
+        finished = runtime.ops.class_moments_finish(*state)
+        count, mu, within, between = (tensor.cpu() for tensor in (state[0], *finished[:3]))
+        own = next(running) if is_norm else pooled_moments(count, mu, within, between)
+        layers.append(LayerStatistics(count, mu, within, between, *own))
     return layers
 
 
-def _empty_state(num_classes: int, channels: int, runtime: Runtime) -> tuple[Tensor, ...]:
-    count = torch.zeros(num_classes, dtype=torch.int64, device=runtime.device)
-    zeros = [
-        torch.zeros(num_classes, channels, dtype=torch.float64, device=runtime.device)
-        for _ in range(3)
-    ]
+def _empty_state(spec: ImageSpec, columns: int, runtime: Runtime) -> tuple[Tensor, ...]:
+    shape = (spec.num_classes, columns)
+    count = torch.zeros(spec.num_classes, dtype=torch.int64, device=runtime.device)
+    zeros = (torch.zeros(shape, dtype=torch.float64, device=runtime.device) for _ in range(3))
     return (count, *zeros)

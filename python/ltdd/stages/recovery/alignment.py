@@ -4,6 +4,10 @@
 ``D = |mean - target mean|_2 + |var - target var|_2`` over the channels of layer l, for the whole
 batch and for the images of each class k. Batches are class-stratified and of fixed size, so memory
 does not grow with ipc. Every image draws its own crop in every iteration.
+
+The settings make it SRe2L (arXiv:2306.13092), EDC (arXiv:2404.13733) or G-VBSM (arXiv:2311.17950):
+`aim` has their targets, `views` their augmentation, `batches` their order, `eigenvalues` a term of
+G-VBSM.
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdd.config import RecoveryConfig, StatisticsConfig
-from ltdd.data.augmentation.crops import Crops, crop, random_crops
 from ltdd.data.image_spec import ImageSpec
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
@@ -24,40 +27,24 @@ from ltdd.engine.finite import check_finite
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.models.observer import Observer
-from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
+from ltdd.stages.alignment_targets import LayerStatistics
+from ltdd.stages.recovery.aim import Aim, RunningEstimate
+from ltdd.stages.recovery.batches import plan_batches
+from ltdd.stages.recovery.eigenvalues import eigenvalue_loss
+from ltdd.stages.recovery.views import Shown, draw, scaled, show
 from ltdd.stages.run import InitialImages
 
+_How = tuple[int, int, tuple[str, ...] | None]  # of a step: observer, chunk, layers
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events
-
-
-def plan_batches(num_classes: int, ipc: int, max_batch: int) -> list[Tensor]:
-    """Split a class-major set into class-stratified batches.
-
-    Each batch holds the same number of images of every class, or one image of some classes where a
-    single image of each would already exceed ``max_batch``.
-
-    Args:
-        num_classes: K.
-        ipc: images per class.
-        max_batch: largest number of images in a batch.
-
-    Returns:
-        int64 positions in the set, one tensor a batch; every position appears once.
-    """
-    positions = torch.arange(num_classes * ipc).view(num_classes, ipc)
-    if num_classes > max_batch:
-        return [part for column in positions.T.contiguous() for part in column.split(max_batch)]
-    slices = -(-ipc // (max_batch // num_classes))
-    return [part.reshape(-1) for part in positions.tensor_split(slices, dim=1)]
 
 
 class Observed(NamedTuple):
     """A network whose statistics are matched.
 
     Attributes:
-        network: trained, with BatchNorm2d layers.
-        statistics: of the real images, one per layer.
+        network: trained.
+        statistics: of the real images, one per watched layer.
     """
 
     network: nn.Module
@@ -79,7 +66,7 @@ def align_images(
         observers: they take turns, one per iteration.
         spec: form of the images.
         config: weights and schedule.
-        targets: names the global and the class-wise target.
+        targets: names the watched layers, the global and the class-wise target.
         runtime: device, precision, backend, seed.
 
     Returns:
@@ -89,8 +76,13 @@ def align_images(
         UserError: the loss became NaN or infinite.
     """
     images, labels = start.images, start.labels
-    recorders = [(Observer(network, runtime.ops), own) for network, own in observers]
-    plan = plan_batches(spec.num_classes, len(labels) // spec.num_classes, config.max_batch)
+    recorders = [
+        (Observer(network, runtime.ops, targets.layers), own) for network, own in observers
+    ]
+    estimates = [_estimate(own, config, runtime) for _, own in observers]
+    averages = {f"estimate{n}": one for n, one in enumerate(estimates) if one is not None}
+    ipc = len(labels) // spec.num_classes
+    plan = plan_batches(spec.num_classes, ipc, config.max_batch, config.order)
     chunks = Chunks("recovery", max(len(part) for part in plan), runtime)
     course = Resumable(runtime)
     result: Tensor = course.state.get("result", images.clone())
@@ -99,15 +91,17 @@ def align_images(
         for epoch in course.epochs(len(plan)):
             positions = plan[epoch.number]
             own = labels[positions]
-            aims = [_Aim(*observed, own, targets, runtime) for observed in recorders]
+            aims = [
+                Aim(*observed, estimate, own, config, targets, runtime)
+                for observed, estimate in zip(recorders, estimates, strict=True)
+            ]
             batch = _Batch(images[positions], own, aims, spec, config, chunks, runtime)
+            parts = batch.parts | averages
             if epoch.number == course.first:
-                course.restore(batch.parts)
+                course.restore(parts)
             networks = nn.ModuleList(aim.recorder.network for aim in aims)
-            # The plain twins of the operators look at labels while they run.
-            compiled = runtime.backend == "compiled"
-            steps = RecordedSteps(batch.step, networks, runtime, recordable=compiled)
-            kept = {**batch.parts, "result": result}
+            steps = RecordedSteps(batch.step, networks, runtime, _is_recordable(config, runtime))
+            kept = {**parts, "result": result}
             for step, _ in epoch.steps(range(config.iterations), kept):
                 iteration = step - 1
                 losses = batch.advance(steps, epoch.number, iteration)
@@ -126,31 +120,30 @@ def align_images(
     return result
 
 
+def _estimate(
+    statistics: Sequence[LayerStatistics], config: RecoveryConfig, runtime: Runtime
+) -> RunningEstimate | None:
+    if not config.momentum:
+        return None
+    widths = [layer.mean.shape[1] for layer in statistics]
+    return RunningEstimate(widths, config.momentum, runtime.device)
+
+
+def _is_recordable(config: RecoveryConfig, runtime: Runtime) -> bool:
+    """Return whether a step is the same kernels in every iteration, and reads nothing from them.
+
+    The plain twins of the operators look at labels while they run; dropped layers change from
+    iteration to iteration; eigenvalues are found on the host.
+    """
+    return runtime.backend == "compiled" and not config.hook_drop and not config.eigen_weight
+
+
 class _Losses(NamedTuple):
     """The parts of the objective, float64 scalars on the CPU."""
 
     loss: Tensor
     alignment: Tensor
     cross_entropy: Tensor
-
-
-class _Aim:
-    """Targets of one observer for the composition of a batch."""
-
-    def __init__(
-        self,
-        recorder: Observer,
-        statistics: list[LayerStatistics],
-        labels: Tensor,
-        targets: StatisticsConfig,
-        runtime: Runtime,
-    ) -> None:
-        self.recorder = recorder
-        layers = batch_targets(statistics, labels, targets)
-        self.global_means = [t.mean.to(runtime.device) for t in layers]
-        self.global_vars = [t.var.to(runtime.device) for t in layers]
-        self.class_means = [t.class_mean.to(runtime.device) for t in layers]
-        self.class_vars = [t.class_var.to(runtime.device) for t in layers]
 
 
 class _Batch:
@@ -164,7 +157,7 @@ class _Batch:
         self,
         images: Tensor,
         labels: Tensor,
-        aims: Sequence[_Aim],
+        aims: Sequence[Aim],
         spec: ImageSpec,
         config: RecoveryConfig,
         chunks: Chunks,
@@ -174,8 +167,10 @@ class _Batch:
         mean, std = (v.view(-1, 1, 1) for v in spec.normalization.tensors(device))
         self._mean, self._std, self._bounds = mean, std, (-mean / std, (1 - mean) / std)
         self._pixels = ((images.to(device) - mean) / std).requires_grad_()
-        self._labels, self._aims, self._flip = labels.to(device), aims, spec.flip
+        self._labels, self._aims, self._spec = labels.to(device), aims, spec
         self._config, self._chunks, self._runtime = config, chunks, runtime
+        self._padding = scaled(config.crop_padding, spec.size)
+        self._classes = [torch.nonzero(labels == k).flatten().to(device) for k in labels.unique()]
         self._optimizer = torch.optim.Adam(
             [self._pixels],
             lr=adjustable_rate(config.learning_rate, device),
@@ -205,72 +200,72 @@ class _Batch:
             iteration: chooses the observer.
         """
         stream = self._runtime.stream("recovery", number, iteration)
-        crops = random_crops(len(self._labels), self._config.crop_min_scale, self._flip, stream)
+        shown = draw(len(self._labels), self._spec, self._config, stream)
         observer = iteration % len(self._aims)
+        kept = self._aims[observer].draw_kept(stream)
         losses = self._chunks.fit(
-            lambda chunk: steps(crops, variant=(observer, chunk)), len(self._labels)
+            lambda chunk: steps(shown, variant=(observer, chunk, kept)), len(self._labels)
         )
         self._schedule.step()
         return _Losses(*losses.cpu())
 
-    def step(self, crops: Crops, how: tuple[int, int]) -> Tensor:
+    def step(self, shown: Shown, how: _How) -> Tensor:
         """Move the pixels by the gradient that one observer gives; return the parts of `_Losses`.
 
         Args:
-            crops: one per image.
-            how: the observer, and the images that go through it at once.
+            shown: of all images.
+            how: the observer, the images that go through it at once, and the layers that count.
         """
-        observer, chunk = how
-        losses = self._set_gradient(self._aims[observer], crops, chunk)
+        observer, chunk, kept = how
+        aim = self._aims[observer]
+        losses = self._set_gradient(aim, shown, chunk, kept)
+        aim.keep_estimate()
         self._optimizer.step()
         with torch.no_grad():
             self._pixels.copy_(torch.clamp(self._pixels, *self._bounds))
         return losses
 
-    def _set_gradient(self, aim: _Aim, crops: Crops, chunk: int) -> Tensor:
+    def _set_gradient(
+        self, aim: Aim, shown: Shown, chunk: int, kept: tuple[str, ...] | None
+    ) -> Tensor:
         """Set the gradient of the pixels; return the parts of `_Losses`.
 
         The objective is one of the whole batch, but it sees the images through a few rows each:
         moments and logits. Its gradient by these rows is all that an image's own backward pass
-        needs. Smaller chunks therefore compute the same, with a second forward pass.
+        needs. Smaller chunks therefore compute the same, with a second forward pass. The term of
+        eigenvalues needs the pixels of the whole batch, but no network.
 
         Args:
             aim: the observer and its targets.
-            crops: one crop per image.
+            shown: of all images.
             chunk: images that go through the network at once.
+            kept: names of the layers that count; None for all.
         """
         config, count = self._config, len(self._labels)
         parts = [slice(start, start + chunk) for start in range(0, count, chunk)]
         with torch.set_grad_enabled(len(parts) == 1):
-            passes = [self._rows(aim, crops, part) for part in parts]
+            passes = [self._rows(aim, shown, part) for part in parts]
         sizes = passes[0][1]
         columns = zip(*(own for own, _ in passes), strict=True)
         rows = [torch.cat(column).detach().requires_grad_() for column in columns]
         logits, means, m2s = rows[0], rows[1::2], rows[2::2]
-        alignment = self._runtime.ops.align_loss(
-            means,
-            m2s,
-            sizes,
-            self._labels,
-            aim.global_means,
-            aim.global_vars,
-            aim.class_means,
-            aim.class_vars,
-            [config.first_layer_weight] + [1.0] * (len(means) - 1),
-            config.class_alignment_weight,
-        )
+        alignment = aim.alignment(means, m2s, sizes, kept)
         cross_entropy = F.cross_entropy(logits, self._labels)
         loss = config.classification_weight * cross_entropy + config.alignment_weight * alignment
         gradients = torch.autograd.grad(loss, rows)
         self._pixels.grad = None
         for part in parts:
-            own, _ = passes[0] if len(parts) == 1 else self._rows(aim, crops, part)
+            own, _ = passes[0] if len(parts) == 1 else self._rows(aim, shown, part)
             torch.autograd.backward(own, [gradient[part] for gradient in gradients])
+        if config.eigen_weight:
+            evening = config.eigen_weight * eigenvalue_loss(self._pixels, self._classes)
+            torch.autograd.backward(evening)
+            loss = loss.detach() + evening
         return torch.stack([value.detach().double() for value in (loss, alignment, cross_entropy)])
 
-    def _rows(self, aim: _Aim, crops: Crops, part: slice) -> tuple[list[Tensor], list[int]]:
+    def _rows(self, aim: Aim, shown: Shown, part: slice) -> tuple[list[Tensor], list[int]]:
         """Return logits, then mean and m2 of every layer, of a part; and the layers' pixels."""
-        views = crop(self._pixels[part], Crops(crops.boxes[part], crops.mirrored[part]))
+        views = show(self._pixels[part], shown.part(part), self._padding)
         with self._runtime.autocast():
             logits, moments = aim.recorder(views)
         rows = [logits.float(), *(row for layer in moments for row in (layer.mean, layer.m2))]
