@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ltdd.config import AnyExperts, DistillConfig, RecoveryConfig
+from ltdd.config import AnyExperts, DistillConfig, InitializationConfig, RecoveryConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
@@ -76,6 +76,7 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
     """
     check_packing(config.relabeling, data.num_classes)
     check_matched_layers(config)
+    check_tiles(config, data)
     experts, start = config.experts, None
     if experts.init_weights is not None:
         try:
@@ -117,6 +118,20 @@ def check_matched_layers(config: DistillConfig) -> None:
                 f"expected statistics.layers batch_norm_and_conv with recovery.{name}, which is "
                 f"about convolutions, got batch_norm and {value:g}"
             )
+
+
+def check_tiles(config: DistillConfig, data: LongTailedData) -> None:
+    """Refuse tiles that do not fill an image.
+
+    Raises:
+        UserError: the image size is no multiple.
+    """
+    start = config.initialization
+    if isinstance(start, InitializationConfig) and data.image_size % start.tiles:
+        raise UserError(
+            "expected initialization.tiles to divide the image size "
+            f"{data.image_size}, got {start.tiles}"
+        )
 
 
 def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:

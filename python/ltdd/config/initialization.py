@@ -40,6 +40,10 @@ class InitializationConfig(_Crops):
     """The crops that the teacher scores best, picked in rounds (arXiv:2511.18858)."""
 
     method: Literal["scored_crops"] = "scored_crops"
+    images_per_class: Count | None = None
+    """Real images of a class at most that offer crops, drawn at random (RDED: 300); None: all."""
+    tiles: Count = 1
+    """f: an image is f x f crops side by side, each of a side of 1/f of its own (RDED)."""
 
 
 @settings
