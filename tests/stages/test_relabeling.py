@@ -1,16 +1,18 @@
 """Soft labels: stored labels of replayed views equal those of a teacher asked online."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import EvaluationConfig
+from ltdd.config import EvaluationConfig, RelabelingConfig
 from ltdd.data.augmentation.student_views import ViewSchedule, mix, render
 from ltdd.data.image_spec import Normalization
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
+from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages.label_sources import OnlineLabels, StaticLabels, StoredLabels
 from ltdd.stages.relabeling import label_views, view_settings
@@ -114,6 +116,7 @@ def test_static_labels_are_mixed_like_the_images() -> None:
         torch.testing.assert_close(labels, expected)
 
 
+<<<<<<< HEAD
 def test_views_of_one_kind_have_the_key_they_had() -> None:
     usual = EvaluationConfig(epochs=3, loss="kl", temperature=4.0)
     before = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
@@ -123,3 +126,46 @@ def test_views_of_one_kind_have_the_key_they_had() -> None:
         "augmentation": "dsa",
         "cutmix_probability": 0.5,
     }
+=======
+def test_a_teacher_may_normalise_by_the_students_batch(
+    images: Tensor, teacher: nn.Module, runtime: Runtime
+) -> None:
+    """As a teacher that was left in training mode does; its own statistics stay as they are."""
+    plan = schedule()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    table = label_views(images, teacher, plan, NORMALIZATION, runtime, "batch")
+    online = OnlineLabels(teacher, runtime, mode="batch")
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    training = copy.deepcopy(teacher).train()
+    first = 0
+    for view in plan.epoch(0):
+        batch = render(view, images[view.indices], MEAN, STD)
+        labels = table[0, first : first + len(view.indices)].float()
+        first += len(view.indices)
+        assert torch.equal(labels, online.logits(view, batch, torch.empty(0)))
+        with torch.no_grad():
+            torch.testing.assert_close(labels, training(batch), rtol=2e-3, atol=2e-3)
+        # An image's label depends on its batch.
+        alone = online.logits(view, batch[:2], torch.empty(0))
+        assert not torch.allclose(alone, labels[:2], atol=0.05)
+
+
+def test_a_batch_is_never_shown_in_parts_to_a_teacher_that_normalises_by_it(
+    images: Tensor, teacher: nn.Module, runtime: Runtime
+) -> None:
+    class Small(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            if len(batch) > 2:
+                raise MemoryError
+            return batch.mean((2, 3))
+
+    assert label_views(images, Small(), schedule(), NORMALIZATION, runtime).shape == (3, 13, 3)
+    with pytest.raises(UserError, match=r"memory for a whole batch.*--evaluation\.batch_size"):
+        label_views(images, Small(), schedule(), NORMALIZATION, runtime, "batch")
+
+
+def test_static_labels_have_no_batch() -> None:
+    with pytest.raises(UserError, match="fkd or online with teacher_mode batch, got 'static'"):
+        RelabelingConfig(labels="static", teacher_mode="batch")
+>>>>>>> 9dba90c (Let a teacher normalise views by the student's batch, as SRe2L's does)

@@ -14,6 +14,7 @@ from ltdd.config.stage import (
     Augmentation,
     Labels,
     Stage,
+    TeacherMode,
     check_names,
 )
 from ltdd.errors import UserError
@@ -31,6 +32,9 @@ class RelabelingConfig(Stage):
     labels: Labels = "fkd"
     """`static`: one logit vector per image; `fkd`: logits of every augmented view, replayed from
     seeds; `online`: the teacher labels each view while the student trains; `hard`: classes only."""
+    teacher_mode: TeacherMode = "eval"
+    """What the teacher's batch norms normalise views by: `eval`, their running statistics, or
+    `batch`, those of the student's batch (SRe2L's code, by accident). Static labels are of `eval`."""
     calibration: Literal["none", "adsa"] = "none"
     """`adsa` takes the class prior out of all soft labels, as far as makes the teacher equally sure
     of every class of the distilled images (arXiv:2511.17914)."""
@@ -39,6 +43,13 @@ class RelabelingConfig(Stage):
     the mean of the others, `none` leaves static logits in float32."""
     packing_top: Count = 10
     """Logits of an image or view that `topk` keeps, fewer than there are classes."""
+
+    def __post_init__(self) -> None:
+        if self.labels == "static" and self.teacher_mode == "batch":
+            raise UserError(
+                "expected relabeling.labels fkd or online with teacher_mode batch, got 'static': "
+                "an image alone has no batch"
+            )
 
 
 @settings

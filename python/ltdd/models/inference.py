@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import Normalization
-from ltdd.engine.chunks import Chunks
+from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 
@@ -35,6 +36,34 @@ def view_logits(
             return model(views[part])
 
     return torch.cat(list(chunks.map(compute, len(views))))
+
+
+def by_batch(network: nn.Module) -> nn.Module:
+    """Return a copy, in evaluation mode, whose batch norms normalise by each batch's statistics.
+
+    It is for whole batches only: what it says of an image depends on the others.
+    """
+    copied = copy.deepcopy(network).eval()
+    for module in copied.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = module.running_var = None
+    return copied
+
+
+@torch.no_grad()
+def whole_logits(model: Callable[[Tensor], Tensor], views: Tensor, runtime: Runtime) -> Tensor:
+    """Return the logits (N, K) of normalised images that go through a network together.
+
+    Args:
+        model: of `by_batch`.
+        views: float32 (N, C, H, W), normalised, on the runtime's device.
+        runtime: device and precision.
+
+    Raises:
+        UserError: they do not fit into memory.
+    """
+    with whole_batch("relabeling", "evaluation.batch_size"), runtime.autocast():
+        return model(views)
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ltdd.config import TeacherMode
 from ltdd.data.augmentation.student_views import View, mix
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
-from ltdd.models.inference import view_logits
+from ltdd.models.inference import by_batch, view_logits, whole_logits
 
 
 class LabelSource(Protocol):
@@ -32,6 +33,28 @@ class LabelSource(Protocol):
             batch: its images as the networks see them, (B, C, H, W).
             rows: what `rows` returned for them.
         """
+
+
+def as_asked(teacher: nn.Module, mode: TeacherMode) -> nn.Module:
+    """Return a teacher whose batch norms normalise by what the mode says."""
+    return by_batch(teacher) if mode == "batch" else teacher.eval()
+
+
+def answer_views(
+    teacher: nn.Module, batch: Tensor, mode: TeacherMode, runtime: Runtime, chunks: Chunks
+) -> Tensor:
+    """Return the logits (B, K) of a teacher of `as_asked` for a batch of views.
+
+    Args:
+        teacher: the network.
+        batch: normalised images (B, C, H, W), on the runtime's device.
+        mode: ``batch`` shows it all of them at once.
+        runtime: device and precision.
+        chunks: how many it is shown at once otherwise.
+    """
+    if mode == "batch":
+        return whole_logits(teacher, batch, runtime)
+    return view_logits(teacher, batch, runtime, chunks)
 
 
 class _NothingStored:
@@ -89,14 +112,21 @@ class OnlineLabels(_NothingStored):
         teacher: the network.
         runtime: device and precision.
         shift: (K,), on the device, subtracted from the teacher's logits; None for nothing.
+        mode: what its batch norms normalise by.
     """
 
-    def __init__(self, teacher: nn.Module, runtime: Runtime, shift: Tensor | None = None) -> None:
-        self._teacher, self._runtime = teacher.eval(), runtime
+    def __init__(
+        self,
+        teacher: nn.Module,
+        runtime: Runtime,
+        shift: Tensor | None = None,
+        mode: TeacherMode = "eval",
+    ) -> None:
+        self._teacher, self._runtime, self._mode = as_asked(teacher, mode), runtime, mode
         self._shift: Tensor | float = 0.0 if shift is None else shift
 
     def logits(self, view: View, batch: Tensor, rows: Tensor) -> Tensor:
         """Return the teacher's answer, rounded as if it had been stored."""
         chunks = Chunks("relabeling", len(batch), self._runtime)
-        answer = view_logits(self._teacher, batch, self._runtime, chunks)
+        answer = answer_views(self._teacher, batch, self._mode, self._runtime, chunks)
         return answer.to(torch.float16).float() - self._shift

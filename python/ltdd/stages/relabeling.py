@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import EvaluationConfig, Labels, deciding_settings
+from ltdd.config import EvaluationConfig, Labels, TeacherMode, deciding_settings
 from ltdd.data.augmentation.student_views import View, ViewSchedule, render
 from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
@@ -23,7 +23,7 @@ from ltdd.engine.cuda_graphs import RecordedSteps
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.files import fingerprint
-from ltdd.models.inference import check_logits, predict_logits, view_logits
+from ltdd.models.inference import check_logits, predict_logits
 from ltdd.stages.label_calibration import calibration_strength, label_shift
 from ltdd.stages.label_sources import (
     HardLabels,
@@ -31,6 +31,8 @@ from ltdd.stages.label_sources import (
     OnlineLabels,
     StaticLabels,
     StoredLabels,
+    answer_views,
+    as_asked,
 )
 from ltdd.stages.run import Run
 
@@ -95,8 +97,10 @@ class SoftLabels:
             case "hard":
                 return Stored(HardLabels(), fingerprint([kind]))
             case "online":
-                asked = OnlineLabels(self.teacher.value, run.runtime, calibration.shift.to(device))
-                return Stored(asked, fingerprint([kind, self.teacher.key, calibration.tau]))
+                mode, shift = run.config.relabeling.teacher_mode, calibration.shift.to(device)
+                asked = OnlineLabels(self.teacher.value, run.runtime, shift, mode)
+                decides = [kind, self.teacher.key, calibration.tau]
+                return Stored(asked, fingerprint(decides if mode == "eval" else [*decides, mode]))
             case "static":
                 static = self.static
                 if not own:
@@ -148,12 +152,16 @@ def label_schedule(
     calibration: Calibration,
 ) -> Stored[PackedLogits]:
     """Return the logits (epochs, M, K) of every view of a schedule, calibrated and packed."""
+    mode = run.config.relabeling.teacher_mode
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
         shown, normalization = images.value.images, run.data.normalization
-        return {"logits": label_views(shown, teacher.value, schedule, normalization, runtime)}
+        logits = label_views(shown, teacher.value, schedule, normalization, runtime, mode)
+        return {"logits": logits}
 
     settings = view_settings(schedule.config)
+    if mode != "eval":
+        settings["teacher_mode"] = mode
     stored = run.stages.run("relabeling", settings, [images, teacher], compute)
     packed = pack(stored.value["logits"], run.config.relabeling)
     if calibration.tau:
@@ -194,15 +202,17 @@ def label_views(
     schedule: ViewSchedule,
     normalization: Normalization,
     runtime: Runtime,
+    mode: TeacherMode = "eval",
 ) -> Tensor:
     """Return the teacher's logits of every view of a schedule.
 
     Args:
         images: uint8 (M, C, H, W), as they are stored, so that labels match the stored pixels.
-        teacher: network in evaluation mode.
+        teacher: the network.
         schedule: the views.
         normalization: of the images that the teacher was trained on.
         runtime: device and precision.
+        mode: what the teacher's batch norms normalise by.
 
     Returns:
         float16 (epochs, M, K) on the CPU; row [e, i] belongs to the i-th image shown in epoch e.
@@ -210,7 +220,7 @@ def label_views(
     Raises:
         UserError: a logit is NaN, infinite or too large for float16.
     """
-    teacher.eval()
+    teacher = as_asked(teacher, mode)
     epochs = schedule.config.epochs
     images = images.to(runtime.device)
     mean, std = normalization.tensors(runtime.device)
@@ -219,7 +229,7 @@ def label_views(
 
     def label(view: View, picked: Tensor) -> Tensor:
         batch = render(view, picked, mean, std)
-        return view_logits(teacher, batch, runtime, chunks).to(torch.float16)
+        return answer_views(teacher, batch, mode, runtime, chunks).to(torch.float16)
 
     labeling = RecordedSteps(label, teacher, runtime)
     with runtime.progress(epochs, "relabeling") as progress:
