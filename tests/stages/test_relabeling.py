@@ -116,7 +116,6 @@ def test_static_labels_are_mixed_like_the_images() -> None:
         torch.testing.assert_close(labels, expected)
 
 
-<<<<<<< HEAD
 def test_views_of_one_kind_have_the_key_they_had() -> None:
     usual = EvaluationConfig(epochs=3, loss="kl", temperature=4.0)
     before = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
@@ -126,7 +125,8 @@ def test_views_of_one_kind_have_the_key_they_had() -> None:
         "augmentation": "dsa",
         "cutmix_probability": 0.5,
     }
-=======
+
+
 def test_a_teacher_may_normalise_by_the_students_batch(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
@@ -168,4 +168,3 @@ def test_a_batch_is_never_shown_in_parts_to_a_teacher_that_normalises_by_it(
 def test_static_labels_have_no_batch() -> None:
     with pytest.raises(UserError, match="fkd or online with teacher_mode batch, got 'static'"):
         RelabelingConfig(labels="static", teacher_mode="batch")
->>>>>>> 9dba90c (Let a teacher normalise views by the student's batch, as SRe2L's does)

@@ -34,7 +34,7 @@ class RelabelingConfig(Stage):
     seeds; `online`: the teacher labels each view while the student trains; `hard`: classes only."""
     teacher_mode: TeacherMode = "eval"
     """What the teacher's batch norms normalise views by: `eval`, their running statistics, or
-    `batch`, those of the student's batch (SRe2L's code, by accident). Static labels have no batch."""
+    `batch`, those of the student's batch (SRe2L's code, by accident); not with static labels."""
     calibration: Literal["none", "adsa"] = "none"
     """`adsa` takes the class prior out of all soft labels, as far as makes the teacher equally sure
     of every class of the distilled images (arXiv:2511.17914)."""
