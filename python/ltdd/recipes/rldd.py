@@ -57,6 +57,21 @@ def published_name(data: str, image_size: int | None = None) -> tuple[str, str]:
     return _OF_SIZE[nearest], "the image size"
 
 
+def small_images(data: str, image_size: int | None = None) -> str:
+    """Return which of cifar10, cifar100 and tiny-imagenet is nearest to a data source.
+
+    Methods whose settings for larger images are not known are given those of tiny-imagenet there.
+    """
+    name, _ = published_name(data, image_size)
+    return "tiny-imagenet" if name.startswith("imagenet") else name
+
+
+def small_images_choice(data: str, image_size: int | None) -> str:
+    """Say in words what `small_images` returns."""
+    _, why = published_name(data, image_size)
+    return f"published settings of {small_images(data, image_size)}, by {why}"
+
+
 def _published(data: str, image_size: int | None, ipc: int) -> Settings:
     name, _ = published_name(data, image_size)
     return PUBLISHED[name]

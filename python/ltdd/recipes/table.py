@@ -5,10 +5,16 @@ from __future__ import annotations
 from ltdd.config.settings import close_match
 from ltdd.errors import UserError
 from ltdd.recipes.coresets import GRAPH_CUT, K_CENTER, RANDOM
+from ltdd.recipes.edc import ADSA, EDC, G_VBSM
+from ltdd.recipes.rded import RDED
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
+from ltdd.recipes.sre2l import SRE2L
+from ltdd.recipes.unimix import UNIMIX
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RLDD, RANDOM, K_CENTER, GRAPH_CUT)}
+_CORESETS = (RANDOM, K_CENTER, GRAPH_CUT)
+_ONE_LEVEL = (SRE2L, RDED, G_VBSM, EDC, ADSA, UNIMIX)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RLDD, *_CORESETS, *_ONE_LEVEL)}
 """Name -> method."""
 
 
