@@ -16,6 +16,7 @@ from ltdd.config import (
     ExpertsConfig,
     RecoveryConfig,
     StatisticsConfig,
+    TeacherMode,
     with_form,
 )
 from ltdd.data.augmentation.student_views import ViewSchedule
@@ -92,25 +93,27 @@ def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
     return train
 
 
-def labels(data: LongTailedData) -> Train:
+def labels(data: LongTailedData, mode: TeacherMode = "eval") -> Train:
     """Labels of 20 images, in batches of 7, 7 and 6."""
     views = ViewSchedule(0, 20, 8, 8, False, STUDENT)
 
     def label(runtime: Runtime) -> dict[str, Tensor]:
-        (teacher,) = networks(1, "convnet3", runtime.device)
+        (teacher,) = networks(1, "convnet3_bn", runtime.device)
         images = data.train_images[:20]
-        table = relabeling.label_views(images, teacher, views, data.normalization, runtime)
+        table = relabeling.label_views(images, teacher, views, data.normalization, runtime, mode)
         return {"logits": table}
 
     return label
 
 
-def images(data: LongTailedData, observers: int, **settings: Any) -> Train:
+def images(
+    data: LongTailedData, observers: int, targets: StatisticsConfig | None = None, **settings: Any
+) -> Train:
     """Two batches of 20 images."""
+    targets = targets or StatisticsConfig()
     config = RecoveryConfig(iterations=12, max_batch=20, alignment_weight=1.0, **settings)
 
     def recover(runtime: Runtime) -> dict[str, Tensor]:
-        targets = StatisticsConfig()
         observed = [
             alignment.Observed(network, class_statistics(network, data, targets, runtime))
             for network in networks(observers, "convnet3_bn", runtime.device)
@@ -140,8 +143,18 @@ CASES: dict[str, Callable[[LongTailedData], Train]] = {
     "online, sgd": lambda data: student(data, "online", optimizer="sgd"),
     "hard": lambda data: student(data, "hard", cutmix=False),
     "labels": labels,
+    "labels, by the batch": lambda data: labels(data, "batch"),
     "images": lambda data: images(data, 1),
     "images, two observers": lambda data: images(data, 2, class_alignment_weight=0.0),
+    "images, convolutions": lambda data: images(
+        data,
+        2,
+        StatisticsConfig(layers="batch_norm_and_conv", global_target="running"),
+        class_part="pooled",
+        momentum=0.8,
+        jitter=32,
+        crop_padding=4,
+    ),
 }
 
 
