@@ -190,7 +190,7 @@ G_VBSM = Recipe(
         },
         "cpu": {
             "experts": _networks(_FEW),
-            "recovery": {"iterations": 1000, "max_batch": 100},  # code: 4000
+            "recovery": {"iterations": 4000, "max_batch": 100},  # code
             "evaluation": _SGD | {"momentum": 0.9, "batch_size": 64, "crop_min_scale": 0.08},
         },
     },

@@ -17,7 +17,8 @@ def eigenvalue_loss(images: Tensor, classes: Sequence[Tensor]) -> Tensor:
     ``sum_k KL(softmax(e_k / 4) || softmax(e_k))``, where e_k are the eigenvalues of the Gram matrix
     ``X_k X_k^T`` of the flattened images of class k; the first distribution is a constant, so the
     gradient by e_k is ``softmax(e_k) - softmax(e_k / 4)``. Rolling or mirroring all images alike
-    does not change it.
+    does not change it. It takes the pixels of the whole batch once more, in float64, and a matrix
+    of n x n for n images of a class, but no network.
 
     Args:
         images: normalised, (N, C, H, W).
