@@ -148,7 +148,7 @@ CASES: dict[str, Callable[[LongTailedData], Train]] = {
     "images, two observers": lambda data: images(data, 2, class_alignment_weight=0.0),
     "images, convolutions": lambda data: images(
         data,
-        2,
+        1,
         StatisticsConfig(layers="batch_norm_and_conv", global_target="running"),
         class_part="pooled",
         momentum=0.8,
