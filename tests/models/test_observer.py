@@ -114,6 +114,30 @@ def test_a_network_without_batch_norm_needs_convolutions_watched() -> None:
         watched_layers(nn.Linear(2, 2), BOTH, "linear")
 
 
+class Untraceable(nn.Module):
+    """Reads a value while it runs, so that its graph is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.norm(self.layer(images))
+        return maps.mean((2, 3)) if maps.isfinite().all() else maps.amax((2, 3))
+
+
+def test_networks_that_cannot_be_traced_are_measured_too() -> None:
+    network = Untraceable().eval()
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="cannot be traced"):
+        observer = Observer(network, ltdd_ext, BOTH)
+    logits, moments = observer(images)
+    torch.testing.assert_close(logits, network(images))
+    assert [entry.kind for entry in observer.watched] == ["conv", "patches", "batch_norm"]
+    torch.testing.assert_close(moments[0].mean, images.mean((2, 3)).double())
+    assert type(network.layer) is nn.Conv2d
+
+
 class Twice(nn.Module):
     def __init__(self, times: int) -> None:
         super().__init__()

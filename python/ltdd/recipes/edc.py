@@ -37,7 +37,7 @@ _ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01}  # 
 _SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.875, "weight_decay": 5e-4}  # code
 
 
-# What depends on the number of pixels is part of G-VBSM's budgets: 8-pixel digits want other values.
+# What depends on the number of pixels is in G-VBSM's budgets: digits want other values.
 _SCRIPT = {
     "alignment_weight": 0.01,  # code
     "eigen_weight": 1.0,  # code: the script; its default is 1e-5
@@ -69,8 +69,8 @@ def _edc(data: str, image_size: int | None, ipc: int) -> dict[str, Any]:
         case "cifar100":
             student |= {"batch_size": 50, "schedule": "cos2"} | _SGD  # code
         case _:
-            student |= {"batch_size": 100, "schedule": "cos2"} | _SGD  # code
-            student["epochs"] = 300 if ipc > 1 else 1000  # paper
+            student |= {"batch_size": 100, "schedule": "smoothed_cosine"} | _SGD  # code
+            student["epochs"] = 300 if ipc > 1 else 1000  # code
     crops = {"crop_min_scale": 0.08 if ten else 0.5}  # code
     size = {"image_size": 64} if tiny else {}
     return {

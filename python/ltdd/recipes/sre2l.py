@@ -1,7 +1,8 @@
 """SRe2L, squeeze, recover and relabel (arXiv:2306.13092): images from noise for one network.
 
 Sources: "code" is the authors' code for CIFAR-100, of which the settings for CIFAR-10 are a port
-with one image of each of its 10 classes a batch; "tiny" and "imagenet" are theirs for these data.
+with one image of each of its 10 classes a batch; "tiny" and "imagenet" are theirs for these data;
+"torchvision" is its reference training, which their experts for these have.
 
 Its running statistics are those of the head, and its experts know nothing of the tail: both reach
 the labels. Nothing breaks on classes of any size.
@@ -45,6 +46,12 @@ _STUDENT = {
 }
 _TINY: dict[str, Any] = {
     "image_size": 64,
+    "experts": {  # torchvision
+        "epochs": 90,
+        "batch_size": 256,
+        "weight_decay": 1e-4,
+        "crop_min_scale": 0.08,
+    },
     "recovery": {
         "iterations": 4000,
         "learning_rate": 0.1,
@@ -60,6 +67,8 @@ _TINY: dict[str, Any] = {
         "crop_min_scale": 0.08,
         "cutmix": True,
         "mixup": 0.0,
+        "epochs": 300,
+        "batch_size": 1024,
     },  # tiny, imagenet
 }
 
