@@ -176,6 +176,7 @@ def test_a_step_reads_nothing_on_the_host(
 
     for stage in (experts, training, relabeling, alignment):
         monkeypatch.setattr(stage, "RecordedSteps", Valueless)
+    monkeypatch.setattr(relabeling, "VALUES_TOGETHER", 14 * 64)  # of two batches of three
     CASES[name](data)(dataclasses.replace(runtime, backend="compiled"))
     assert len(taken) > REHEARSALS
 
@@ -195,6 +196,7 @@ def test_recorded_steps_compute_the_same(
         return replay(self, inputs)
 
     monkeypatch.setattr(cuda_graphs._Recording, "replay", watch)
+    monkeypatch.setattr(relabeling, "VALUES_TOGETHER", 14 * 64)
     train = CASES[name](data)
     ours = train(runtime)
     assert not log.of("steps_not_recorded")

@@ -138,19 +138,21 @@ class MovingAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(network)
-        self._decay, self._source, self._started = decay, network, False
+        self._decay, self._started = decay, False
+        # Listed once: in every update it would take longer than the average itself.
+        self._own, self._new = (list[Tensor](net.parameters()) for net in (self.module, network))
+        self._buffers = tuple(list(net.buffers()) for net in (self.module, network))
 
     @torch.no_grad()
     def update(self) -> None:
         """Add the network's present parameters."""
-        own, new = list[Tensor](self.module.parameters()), list[Tensor](self._source.parameters())
         if self._started:
-            torch._foreach_lerp_(own, new, 1 - self._decay)
+            torch._foreach_lerp_(self._own, self._new, 1 - self._decay)
         else:
-            torch._foreach_copy_(own, new)
+            torch._foreach_copy_(self._own, self._new)
             self._started = True
-        for mine, theirs in zip(self.module.buffers(), self._source.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self._buffers[0]:
+            torch._foreach_copy_(*self._buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -13,6 +13,27 @@ from ltdd.data.image_spec import Normalization
 from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
+from ltdd_ext.nn import convert_observer
+
+
+def fused(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a frozen network with every batch norm and what follows it computed in one pass.
+
+    Where its graph does not prove that for all batch norms, or there are none, it is the network
+    itself (`ltdd_ext.nn.convert_observer`).
+
+    Args:
+        model: maps (N, C, H, W) to (N, K); it is put into evaluation mode, without gradients for
+            its parameters.
+    """
+    model.eval().requires_grad_(False)
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
+    try:
+        observed = convert_observer(model, strict=True)
+    except ValueError:
+        return model
+    return lambda images: observed(images)[0]
 
 
 @torch.no_grad()

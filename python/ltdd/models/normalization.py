@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ltdd_ext import backends, bn_act_moments, norm_act
+from ltdd_ext.bn_act_moments import Pool
 from ltdd_ext.nn import convolve
 
 
@@ -45,10 +46,11 @@ class InstanceNorm(nn.Module):
 class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool; takes what `nn.Sequential` takes.
 
-    The same as `nn.Sequential` of them, and traced as one. On a CPU, `ltdd_ext.nn.convolve`
-    computes the first layer, and `ltdd_ext.norm_act` the rest together wherever the norm takes its
+    The same as `nn.Sequential` of them, and traced as one. `ltdd_ext.bn_act_moments` computes a
+    frozen batch norm with what follows it in one pass. On a CPU, `ltdd_ext.nn.convolve` computes
+    the first layer, and `ltdd_ext.norm_act` the rest together wherever the norm takes its
     statistics from the maps themselves: always in an instance norm, in training in a batch norm.
-    On a GPU, `ltdd_ext.bn_act_moments` computes what follows the norm in one pass.
+    On a GPU, `ltdd_ext.bn_act_moments` computes what follows such a norm.
     """
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
@@ -58,40 +60,60 @@ class NormBlock(nn.Sequential):
             return one_by_one
         first, norm, *rest = self
         assert isinstance(norm, InstanceNorm | nn.BatchNorm2d)
-        if images.is_cuda:
-            return _act(norm(first(images)), pooled=len(rest) > 1)
+        pool: Pool = "avg2" if len(rest) > 1 else "none"
         maps = convolve(first, images)
         if isinstance(norm, nn.BatchNorm2d) and not norm.training:
-            for layer in (norm, *rest):
-                maps = layer(maps)
-            return maps
+            trained = norm.weight.requires_grad and torch.is_grad_enabled()
+            if trained or norm.running_mean is None:  # None: by the batch, in evaluation too
+                for layer in (norm, *rest):
+                    maps = layer(maps)
+                return maps
+            return bn_act_moments(maps, *_frozen(norm, maps), pool=pool)[0]
+        if images.is_cuda:
+            return _act(norm(maps), pool)
         y, mean, m2 = norm_act(
             maps,
             *_affine(norm, maps),
             over="image" if isinstance(norm, InstanceNorm) else "batch",
             eps=norm.eps,
-            pool="avg2" if len(rest) > 1 else "none",
+            pool=pool,
         )
         if isinstance(norm, nn.BatchNorm2d):
             _track(norm, mean, m2, maps.shape[2] * maps.shape[3])
         return y
 
 
+_WITH_KERNELS = frozenset(backends()["bn_act_moments"])  # asked once: it takes as long as a layer
+
+
 def _has_kernels(x: Tensor) -> bool:
-    return x.device.type in backends()["bn_act_moments"]
+    return x.device.type in _WITH_KERNELS
 
 
-def _act(maps: Tensor, pooled: bool) -> Tensor:
-    """Return the ReLU of maps, pooled 2x2 if asked: a frozen batch norm's that changes nothing."""
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    scale, shift = (maps.new_full((maps.shape[1],), value, dtype=dtype) for value in (1, 0))
-    return bn_act_moments(maps, scale, shift, pool="avg2" if pooled else "none")[0]
+def _act(maps: Tensor, pool: Pool) -> Tensor:
+    """Return the ReLU of maps, pooled if asked: a frozen batch norm's that changes nothing."""
+    scale, shift = (
+        maps.new_full((maps.shape[1],), value, dtype=_computed_in(maps)) for value in (1, 0)
+    )
+    return bn_act_moments(maps, scale, shift, pool=pool)[0]
+
+
+def _frozen(norm: nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and offset of a batch norm by its running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    offset = norm.bias.double() - norm.running_mean.double() * scale
+    return scale.to(_computed_in(maps)), offset.to(_computed_in(maps))
 
 
 def _affine(norm: InstanceNorm | nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and bias in the dtype that `norm_act` computes in."""
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    return norm.weight.to(dtype), norm.bias.to(dtype)
+    return norm.weight.to(_computed_in(maps)), norm.bias.to(_computed_in(maps))
+
+
+def _computed_in(maps: Tensor) -> torch.dtype:
+    return torch.float64 if maps.dtype == torch.float64 else torch.float32
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ that a step may be recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from ltdd.data.augmentation.student_views import View, mix
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
-from ltdd.models.inference import by_batch, view_logits, whole_logits
+from ltdd.models.inference import by_batch, fused, view_logits, whole_logits
 
 
 class LabelSource(Protocol):
@@ -35,18 +36,21 @@ class LabelSource(Protocol):
         """
 
 
-def as_asked(teacher: nn.Module, mode: TeacherMode) -> nn.Module:
-    """Return a teacher whose batch norms normalise by what the mode says."""
-    return by_batch(teacher) if mode == "batch" else teacher.eval()
+Teacher = Callable[[Tensor], Tensor]
+
+
+def as_asked(teacher: nn.Module, mode: TeacherMode) -> Teacher:
+    """Return a frozen teacher whose batch norms normalise by what the mode says."""
+    return by_batch(teacher) if mode == "batch" else fused(teacher)
 
 
 def answer_views(
-    teacher: nn.Module, batch: Tensor, mode: TeacherMode, runtime: Runtime, chunks: Chunks
+    teacher: Teacher, batch: Tensor, mode: TeacherMode, runtime: Runtime, chunks: Chunks
 ) -> Tensor:
-    """Return the logits (B, K) of a teacher of `as_asked` for a batch of views.
+    """Return the logits (B, K) of a teacher for a batch of views.
 
     Args:
-        teacher: the network.
+        teacher: of `as_asked`.
         batch: normalised images (B, C, H, W), on the runtime's device.
         mode: ``batch`` shows it all of them at once.
         runtime: device and precision.

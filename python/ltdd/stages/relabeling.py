@@ -49,6 +49,7 @@ VIEW_FIELDS = (
 )
 """Fields of `EvaluationConfig` that decide the views, and with them their labels."""
 _ALWAYS_IN_KEYS = 5  # of them; of the others what differs from the default
+VALUES_TOGETHER = 1 << 20  # of views that the teacher looks at at once; a batch where that is more
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,9 @@ def label_views(
 ) -> Tensor:
     """Return the teacher's logits of every view of a schedule.
 
+    The teacher looks at the views of several steps and epochs at once, in mode ``batch`` at those
+    of one step.
+
     Args:
         images: uint8 (M, C, H, W), as they are stored, so that labels match the stored pixels.
         teacher: the network.
@@ -220,29 +224,39 @@ def label_views(
     Raises:
         UserError: a logit is NaN, infinite or too large for float16.
     """
-    teacher = as_asked(teacher, mode)
-    epochs = schedule.config.epochs
+    asked, count, epochs = as_asked(teacher, mode), len(images), schedule.config.epochs
     images = images.to(runtime.device)
     mean, std = normalization.tensors(runtime.device)
-    chunks = Chunks("relabeling", schedule.config.batch_size, runtime)
+    together = max(schedule.config.batch_size, VALUES_TOGETHER // images[0].numel())
+    chunks = Chunks("relabeling", together, runtime)
     table: Tensor | None = None
 
-    def label(view: View, picked: Tensor) -> Tensor:
-        batch = render(view, picked, mean, std)
-        return answer_views(teacher, batch, mode, runtime, chunks).to(torch.float16)
+    def label(views: tuple[View, ...], picked: tuple[Tensor, ...]) -> Tensor:
+        batches = [render(view, own, mean, std) for view, own in zip(views, picked, strict=True)]
+        answer = answer_views(asked, torch.cat(batches), mode, runtime, chunks)
+        return answer.to(torch.float16)
 
     labeling = RecordedSteps(label, teacher, runtime)
+    pictures = schedule.pictures(images)
     with runtime.progress(epochs, "relabeling") as progress:
-        for epoch, pictures in enumerate(schedule.pictures(images)):
-            made = [
-                labeling(view, pictures[view.indices.to(runtime.device, non_blocking=True)])
+        for block in torch.arange(epochs).split(max(1, together // count)):
+            shown = [
+                (view, shown_images[view.indices.to(runtime.device, non_blocking=True)])
+                for epoch, shown_images in zip(block.tolist(), pictures, strict=False)
                 for view in schedule.epoch(epoch)
             ]
-            logits = torch.cat(made).cpu()
-            check_logits(logits, f"relabeling: epoch {epoch}")
+            # What a teacher says by the batch depends on whose batch it is.
+            at_once = 1 if mode == "batch" else max(1, together // len(shown[0][1]))
+            made = [
+                labeling(*zip(*shown[start : start + at_once], strict=True))
+                for start in range(0, len(shown), at_once)
+            ]
+            logits = torch.cat(made).cpu().unflatten(0, (len(block), count))
             if table is None:  # in one piece: thousands of small ones would split up the heap
-                table = logits.new_empty(epochs, *logits.shape)
-            table[epoch] = logits
-            progress.step(images=len(images))
+                table = logits.new_empty(epochs, *logits.shape[1:])
+            for epoch, rows in zip(block.tolist(), logits, strict=True):
+                check_logits(rows, f"relabeling: epoch {epoch}")
+                table[epoch] = rows
+                progress.step(images=count)
     assert table is not None
     return table
