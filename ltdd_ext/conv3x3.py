@@ -73,8 +73,9 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fake_backward(grad_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    channels = grad_y.shape[1]
-    return x.new_empty(channels, x.shape[1], 3, 3), x.new_empty(channels)
+    shape = (grad_y.shape[1], x.shape[1], 3, 3)
+    taps = torch.empty(shape, device=x.device, memory_format=torch.channels_last)
+    return taps, x.new_empty(shape[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

@@ -66,10 +66,21 @@ std::vector<float> scratch_for(const Run& run, const Geometry& g) {
   return std::vector<float>(static_cast<size_t>(run.scratch_size(g.height, g.width, g.in, g.out)));
 }
 
+// Calls body(begin, end) for input channels by the cache line. Taps are transposed on their way to
+// the products and back, and columns of many channels would fall into few sets of the cache.
+template <typename Body>
+void for_each_line(int64_t channels, const Body& body) {
+  constexpr int64_t kLine = 16;
+  torch::stable::parallel_for(0, (channels + kLine - 1) / kLine, 1, [&](int64_t b, int64_t e) {
+    for (int64_t line = b; line < e; ++line)
+      body(line * kLine, std::min(channels, (line + 1) * kLine));
+  });
+}
+
 std::unique_ptr<float[]> pack(const Conv3x3Forward& run, const Geometry& g, const Tensor& weight) {
   const auto taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
   auto packed = uninitialised(run.packed_size(g.in, g.out));
-  torch::stable::parallel_for(0, g.in, 16, [&](int64_t begin, int64_t end) {
+  for_each_line(g.in, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < kTaps; ++t) {
       const float* tap = floats(weight) + t / 3 * weight.stride(2) + t % 3 * weight.stride(3);
       for (int64_t o = 0; o < g.out; ++o) {
@@ -125,7 +136,9 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
     refuse(op, "grad_y to fit x of shape ", shape_of(x), ", got ", shape_of(grad_y));
   const Geometry g{x.size(0), x.size(1), grad_y.size(1), x.size(2), x.size(3)};
   const int64_t shape[] = {g.out, g.in, 3, 3};
-  Tensor grad_weight = new_empty(x, {shape, 4}, x.scalar_type());
+  Tensor grad_weight =
+      torch::stable::empty({shape, 4}, ScalarType::Float, std::nullopt, x.device(), std::nullopt,
+                           torch::headeronly::MemoryFormat::ChannelsLast);
   Tensor grad_bias = new_empty(x, {&g.out, 1}, x.scalar_type());
   torch::stable::fill_(grad_weight, 0.0);
   torch::stable::fill_(grad_bias, 0.0);
@@ -155,13 +168,13 @@ std::tuple<Tensor, Tensor> conv3x3_backward_cpu(const Tensor& grad_y, const Tens
   });
   const auto grad_taps = uninitialised(kTaps * g.in * g.out);  // [9, in, out]
   auto* weight = static_cast<float*>(grad_weight.mutable_data_ptr());
-  torch::stable::parallel_for(0, g.in, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
+  for_each_line(g.in, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
       run.unpack(sums_of_taps.get(), tables, g.in, g.out, k, grad_taps.get());
+    for (int64_t t = 0; t < kTaps; ++t)
       for (int64_t o = 0; o < g.out; ++o)
-        for (int64_t t = 0; t < kTaps; ++t)
-          weight[(o * g.in + k) * kTaps + t] = grad_taps[(t * g.in + k) * g.out + o];
-    }
+        for (int64_t k = begin; k < end; ++k)
+          weight[(o * kTaps + t) * g.in + k] = grad_taps[(t * g.in + k) * g.out + o];
   });
   auto* bias = static_cast<float*>(grad_bias.mutable_data_ptr());
   for (int64_t o = 0; o < g.out; ++o) {

@@ -141,12 +141,17 @@ static inline void planes_of_images(const float* x, const TileGrid& grid, int64_
   });
 }
 
+// Floats from one of the packed planes of taps to the next.
+static inline int64_t winograd_packed_plane(int64_t in, int64_t padded_out) {
+  return in * padded_out + kPlanePadding;
+}
+
 // out = in times the packed taps (winograd_pack), plane by plane, for `tiles` rows.
 static inline void multiply_planes(const Planes& in, const float* packed, int64_t tiles,
                                    int64_t depth, const Planes& out) {
   for (int64_t f = 0; f < kPlanes; ++f)
     for (int64_t panel = 0; panel < out.stride; panel += kPanel) {
-      const float* b = packed + (f * out.stride + panel) * depth;
+      const float* b = packed + f * winograd_packed_plane(depth, out.stride) + panel * depth;
       for (int64_t row = 0; row < tiles; row += kRowsTogether)
         multiply_panel<false>(in.data + f * in.plane + row * in.stride, in.stride, 1, b, kPanel,
                               depth, out.data + f * out.plane + row * out.stride + panel,
@@ -166,7 +171,7 @@ static int64_t winograd_scratch_size(int64_t height, int64_t width, int64_t in, 
 }
 
 static int64_t winograd_packed_size(int64_t in, int64_t out) {
-  return kPlanes * in * rounded_up(out, kPanel);
+  return kPlanes * winograd_packed_plane(in, rounded_up(out, kPanel));
 }
 
 static int64_t winograd_table_size(int64_t in, int64_t out) { return Planes::size(in, out); }
@@ -176,6 +181,7 @@ static int64_t winograd_table_size(int64_t in, int64_t out) { return Planes::siz
 static void winograd_pack(const float* taps, int64_t depth, int64_t columns, int64_t begin,
                           int64_t end, float* packed) {
   const int64_t padded = rounded_up(columns, kPanel);
+  const int64_t plane = winograd_packed_plane(depth, padded);
   for (int64_t k = begin; k < end; ++k)
     for (int64_t c = 0; c < padded; c += kWidth<float>) {
       VecF in[9], out[kPlanes];
@@ -184,7 +190,7 @@ static void winograd_pack(const float* taps, int64_t depth, int64_t columns, int
         in[t] = count > 0 ? get(taps + (t * depth + k) * columns + c, count) : VecF{};
       both_axes<3, kWindow>(in, out, window_of_taps);
       float* to = packed + c / kPanel * kPanel * depth + k * kPanel + c % kPanel;
-      for (int64_t f = 0; f < kPlanes; ++f) store(to + f * padded * depth, out[f]);
+      for (int64_t f = 0; f < kPlanes; ++f) store(to + f * plane, out[f]);
     }
 }
 
