@@ -10,6 +10,7 @@ import torch
 
 import ltdd_ext
 from ltdd import __version__
+from ltdd.engine import cores
 from ltdd_ext._library import cuda_problem
 
 
@@ -25,6 +26,8 @@ def describe_installation() -> str:
         "extension": f"built with torch {info['torch']} for {info['torch_target']} and later, "
         f"by {info['compiler']}",
         "CUDA kernels": _cuda_kernels(info),
+        "CPU kernels": f"for {info['cpu_instruction_set']}",
+        **cores.describe(),
     }
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]

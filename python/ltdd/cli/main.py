@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ltdd.cli import commands, completion
-from ltdd.engine import interruption
+from ltdd.engine import cores, interruption
 from ltdd.engine.surroundings import prepare_streams
 from ltdd.errors import UserError
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         process that a signal ended (130 for SIGINT, 143 for SIGTERM).
     """
     prepare_streams()
+    cores.prepare()
     words = [_with_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     if completion.requested():
         completion.complete(COMMANDS)

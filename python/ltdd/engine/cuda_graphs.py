@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltdd.engine import cores
 from ltdd.engine.chunks import is_out_of_memory
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import leaves, map_tensors, shapes, to_device
@@ -64,6 +65,8 @@ class RecordedSteps:
                 different variants are recorded apart.
         """
         extra = () if variant is None else (variant,)
+        if self._runtime.device.type == "cpu":
+            cores.look(self._runtime.tell)
         if not self._may_record:
             return self._step(*to_device(inputs, self._runtime.device), *extra)
         key = (variant, shapes(inputs))

@@ -158,7 +158,7 @@ def choose_kernels(device: torch.device, deterministic: bool) -> bool:
 
     The choice holds for the whole process. An operator without such a kernel raises a RuntimeError
     when it is called. On a CPU there is nothing to choose: the bits depend only on the number of
-    threads.
+    threads, which ``OMP_NUM_THREADS`` keeps from following the cores that are free (`cores`).
 
     Returns:
         Whether the choice decides a result's bits, so that it belongs into a stage's hash.
