@@ -30,7 +30,7 @@ def by_definition(matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 9)], ids=str)
 def test_singular_values_become_nearly_equal(shape: tuple[int, int]) -> None:
     matrix = spread(*shape)
-    step = orthogonalize(matrix)
+    (step,) = orthogonalize(matrix[None])
     assert step.shape == shape
     values = torch.linalg.svdvals(step)
     assert 0.5 < values.min() <= values.max() < 1.25
@@ -42,13 +42,17 @@ def test_singular_values_become_nearly_equal(shape: tuple[int, int]) -> None:
 
 def test_steps_of_the_gram_matrix_are_those_of_the_whole() -> None:
     exact = by_definition(spread(16, 40))
-    torch.testing.assert_close(orthogonalize(spread(16, 40)), exact, rtol=1e-10, atol=1e-12)
-    single = orthogonalize(spread(16, 40, torch.float32))
+    (double,) = orthogonalize(spread(16, 40)[None])
+    torch.testing.assert_close(double, exact, rtol=1e-10, atol=1e-12)
+    (single,) = orthogonalize(spread(16, 40, torch.float32)[None])
     assert (single - exact).norm() <= 1e-4 * exact.norm()
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:
-    assert not orthogonalize(torch.zeros(3, 5)).any()
+    given = torch.stack([torch.zeros(3, 5), torch.rand(3, 5)])
+    zeros, other = orthogonalize(given)
+    assert not zeros.any()
+    torch.testing.assert_close(other, orthogonalize(given[1:])[0])
 
 
 def layer(seed: int = 0) -> nn.Conv2d:
@@ -88,6 +92,25 @@ def test_everything_else_steps_as_with_adamw() -> None:
         take_steps(optimizer, list(network.parameters()), 4)
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kernels_move_together_as_one_by_one(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    sizes = ((6, 8), (3, 8), (6, 8), (40, 2))
+    together = [nn.Conv2d(*size, 3).to(memory_format=layout).weight for size in sizes]
+    apart = copy.deepcopy(together)
+    before = [kernel.detach().clone() for kernel in together]
+    optimizers = [Muon([{"params": together, "weight_decay": 0.1}], 0.01)]
+    optimizers += [Muon([{"params": [kernel], "weight_decay": 0.1}], 0.01) for kernel in apart]
+    for _ in range(3):
+        for one, other in zip(together, apart, strict=True):
+            one.grad = torch.randn(one.shape).contiguous(memory_format=layout)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, start in zip(together, apart, before, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * float((one - start).std()))
 
 
 def test_parameters_without_gradient_stay() -> None:
