@@ -24,7 +24,7 @@ from ltdd.data.augmentation.student_views import ViewSchedule, mix_labels, rende
 from ltdd.data.image_spec import Normalization
 from ltdd.engine.cuda_graphs import MovingAverage
 from ltdd.engine.runtime import Runtime
-from ltdd.models import build_model
+from ltdd.models import Network, build_model
 from ltdd.models.inference import fused
 from ltdd.stages.evaluation.loss import student_loss
 from ltdd.stages.evaluation.optimizer import build_optimizer
@@ -35,7 +35,7 @@ IMAGES, CLASSES, STEPS = 100, 10, 60
 Seconds = dict[str, list[float]]
 
 
-def alone(network: nn.Module, images: Tensor, gradients: bool) -> Callable[[], None]:
+def alone(network: Network, images: Tensor, gradients: bool) -> Callable[[], None]:
     """Return a run of every convolution at its own input, in the precision autocast asks for."""
     work: list[tuple[nn.Module, Tensor]] = []
     hooks = [
@@ -43,7 +43,9 @@ def alone(network: nn.Module, images: Tensor, gradients: bool) -> Callable[[], N
         for layer in network.modules()
         if isinstance(layer, nn.Conv2d)
     ]
-    separate = nn.Sequential(*(nn.Sequential(*block) for block in network.body))
+    assert isinstance(network.body, nn.Sequential)
+    blocks = [block for block in network.body if isinstance(block, nn.Sequential)]
+    separate = nn.Sequential(*(nn.Sequential(*block) for block in blocks))
     with torch.no_grad():
         separate(images)
     for hook in hooks:

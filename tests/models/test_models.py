@@ -10,6 +10,7 @@ from torch import nn
 
 from ltdd.errors import UserError
 from ltdd.models import ARCHITECTURES, build_model
+from ltdd.models.inference import fused
 from ltdd.models.normalization import InstanceNorm, NormBlock, batch_norm, instance_norm
 
 PUBLISHED_COUNTS = [
@@ -184,6 +185,65 @@ def test_block_is_the_layers_one_by_one(
         results.append([*outputs, *gradients, *layers.buffers()])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pools", [0, 1])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_frozen_block_is_the_layers_one_by_one(
+    device: str, pools: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    pool = [nn.AvgPool2d(2)] * pools
+    block = NormBlock(nn.Conv2d(4, 6, 3, padding=1), batch_norm(6), nn.ReLU(), *pool).to(dtype)
+    norm = block[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    for parameter in (*norm.parameters(), norm.running_mean):
+        nn.init.normal_(parameter)
+    nn.init.uniform_(norm.running_var, 0.1, 2.0)
+    block.eval().to(device)
+    plain = nn.Sequential(*block)
+    images = torch.randn(3, 4, 9, 8, device=device, dtype=dtype).requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(block(images), plain(images), rtol=1e-4, atol=1e-4)
+    gradients = []
+    for layers in (block, plain):  # parameters that learn keep their gradients
+        inputs = [images, *layers.parameters()]
+        gradients.append(torch.autograd.grad(layers(images).square().sum(), inputs))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+    block.requires_grad_(False)
+    ours, theirs = (
+        torch.autograd.grad(net(images).square().sum(), images) for net in (block, plain)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["convnet3_bn", "resnet9", "convnet3", "resnext50"])
+def test_a_fused_network_answers_as_itself(name: str) -> None:
+    torch.manual_seed(0)
+    net = build_model(name, 5, 16, 3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    images = torch.randn(4, 3, 16, 16)
+    answer = fused(net)
+    assert not net.training
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert (answer is net) != has_batch_norm
+    with torch.no_grad():
+        wanted = copy.deepcopy(net).double()(images.double())
+        torch.testing.assert_close(answer(images).double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_fused_answers_as_it_is() -> None:
+    class Looking(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = super().forward(images)
+            return out if float(out.sum()) > 0 else -out
+
+    net = Looking(nn.BatchNorm2d(3), nn.ReLU())
+    assert fused(net) is net
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -14,6 +14,7 @@ from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
+from ltdd.stages import relabeling
 from ltdd.stages.label_sources import OnlineLabels, StaticLabels, StoredLabels
 from ltdd.stages.relabeling import label_views, view_settings
 
@@ -80,6 +81,27 @@ def test_labeling_again_gives_the_same_bits(
 ) -> None:
     first = label_views(images, teacher, schedule(), NORMALIZATION, runtime)
     assert torch.equal(label_views(images, teacher, schedule(), NORMALIZATION, runtime), first)
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 7, 100], ids=lambda views: f"{views} views")
+def test_labels_of_many_views_at_once_are_those_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+    images: Tensor,
+    teacher: nn.Module,
+    runtime: Runtime,
+    views: int,
+) -> None:
+    """Parts of an epoch, several epochs, more than there are: every row has its place."""
+    plan = schedule(randaugment=True)
+    monkeypatch.setattr(relabeling, "VALUES_TOGETHER", views * 5 * images[0].numel())
+    table = label_views(images, teacher, plan, NORMALIZATION, runtime)
+    asked = OnlineLabels(teacher, runtime)
+    for epoch, pictures in enumerate(plan.pictures(images)):
+        shown = [
+            (view, render(view, pictures[view.indices], MEAN, STD)) for view in plan.epoch(epoch)
+        ]
+        answers = [asked.logits(view, batch, torch.empty(0)) for view, batch in shown]
+        torch.testing.assert_close(table[epoch].float(), torch.cat(answers), rtol=1e-3, atol=1e-3)
 
 
 def test_the_teacher_is_in_evaluation_mode(

@@ -144,7 +144,9 @@ class MovingAverage:
         self._decay, self._started = decay, False
         # Listed once: in every update it would take longer than the average itself.
         self._own, self._new = (list[Tensor](net.parameters()) for net in (self.module, network))
-        self._buffers = tuple(list(net.buffers()) for net in (self.module, network))
+        self._own_buffers, self._new_buffers = (
+            list[Tensor](net.buffers()) for net in (self.module, network)
+        )
 
     @torch.no_grad()
     def update(self) -> None:
@@ -154,8 +156,8 @@ class MovingAverage:
         else:
             torch._foreach_copy_(self._own, self._new)
             self._started = True
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
+        if self._own_buffers:
+            torch._foreach_copy_(self._own_buffers, self._new_buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
