@@ -138,12 +138,12 @@ def test_static_labels_are_mixed_like_the_images() -> None:
         torch.testing.assert_close(labels, expected)
 
 
-def test_views_of_one_kind_have_the_key_they_had() -> None:
+def test_only_what_changes_views_is_in_the_key_of_their_labels() -> None:
     usual = EvaluationConfig(epochs=3, loss="kl", temperature=4.0)
-    before = ("epochs", "batch_size", "crop_min_scale", "cutmix", "randaugment")
-    assert view_settings(usual) == {name: getattr(usual, name) for name in before}
+    assert view_settings(usual) == {"epochs": 3}
     other = dataclasses.replace(usual, augmentation="dsa", cutmix_probability=0.5)
-    assert view_settings(other) == view_settings(usual) | {
+    assert view_settings(other) == {
+        "epochs": 3,
         "augmentation": "dsa",
         "cutmix_probability": 0.5,
     }

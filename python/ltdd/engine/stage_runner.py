@@ -21,7 +21,7 @@ from ltdd.engine.storage.files import fingerprint
 from ltdd.engine.storage.stage_store import StageStore, StoredStage
 from ltdd.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 """Part of every key. Raise it when the algorithm or the output of a stage changes, or a default."""
 
 T = TypeVar("T")

@@ -48,7 +48,6 @@ VIEW_FIELDS = (
     "cutmix_probability",
 )
 """Fields of `EvaluationConfig` that decide the views, and with them their labels."""
-_ALWAYS_IN_KEYS = 5  # of them; of the others what differs from the default
 VALUES_TOGETHER = 1 << 20  # of views that the teacher looks at at once; a batch where that is more
 
 
@@ -176,8 +175,7 @@ def _packed_key(run: Run, logits: Stored[Any], calibration: Calibration) -> str:
 
 def view_settings(config: EvaluationConfig) -> dict[str, Any]:
     """Return what the key of views' labels holds of the settings."""
-    named = {*VIEW_FIELDS[:_ALWAYS_IN_KEYS], *deciding_settings(config)}
-    return {name: getattr(config, name) for name in VIEW_FIELDS if name in named}
+    return {k: v for k, v in deciding_settings(config).items() if k in VIEW_FIELDS}
 
 
 def static_logits(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> Stored[Tensor]:
