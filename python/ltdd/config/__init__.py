@@ -23,8 +23,15 @@ from ltdd.config.initialization import (
     KCenter,
     Noise,
     RandomReal,
+    Tiled,
 )
-from ltdd.config.recovery import AnyRecovery, NoRecovery, RecoveryConfig
+from ltdd.config.recovery import (
+    AnyRecovery,
+    DistributionMatching,
+    GradientMatching,
+    NoRecovery,
+    RecoveryConfig,
+)
 from ltdd.config.settings import (
     Count,
     Settings,
@@ -70,10 +77,12 @@ __all__ = [
     "ClusteredCrops",
     "Device",
     "DistillConfig",
+    "DistributionMatching",
     "EvaluationConfig",
     "ExpertsConfig",
     "Fit",
     "GraphCut",
+    "GradientMatching",
     "ImageSize",
     "ImbalanceFactor",
     "IncompleteClasses",
@@ -91,6 +100,7 @@ __all__ = [
     "Stage",
     "StatisticsConfig",
     "TeacherMode",
+    "Tiled",
     "UniMixExperts",
     "WatchedLayers",
     "deciding_settings",

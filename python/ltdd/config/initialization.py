@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, ClassVar, Literal, TypeAlias, get_args
 
-from ltdd.config.settings import AreaShare, Count, settings
+from annotated_types import Interval
+
+from ltdd.config.settings import AreaShare, Count, Whole, settings
 from ltdd.config.stage import STAGES, Stage
 
 
@@ -86,4 +88,20 @@ class GraphCut(_Initialization):
 AnyInitialization: TypeAlias = (
     InitializationConfig | ClusteredCrops | RandomReal | Noise | KCenter | GraphCut
 )
+class Tiled(_Initialization):
+    """Whole real images, f x f of them shrunk into every synthetic one (arXiv:2205.14959)."""
+
+    method: Literal["tiled"] = "tiled"
+    tiles: Annotated[Whole, Interval(ge=1, le=4)] = 2
+    """f, as `recovery.formation`."""
+    resampling: Literal["nearest", "bilinear"] = "nearest"
+    """How an image is shrunk."""
+    choice: Literal["random", "clusters"] = "random"
+    """Which images: random ones, or those nearest to the centres of clusters of the features of an
+    untrained network (arXiv:2302.14416)."""
+    network: str = "convnet3"
+    """That network."""
+
+
+AnyInitialization: TypeAlias = InitializationConfig | ClusteredCrops | RandomReal | Noise | Tiled
 STAGES["initialization"] = get_args(AnyInitialization)

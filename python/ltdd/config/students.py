@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, settings
+from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, Whole, settings
 from ltdd.config.stage import (
     BASELINES,
     DSA_OPERATIONS,
@@ -57,8 +57,9 @@ class EvaluationConfig(Stage):
     """Student training on the distilled set, and what it is compared with."""
 
     STAGE = "evaluation"
-    # Which students there are; how each one is trained decides its result.
-    NOT_IN_KEYS = ("seeds", "baselines", "full_epochs")
+    # Which students there are; how each one is trained decides its result. Images are keyed as they
+    # are shown, so after decoding.
+    NOT_IN_KEYS = ("seeds", "baselines", "full_epochs", "decode")
 
     student: str = "convnet3"
     """Architecture of the student."""
@@ -91,6 +92,8 @@ class EvaluationConfig(Stage):
     """kappa1: weight of the cross-entropy with the (mixed) class labels."""
     logit_std_norm: bool = False
     """Divide student and teacher logits by their own standard deviation over classes first."""
+    decode: Annotated[Whole, Interval(ge=1, le=4)] = 1
+    """f: a distilled image is cut into f x f, each enlarged to its full size, before all else."""
     augmentation: Augmentation = "crops"
     """`crops`: random resized crops; `padded`: moved by up to an eighth of the side; `dsa`: one of
     `dsa_operations` a batch; `idc`: several of them."""

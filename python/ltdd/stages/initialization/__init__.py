@@ -1,4 +1,4 @@
-"""Stage 3: where the synthetic images start: crops of real images, whole real images, or noise."""
+"""Stage 3: where the synthetic images start: crops of real images, whole ones, or noise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ltdd.config import (
     InitializationConfig,
     KCenter,
     Noise,
+    Tiled,
     deciding_settings,
 )
 from ltdd.data.long_tailed_data import LongTailedData
@@ -21,6 +22,7 @@ from ltdd.engine.stage_runner import Stored
 from ltdd.stages.initialization.coresets import Coreset
 from ltdd.stages.initialization.crops import Cropping
 from ltdd.stages.initialization.random_real import draw_random_real
+from ltdd.stages.initialization.tiled import Tiling
 from ltdd.stages.run import InitialImages, Run
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
@@ -85,6 +87,9 @@ def initial_images(
                     coreset = Coreset(teacher, data, runtime, chunks)
                     source = coreset.chosen(members, ipc, label, config)
                     chosen = data.train_images[source] / 255
+                case Tiled():
+                    tiling = Tiling(data, ipc, config, runtime, chunks)
+                    chosen, source = tiling.images(members, label)
                 case Noise():
                     chosen = _noise(data, ipc, label, runtime)
                     source = torch.full((ipc,), -1)

@@ -1,0 +1,220 @@
+"""Learn images that networks in training see as they see real ones: distribution matching.
+
+IDM (arXiv:2307.09742) and CSDM (2603.01698) are settings of it:
+
+    for every iteration: one network of the pool looks
+        for every class c: d_c = distance(features of real images, of synthetic ones)
+                                 + w * accuracy in percent * CE of the synthetic ones
+        one SGD step of the images for every class, or on the sum; then train some of the pool
+
+Classes are looked at one by one, so their means know no imbalance, though the networks do unless
+they are trained on as many images of every class. Memory holds the images and their momentum, the
+pool with its optimizers, and the graph of one class: all its ipc * f^2 training images, whose mean
+it is about, so it grows with ipc. All is in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdd.config import DistributionMatching
+from ltdd.data.image_spec import ImageSpec
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.chunks import Chunks, whole_batch
+from ltdd.engine.finite import check_finite
+from ltdd.engine.resumable import Resumable
+from ltdd.engine.runtime import Runtime
+from ltdd.models import Network
+from ltdd.models.inference import view_logits
+from ltdd.stages.recovery.distances import Spectrum, characteristic
+from ltdd.stages.recovery.matching_networks import RealImages
+from ltdd.stages.recovery.network_pool import Member, NetworkPool
+from ltdd.stages.recovery.synthetic_images import (
+    SyntheticImages,
+    augment_alike,
+    usable_operations,
+)
+from ltdd.stages.run import InitialImages
+
+LOG_EVERY = 10  # iterations between two events
+SCALE_SAMPLE = 1000  # images, of all classes, whose distances give the scale of frequencies
+
+
+@whole_batch("recovery", "recovery.real_batch")
+def match_distributions(
+    start: InitialImages,
+    data: LongTailedData,
+    spec: ImageSpec,
+    config: DistributionMatching,
+    runtime: Runtime,
+) -> Tensor:
+    """Return the images after matching.
+
+    Args:
+        start: the images to begin with, class-major.
+        data: the real images.
+        spec: form of the images.
+        config: what is matched, and how long.
+        runtime: device, seed, checkpoint.
+
+    Returns:
+        float32 (M, C, H, W) in [0, 1], on the CPU.
+
+    Raises:
+        UserError: a cross-entropy or a distance became NaN or infinite, or a batch does not fit
+            into memory.
+    """
+    images, real = SyntheticImages(start, spec, config, runtime), RealImages(data, runtime)
+    pool = NetworkPool(real, config, runtime)
+    matching = _Matching(images, real, spec, config, runtime)
+    parts = {"pixels": images.pixels, "images": images.optimizer, "pool": pool}
+    course = Resumable(runtime)
+    course.restore(parts)
+    if not course.state:
+        for _ in range(config.pool_start):
+            pool.admit()
+    with runtime.progress(config.iterations, "recovery", course.step) as progress:
+        for epoch in course.epochs(1):
+            for step, iteration in epoch.steps(range(config.iterations), parts):
+                if config.pool_period and iteration and iteration % config.pool_period == 0:
+                    pool.admit()
+                generator = runtime.stream("recovery", "pool", iteration)
+                losses = matching.advance(pool.draw(generator), iteration)
+                pool.train(iteration, generator)
+                entropy = check_finite(losses[1], "recovery", iteration, "cross-entropy")
+                distance = check_finite(losses[0], "recovery", iteration, "distance of features")
+                if iteration % LOG_EVERY == 0 or step == config.iterations:
+                    runtime.log.write(
+                        "recover",
+                        iteration=iteration,
+                        batch=0,
+                        loss=distance,
+                        cross_entropy=entropy,
+                    )
+                progress.step(f"distance {distance:.3f}", matching.seen)
+    return images.images()
+
+
+def amplitude_weights(counts: Sequence[int], head: float, tail: float) -> list[float]:
+    """Return the share of amplitudes in the distance of every class.
+
+    Linear in the logarithm of the class size from ``tail`` to ``head``, and half-way between them
+    for all where classes have one size. That the head has more is arXiv:2603.01698; the form is
+    ours.
+
+    Args:
+        counts: training images of every class.
+        head, tail: shares of the largest and the smallest class.
+    """
+    smallest, span = min(counts), math.log(max(counts) / min(counts))
+    places = [math.log(count / smallest) / span if span else 0.5 for count in counts]
+    return [tail + (head - tail) * place for place in places]
+
+
+class _Matching:
+    """The images and what they are compared with.
+
+    Attributes:
+        seen: images of a step.
+    """
+
+    def __init__(
+        self,
+        images: SyntheticImages,
+        real: RealImages,
+        spec: ImageSpec,
+        config: DistributionMatching,
+        runtime: Runtime,
+    ) -> None:
+        self._images, self._real, self._spec = images, real, spec
+        self._config, self._runtime = config, runtime
+        self._exact = dataclasses.replace(runtime, precision="fp32")
+        self._operations = usable_operations(config.augmentation, spec.flip)
+        self._chunks = Chunks("recovery", config.network_batch, runtime)
+        head, tail = config.amplitude_head, config.amplitude_tail
+        self._amplitudes = amplitude_weights(real.data.counts, head, tail)
+        self._directions: Tensor | None = None
+        sizes = [min(config.real_batch, len(members)) for members in real.members]
+        self.seen = sum(sizes) + len(images.labels)
+
+    def advance(self, member: Member, iteration: int) -> Tensor:
+        """Take a step of all classes, as one network sees them.
+
+        Returns:
+            float64 (2,) on the CPU: distance and cross-entropy, each a mean over classes.
+        """
+        config, total = self._config, torch.zeros(2, device=self._runtime.device)
+        member.network.eval()
+        if not self._operations and member.reality is None:
+            member.reality = self._reality(member)
+        for label in range(self._spec.num_classes):
+            distance, entropy = self._distance(member, label, iteration)
+            weight = config.ce_weight * 100 * member.accuracy
+            self._images.learn(label, distance + weight * entropy)
+            total += torch.stack([distance.detach(), entropy.detach()])
+        if config.update == "joint":
+            self._images.step()
+        member.network.train()
+        return (total / self._spec.num_classes).double().cpu()
+
+    def _distance(self, member: Member, label: int, iteration: int) -> tuple[Tensor, Tensor]:
+        """Return the distance of a class, and the cross-entropy of its synthetic images."""
+        network, synthetic = member.network, self._images.shown(label)
+        if member.reality is None:
+            generator = self._runtime.stream("recovery", "matching", iteration, label)
+            chosen = self._real.of_class(label, self._config.real_batch, generator)
+            shown = self._real.shown(chosen)
+            shown, synthetic = augment_alike(
+                shown, synthetic, self._operations, "siamese", generator
+            )
+            reality: Tensor | Spectrum = self._features(network, shown).mean(0)
+        else:
+            reality = member.reality[label]
+        features = network.features(synthetic)
+        labels = torch.full((len(features),), label, device=features.device)
+        entropy = F.cross_entropy(network.classifier(features), labels)
+        if isinstance(reality, Spectrum):
+            seen = Spectrum.of(features, self._frequencies(member))
+            return characteristic(seen, reality, self._amplitudes[label]), entropy
+        return (features.mean(0) - reality).square().sum(), entropy
+
+    @torch.no_grad()
+    def _reality(self, member: Member) -> list[Tensor] | list[Spectrum]:
+        """Return what a network makes of the bare real images of every class, to be stored."""
+        generator = self._runtime.stream("recovery", "real", member.number, member.steps)
+        most, seen = self._config.real_batch, []
+        for label in range(self._spec.num_classes):
+            shown = self._real.shown(self._real.of_class(label, most, generator))
+            seen.append(self._features(member.network, shown))
+        if self._config.distance == "mean":
+            return [features.mean(0) for features in seen]
+        share = max(1, SCALE_SAMPLE // len(seen))
+        member.scale = 1 / _median_distance(torch.cat([features[:share] for features in seen]))
+        frequencies = self._frequencies(member)
+        return [Spectrum.of(features, frequencies) for features in seen]
+
+    def _features(self, network: Network, shown: Tensor) -> Tensor:
+        return view_logits(network.features, shown, self._exact, self._chunks)
+
+    def _frequencies(self, member: Member) -> Tensor:
+        """Return frequencies (T, D): the same directions for all networks, scaled to each."""
+        if self._directions is None:
+            generator = self._runtime.stream("recovery", "frequencies")
+            shape = self._config.frequencies, member.network.feature_dim
+            drawn = torch.randn(shape, generator=generator)
+            self._directions = drawn.to(self._runtime.device)
+        return self._directions * member.scale
+
+
+def _median_distance(features: Tensor) -> float:
+    """Return the median distance between different rows (N, D); 1 if all are alike."""
+    distances = torch.cdist(features, features)
+    rows, columns = torch.triu_indices(len(features), len(features), 1, device=features.device)
+    middle = float(distances[rows, columns].median()) if len(features) > 1 else 0.0
+    return middle or 1.0

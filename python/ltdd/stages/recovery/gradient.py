@@ -1,0 +1,261 @@
+"""Learn images that teach networks what real ones do: gradient matching.
+
+DC (arXiv:2006.05929), DSA (2102.08259), IDC (2205.14959) and DREAM (2302.14416) are settings of it:
+
+    for every fresh network: for every matching step:
+        for every class c: d_c = distance(gradient of CE on real images, on synthetic ones)
+        one SGD step of the images on sum_c d_c, or one for every class; then train the network
+
+Classes are looked at one by one, each in its own real batch, so no imbalance enters the distance. A
+class with fewer images than a batch shows all it has. Memory holds the images and their momentum,
+and the graph of one class with at most ``real_batch`` and ``synthetic_batch`` images, whatever ipc.
+All is in float32: a gradient of gradients wants it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdd.config import GradientMatching
+from ltdd.data.augmentation.crops import paste, random_cut_box
+from ltdd.data.augmentation.dsa import DsaMode, apply_dsa, draw_dsa
+from ltdd.data.augmentation.student_views import one_hot
+from ltdd.data.image_spec import ImageSpec
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.chunks import Chunks, whole_batch
+from ltdd.engine.finite import check_finite
+from ltdd.engine.resumable import Resumable
+from ltdd.engine.runtime import Runtime
+from ltdd.models.inference import view_logits
+from ltdd.stages.recovery.distances import rows_cosine, squared
+from ltdd.stages.recovery.matching_networks import (
+    RealImages,
+    fresh_network,
+    network_optimizer,
+    train_step,
+)
+from ltdd.stages.recovery.synthetic_images import (
+    SyntheticImages,
+    augment_alike,
+    to_channels_last,
+    usable_operations,
+)
+from ltdd.stages.representatives import representatives
+from ltdd.stages.run import InitialImages
+
+DISTANCES = {"rows_cosine": rows_cosine, "squared": squared}
+
+
+@whole_batch("recovery", "recovery.real_batch")
+def match_gradients(
+    start: InitialImages,
+    data: LongTailedData,
+    spec: ImageSpec,
+    config: GradientMatching,
+    runtime: Runtime,
+) -> Tensor:
+    """Return the images after matching.
+
+    Args:
+        start: the images to begin with, class-major.
+        data: the real images.
+        spec: form of the images.
+        config: what is matched, and how long.
+        runtime: device, seed, checkpoint.
+
+    Returns:
+        float32 (M, C, H, W) in [0, 1], on the CPU.
+
+    Raises:
+        UserError: a cross-entropy or a distance became NaN or infinite, or a batch does not fit
+            into memory.
+    """
+    images = SyntheticImages(start, spec, config, runtime)
+    matching = _Matching(images, RealImages(data, runtime), spec, config, runtime)
+    course = Resumable(runtime)
+    total, done = config.outer * config.inner, course.first * config.inner + course.step
+    with runtime.progress(total, "recovery", done) as progress:
+        for outer in course.epochs(config.outer):
+            matching.renew(outer.number)
+            if outer.number == course.first:
+                course.restore(matching.parts)
+            if config.clamp and not (outer.number == course.first and course.step):
+                images.clamp()
+            for step, inner in outer.steps(range(config.inner), matching.parts):
+                losses = matching.advance(outer.number, inner)
+                place = outer.number * config.inner + inner
+                entropy = check_finite(losses[1], "recovery", place, "cross-entropy")
+                distance = check_finite(losses[0], "recovery", place, "distance of gradients")
+                if step == config.inner:
+                    runtime.log.write(
+                        "recover",
+                        iteration=outer.number,
+                        batch=0,
+                        loss=distance,
+                        cross_entropy=entropy,
+                    )
+                else:  # what it learns after the last step is thrown away
+                    matching.train_network(outer.number, inner)
+                progress.step(f"distance {distance:.3f}", matching.seen)
+    return images.images()
+
+
+class _Matching:
+    """One network after another, and the images that are to teach each of them like real ones.
+
+    Attributes:
+        parts: what the steps change, by name.
+        seen: images of a step.
+    """
+
+    parts: dict[str, Any]
+
+    def __init__(
+        self,
+        images: SyntheticImages,
+        real: RealImages,
+        spec: ImageSpec,
+        config: GradientMatching,
+        runtime: Runtime,
+    ) -> None:
+        self._images, self._real, self._spec = images, real, spec
+        self._config, self._runtime = config, runtime
+        self._operations = usable_operations(config.augmentation, spec.flip)
+        self._network_operations = usable_operations(config.network_augmentation, spec.flip)
+        sizes = [min(config.real_batch, len(members)) for members in real.members]
+        self._chosen = [torch.zeros(size, dtype=torch.int64) for size in sizes]
+        synthetic = min(config.synthetic_batch, images.of_class)
+        self.seen = sum(sizes) + len(sizes) * synthetic
+        self._chunks = Chunks("recovery", config.network_batch, runtime)
+
+    def renew(self, number: int) -> None:
+        """Start over with a fresh network."""
+        config = self._config
+        self._network = fresh_network(number, self._real.data, config.network, self._runtime)
+        self._optimizer = network_optimizer(self._network, config)
+        smallest = 4 if config.parameters == "convolutions" else 2
+        self._matched = [p for p in self._network.parameters() if p.ndim >= smallest]
+        self.parts = {
+            "pixels": self._images.pixels,
+            "images": self._images.optimizer,
+            "network": self._network,
+            "optimizer": self._optimizer,
+            **{f"real{label}": chosen for label, chosen in enumerate(self._chosen)},
+        }
+
+    def advance(self, outer: int, inner: int) -> Tensor:
+        """Take a matching step of all classes.
+
+        Returns:
+            float64 (2,) on the CPU: the distance, and the cross-entropy of the real images, each a
+            mean over classes.
+        """
+        config, total = self._config, torch.zeros(2, device=self._runtime.device)
+        if config.representatives == "clusters" and inner % config.interval == 0:
+            self._choose(outer, inner)
+        for label in range(self._spec.num_classes):
+            distance, entropy = self._distance(label, outer, inner)
+            self._images.learn(label, distance)
+            total += torch.stack([distance.detach(), entropy])
+        if config.update == "joint":
+            self._images.step()
+        return (total / self._spec.num_classes).double().cpu()
+
+    def _distance(self, label: int, outer: int, inner: int) -> tuple[Tensor, Tensor]:
+        """Return the distance of a class, and the cross-entropy of its real images."""
+        config, images = self._config, self._images
+        generator = self._runtime.stream("recovery", "matching", outer, inner, label)
+        if config.representatives == "random":
+            chosen = self._real.of_class(label, config.real_batch, generator)
+        else:
+            chosen = self._chosen[label]
+        picked = None
+        if images.of_class > config.synthetic_batch:
+            order = torch.randperm(images.of_class, generator=generator)
+            picked = order[: config.synthetic_batch].to(self._runtime.device)
+        mode: DsaMode = "siamese" if config.augmentation_mode == "single" else "idc"
+        real, synthetic = augment_alike(
+            self._real.shown(chosen),
+            images.shown(label, picked),
+            self._operations,
+            mode,
+            generator,
+        )
+        wanted, entropy = self._gradients(real, label)
+        taught, _ = self._gradients(synthetic, label, differentiable=True)
+        return DISTANCES[config.distance](taught, wanted), entropy
+
+    def _gradients(
+        self, images: Tensor, label: int, differentiable: bool = False
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the gradients of a class's cross-entropy by the matched weights, and itself."""
+        labels = torch.full((len(images),), label, device=images.device)
+        entropy = F.cross_entropy(self._network(images), labels)
+        gradients = torch.autograd.grad(entropy, self._matched, create_graph=differentiable)
+        return gradients, entropy.detach()
+
+    def _choose(self, outer: int, inner: int) -> None:
+        """Let the network choose the real images that stand for their class.
+
+        Deviation: at most as many as the class has (the published code stops at a class of fewer),
+        and of normalised images, as the network is trained on.
+        """
+        for label, members in enumerate(self._real.members):
+
+            def look(part: slice, members: Tensor = members) -> Tensor:
+                shown = self._real.shown(members[part])
+                return view_logits(self._network.features, shown, self._exact, self._chunks)
+
+            features = torch.cat(list(self._chunks.map(look, len(members))))
+            generator = self._runtime.stream("recovery", "clusters", outer, inner, label)
+            chosen = self._chosen[label]
+            chosen.copy_(members[representatives(features, len(chosen), generator)])
+
+    @property
+    def _exact(self) -> Runtime:
+        return dataclasses.replace(self._runtime, precision="fp32")
+
+    def train_network(self, outer: int, inner: int) -> None:
+        """Train the network between two matching steps."""
+        config = self._config
+        for epoch in range(config.network_epochs):
+            generator = self._runtime.stream("recovery", "training", outer, inner, epoch)
+            for images, labels in self._batches(generator):
+                targets = one_hot(labels, self._spec.num_classes)
+                if self._network_operations:
+                    size, mode = self._spec.size, config.augmentation_mode
+                    draw = draw_dsa(len(images), size, self._network_operations, mode, generator)
+                    images = to_channels_last(apply_dsa(images, draw))
+                if float(torch.rand((), generator=generator)) < config.network_cutmix:
+                    images, targets = _mix(images, targets, generator)
+                train_step(self._network, self._optimizer, images, targets)
+
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images and labels of an epoch, without graph."""
+        config, real = self._config, self._real
+        if config.network_data == "synthetic":
+            order = torch.randperm(len(self._images.labels), generator=generator)
+            for picked in order.to(self._runtime.device).split(config.network_batch):
+                yield self._images.batch(picked), self._images.labels[picked]
+            return
+        balanced = config.network_data == "balanced"
+        for indices in real.of_all(config.network_images, balanced, generator).split(
+            config.network_batch
+        ):
+            yield real.shown(indices), real.labels(indices)
+
+
+def _mix(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste a box of other images into images (CutMix), and mix the class probabilities alike."""
+    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    box = random_cut_box(*images.shape[2:], generator)
+    box = type(box)(box.edges.to(images.device), box.kept.to(images.device))
+    mixed = to_channels_last(paste(images, images[partner], box))
+    kept = box.kept.float()
+    return mixed, kept * targets + (1 - kept) * targets[partner]
