@@ -6,8 +6,17 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ltdd.config import AnyExperts, DistillConfig, InitializationConfig, RecoveryConfig
+from ltdd.config import (
+    AnyExperts,
+    DistillConfig,
+    DistributionMatching,
+    GradientMatching,
+    InitializationConfig,
+    RecoveryConfig,
+    Tiled,
+)
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
@@ -34,17 +43,23 @@ def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
     student = network(config.evaluation.student)
     if "full_long_tailed" in config.evaluation.baselines:
         experts.append(student)
+    shown = config.ipc * data.num_classes * config.evaluation.decode**2
     images = config.ipc * data.num_classes
     pixels = images * data.channels * data.image_size**2
     labels = 0
     if config.relabeling.labels == "fkd":  # the stage's result in float16, and what is published
-        rows, classes = config.evaluation.epochs * images, data.num_classes
+        rows, classes = config.evaluation.epochs * shown, data.num_classes
         labels = 2 * rows * classes + packed_bytes(config.relabeling, rows, classes, 2)
     # Initial and recovered images as float32, the distilled ones as uint8 with float32 logits.
     stored = sum(experts) + 2 * 4 * pixels + pixels + 4 * images * data.num_classes + labels
     predictions = 8 * len(data.test_labels) * config.evaluation.seeds * 2
     # The largest file that is written beside an older version of itself.
     largest = max(2 * max(experts), _ADAM_STATES * student, 4 * 4 * pixels, labels)
+    match config.recovery:
+        case GradientMatching(network=name):
+            largest = max(largest, 2 * network(name) + 2 * 4 * pixels)
+        case DistributionMatching(network=name, pool=pool):
+            largest = max(largest, 2 * pool * network(name) + 2 * 4 * pixels)
     return stored + predictions + 2 * largest + _SMALL_FILES
 
 
@@ -71,8 +86,8 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
 
     Raises:
         UserError: unknown architecture, images too small for it, an observer without layers to
-            match, options for convolutions that are not matched, or labels that cannot be packed
-            as asked.
+            match, a network to match in with batch norm, options for convolutions that are not
+            matched, or labels that cannot be packed as asked.
     """
     check_packing(config.relabeling, data.num_classes)
     check_matched_layers(config)
@@ -84,19 +99,26 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
         except UserError as error:
             raise UserError(f"experts.init_weights: {error}") from error
     student = ("evaluation.student", config.evaluation.student, None)
-    for field, name, file in [*expert_networks(experts), student]:
+    for field, name, file in [*expert_networks(experts), *matching_networks(config), student]:
         try:
             model = build_model(name, data.num_classes, data.image_size, data.channels)
         except UserError as error:
             raise UserError(f"{field}: {error}") from error
         if field in ("experts.observer", "experts.extra_observers"):
             watched_layers(model, config.statistics.layers, name)
+        if field == "recovery.network" and any(
+            isinstance(module, nn.BatchNorm2d) for module in model.modules()
+        ):
+            raise UserError(
+                f"recovery.network: expected a network without batch norm, which would take its "
+                f"statistics from one class at a time; got {name!r} (try it without _bn)"
+            )
         if file is not None:
             try:
                 load_weights(model, given_weights(experts, file), data.class_names)
             except UserError as error:
                 raise UserError(f"{field}_weights: {error}") from error
-        elif start is not None and field != "evaluation.student":
+        elif start is not None and field.startswith("experts."):
             try:
                 load_body(model, start)
             except UserError as error:
@@ -132,6 +154,16 @@ def check_tiles(config: DistillConfig, data: LongTailedData) -> None:
             "expected initialization.tiles to divide the image size "
             f"{data.image_size}, got {start.tiles}"
         )
+
+
+def matching_networks(config: DistillConfig) -> list[tuple[str, str, None]]:
+    """Return field and architecture of the networks that images are made in."""
+    networks: list[tuple[str, str, None]] = []
+    if isinstance(config.initialization, Tiled):
+        networks.append(("initialization.network", config.initialization.network, None))
+    if isinstance(config.recovery, GradientMatching | DistributionMatching):
+        networks.append(("recovery.network", config.recovery.network, None))
+    return networks
 
 
 def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:

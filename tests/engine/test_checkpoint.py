@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdd.config import EvaluationConfig, RecoveryConfig, StatisticsConfig, form_of
+from ltdd.config import (
+    DistributionMatching,
+    EvaluationConfig,
+    GradientMatching,
+    RecoveryConfig,
+    StatisticsConfig,
+    form_of,
+)
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
@@ -24,6 +31,8 @@ from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.label_sources import StaticLabels
 from ltdd.stages.recovery.alignment import Observed, align_images
+from ltdd.stages.recovery.distribution import match_distributions
+from ltdd.stages.recovery.gradient import match_gradients
 from ltdd.stages.run import InitialImages
 from ltdd.stages.statistics import class_statistics
 
@@ -73,6 +82,37 @@ def stage(
         start = InitialImages(images, labels, torch.full_like(labels, -1))
         return [align_images(start, [observed], spec, config, targets, runtime)]
 
+    labels = torch.arange(3).repeat_interleave(2)
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = InitialImages(images, labels, torch.full_like(labels, -1))
+
+    def gradient(runtime: Runtime, **settings: Any) -> list[Tensor]:
+        config = GradientMatching(
+            network="convnet3_w32",
+            outer=2,
+            inner=3,
+            network_epochs=2,
+            network_batch=4,
+            network_momentum=0.9,
+            augmentation=("color", "crop"),
+            network_augmentation=("color", "crop"),
+            **settings,
+        )
+        return [match_gradients(noise, data, spec, config, runtime)]
+
+    def distribution(runtime: Runtime, **settings: Any) -> list[Tensor]:
+        config = DistributionMatching(
+            network="convnet3_w32",
+            iterations=6,
+            pool=3,
+            pool_period=2,
+            network_steps=2,
+            network_batch=8,
+            network_momentum=0.9,
+            **settings,
+        )
+        return [match_distributions(noise, data, spec, config, runtime)]
+
     def student(runtime: Runtime) -> list[Tensor]:
         config = EvaluationConfig(student="convnet3", epochs=3, batch_size=4, seeds=1)
         labels = torch.arange(3).repeat_interleave(3)
@@ -100,6 +140,14 @@ def stage(
             hook_drop=0.4,
             jitter=4,
         ),
+        "recovery, gradient": gradient,
+        "recovery, representatives": lambda r: gradient(
+            r, representatives="clusters", interval=2, real_batch=5, clamp=True, pixels="unit"
+        ),
+        "recovery, distribution": lambda r: distribution(r, augmentation=("color", "crop")),
+        "recovery, characteristic": lambda r: distribution(
+            r, distance="characteristic", entry_steps=2, trained_networks=1, frequencies=32
+        ),
         "student": student,
     }
     return stages[request.param]
@@ -113,6 +161,10 @@ EVERY_STAGE = pytest.mark.parametrize(
         "experts, averaged",
         "recovery",
         "recovery, edc",
+        "recovery, gradient",
+        "recovery, representatives",
+        "recovery, distribution",
+        "recovery, characteristic",
         "student",
     ],
     indirect=True,

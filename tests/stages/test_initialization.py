@@ -120,7 +120,7 @@ def test_a_teacher_of_several_has_features_of_all() -> None:
 
 
 def test_shape_range_and_order(start: Start, data: LongTailedData) -> None:
-    for method in ("scored_crops", "clustered_crops", "random_real", "noise"):
+    for method in ("scored_crops", "clustered_crops", "random_real", "noise", "tiled"):
         result = start(4, method=method)
         assert result.images.shape == (12, 3, 8, 8)
         assert result.images.dtype == torch.float32
@@ -207,6 +207,44 @@ def test_random_real_images_are_spread_evenly(start: Start, data: LongTailedData
     assert sorted(source[2].unique(return_counts=True)[1].tolist()) == [2, 3]
 
 
+@pytest.mark.parametrize("choice", ["random", "clusters"])
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_tiles_are_whole_real_images(
+    choice: str, tiles: int, start: Start, data: LongTailedData
+) -> None:
+    """Of classes of 24, 8 and 2 images; the last two repeat theirs, all as often."""
+    result = start(4, method="tiled", tiles=tiles, choice=choice)
+    shrunk = data.train_images[:, :, ::tiles, ::tiles] / 255  # the nearest pixels
+    side, used = 8 // tiles, []
+    for image, label in zip(result.images, result.labels, strict=True):
+        for block in (
+            image[:, y : y + side, x : x + side]
+            for y in range(0, 8, side)
+            for x in range(0, 8, side)
+        ):
+            same = (shrunk == block).all(dim=(1, 2, 3)).nonzero().flatten()
+            assert (data.train_labels[same] == label).all()
+            used.append(int(same[0]))
+    blocks = torch.tensor(used).view(3, -1)
+    for label, size in enumerate(data.counts):
+        times = blocks[label].unique(return_counts=True)[1]
+        assert len(times) == min(size, blocks.shape[1])
+        assert int(times.max() - times.min()) <= 1
+    assert torch.equal(result.source.view(3, 4), blocks[:, :: tiles**2])
+
+
+def test_the_middle_of_clusters_in_an_untrained_network_is_drawn_by_the_seed(
+    data: LongTailedData, runtime: Runtime
+) -> None:
+    config = form_of("initialization", "tiled")(tiles=1, choice="clusters")
+    plain = form_of("initialization", "tiled")(tiles=1)
+    chosen = initial_images(Brightness(), data, 2, config, runtime)
+    assert torch.equal(chosen.images, initial_images(Brightness(), data, 2, config, runtime).images)
+    assert not torch.equal(
+        chosen.images, initial_images(Brightness(), data, 2, plain, runtime).images
+    )
+
+
 def test_noise_has_the_moments_of_the_data(start: Start, data: LongTailedData) -> None:
     images = start(60, method="noise").images
     assert len(images.unique(dim=0)) == 180
@@ -216,7 +254,9 @@ def test_noise_has_the_moments_of_the_data(start: Start, data: LongTailedData) -
     torch.testing.assert_close(images.std(dim=(0, 2, 3)), std, rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("method", ["scored_crops", "clustered_crops", "random_real", "noise"])
+@pytest.mark.parametrize(
+    "method", ["scored_crops", "clustered_crops", "random_real", "noise", "tiled"]
+)
 def test_the_seed_decides(data: LongTailedData, runtime: Runtime, method: str) -> None:
     config = form_of("initialization", method)()
 

@@ -88,6 +88,8 @@ class GraphCut(_Initialization):
 AnyInitialization: TypeAlias = (
     InitializationConfig | ClusteredCrops | RandomReal | Noise | KCenter | GraphCut
 )
+
+
 class Tiled(_Initialization):
     """Whole real images, f x f of them shrunk into every synthetic one (arXiv:2205.14959)."""
 

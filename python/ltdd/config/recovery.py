@@ -95,8 +95,6 @@ class _Matching(_Recovery):
     augmentation: Names = ()
     """Siamese augmentation of real and synthetic images in matching, of `flip`, `color`, `crop`,
     `scale`, `rotate`, `cutout`; `flip` only where mirroring keeps the class."""
-    update: Literal["joint", "class"] = "joint"
-    """`joint`: one SGD step for the sum over classes; `class`: a step for every class."""
     image_learning_rate: Weight = 0.1
     """Learning rate of the images."""
     pixels: Literal["normalized", "unit"] = "normalized"
@@ -136,8 +134,8 @@ class GradientMatching(_Matching):
     clamp: bool = False
     """Bring the images back into the range of pixels before every fresh network."""
     representatives: Literal["random", "clusters"] = "random"
-    """Real images of a step: drawn at random, or those nearest to the centres of as many clusters of
-    the network's features (arXiv:2302.14416)."""
+    """Real images of a step: drawn at random, or those nearest to the centres of as many clusters
+    of the network's features (arXiv:2302.14416)."""
     interval: Count = 10
     """Matching steps between two clusterings."""
     network_data: Literal["synthetic", "long_tailed", "balanced"] = "synthetic"
@@ -190,6 +188,11 @@ class DistributionMatching(_Matching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pool_start > self.pool:
+            raise UserError(
+                f"expected recovery.pool_start of at most recovery.pool {self.pool}, "
+                f"got {self.pool_start}"
+            )
         if self.distance == "characteristic" and self.augmentation:
             raise UserError(
                 "expected recovery.augmentation [] with recovery.distance characteristic, whose "

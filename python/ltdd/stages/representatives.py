@@ -35,7 +35,7 @@ def representatives(features: Tensor, wanted: int, generator: torch.Generator) -
     centres = features[torch.randperm(count, generator=generator)[:wanted].to(features.device)]
     cluster = torch.full((count,), -1, device=features.device)
     for _ in range(LLOYD_STEPS):
-        nearest = _distances(centres, features).argmin(0)
+        nearest = torch.cdist(centres, features).argmin(0)
         if torch.equal(nearest, cluster):
             break
         cluster = nearest
@@ -43,7 +43,7 @@ def representatives(features: Tensor, wanted: int, generator: torch.Generator) -
         member = (cluster == torch.arange(wanted, device=features.device)[:, None]).float()
         sizes = member.sum(1, keepdim=True)
         centres = torch.where(sizes > 0, member @ features / sizes.clamp_min(1), centres)
-    distances = _distances(centres, features)
+    distances = torch.cdist(centres, features)
     sizes = (cluster == torch.arange(wanted, device=features.device)[:, None]).sum(1)
     picked = []
     for centre in sizes.sort(descending=True, stable=True).indices:
@@ -51,8 +51,3 @@ def representatives(features: Tensor, wanted: int, generator: torch.Generator) -
         distances[:, row] = torch.inf
         picked.append(row)
     return torch.stack(picked).cpu()
-
-
-def _distances(centres: Tensor, features: Tensor) -> Tensor:
-    """Return squared distances (M, n), less what all those of a row of features share."""
-    return centres.square().sum(1, keepdim=True) - 2 * centres @ features.T

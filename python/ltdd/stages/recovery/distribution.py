@@ -5,7 +5,7 @@ IDM (arXiv:2307.09742) and CSDM (2603.01698) are settings of it:
     for every iteration: one network of the pool looks
         for every class c: d_c = distance(features of real images, of synthetic ones)
                                  + w * accuracy in percent * CE of the synthetic ones
-        one SGD step of the images for every class, or on the sum; then train some of the pool
+        one SGD step of the images on the sum; then train some of the pool
 
 Classes are looked at one by one, so their means know no imbalance, though the networks do unless
 they are trained on as many images of every class. Memory holds the images and their momentum, the
@@ -158,8 +158,7 @@ class _Matching:
             weight = config.ce_weight * 100 * member.accuracy
             self._images.learn(label, distance + weight * entropy)
             total += torch.stack([distance.detach(), entropy.detach()])
-        if config.update == "joint":
-            self._images.step()
+        self._images.step()
         member.network.train()
         return (total / self._spec.num_classes).double().cpu()
 

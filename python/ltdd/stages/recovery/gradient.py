@@ -4,7 +4,7 @@ DC (arXiv:2006.05929), DSA (2102.08259), IDC (2205.14959) and DREAM (2302.14416)
 
     for every fresh network: for every matching step:
         for every class c: d_c = distance(gradient of CE on real images, on synthetic ones)
-        one SGD step of the images on sum_c d_c, or one for every class; then train the network
+        one SGD step of the images on sum_c d_c; then train the network
 
 Classes are looked at one by one, each in its own real batch, so no imbalance enters the distance. A
 class with fewer images than a batch shows all it has. Memory holds the images and their momentum,
@@ -163,8 +163,7 @@ class _Matching:
             distance, entropy = self._distance(label, outer, inner)
             self._images.learn(label, distance)
             total += torch.stack([distance.detach(), entropy])
-        if config.update == "joint":
-            self._images.step()
+        self._images.step()
         return (total / self._spec.num_classes).double().cpu()
 
     def _distance(self, label: int, outer: int, inner: int) -> tuple[Tensor, Tensor]:

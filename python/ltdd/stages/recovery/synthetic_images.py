@@ -16,8 +16,11 @@ from ltdd.stages.run import InitialImages
 class SyntheticImages:
     """Images in optimisation by SGD, a part of them for every class.
 
-    Deviation: in a step of one class the images of the others rest. In the published code their
-    momentum moves them too, which over a round of classes adds up to the same.
+    The loss of a class has a gradient by its own images alone, so a step on the sum over classes is
+    the same as a step for every class.
+
+    Deviation: of IDC and IDM, which take the latter. In their code the momentum moves the images of
+    all classes in each of these steps; here a class moves once, which over time adds up to as much.
 
     Args:
         start: where they begin, class-major.
@@ -88,14 +91,12 @@ class SyntheticImages:
         return whole.contiguous(memory_format=torch.channels_last)
 
     def learn(self, label: int, loss: Tensor) -> None:
-        """Take in the gradient of the loss of a class, and step if every class has its own step."""
+        """Take in the gradient of the loss of a class."""
         leaf = self._leaves[label]
         (leaf.grad,) = torch.autograd.grad(loss, leaf)
-        if self._config.update == "class":
-            self.step()
 
     def step(self) -> None:
-        """Move the images of the classes whose gradients have come."""
+        """Move the images by the gradients that have come."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
