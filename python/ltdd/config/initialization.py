@@ -85,11 +85,7 @@ class GraphCut(_Initialization):
     method: Literal["graph_cut"] = "graph_cut"
 
 
-AnyInitialization: TypeAlias = (
-    InitializationConfig | ClusteredCrops | RandomReal | Noise | KCenter | GraphCut
-)
-
-
+@settings
 class Tiled(_Initialization):
     """Whole real images, f x f of them shrunk into every synthetic one (arXiv:2205.14959)."""
 
@@ -105,5 +101,7 @@ class Tiled(_Initialization):
     """That network."""
 
 
-AnyInitialization: TypeAlias = InitializationConfig | ClusteredCrops | RandomReal | Noise | Tiled
+AnyInitialization: TypeAlias = (
+    InitializationConfig | ClusteredCrops | RandomReal | Noise | KCenter | GraphCut | Tiled
+)
 STAGES["initialization"] = get_args(AnyInitialization)

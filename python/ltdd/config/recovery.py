@@ -7,13 +7,11 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from annotated_types import Ge, Interval
 
 from ltdd.config.settings import AreaShare, Count, Hint, Names, Number, Weight, Whole, settings
-from ltdd.config.stage import STAGES, Stage
+from ltdd.config.stage import DSA_OPERATIONS, STAGES, Stage, check_names
 from ltdd.errors import UserError
 
 Share = Annotated[Number, Interval(ge=0, le=1)]
 """Part of a whole."""
-DSA = ("flip", "color", "crop", "scale", "rotate", "cutout")
-"""Operations of siamese augmentation (arXiv:2102.08259)."""
 
 
 @settings
@@ -111,7 +109,7 @@ class _Matching(_Recovery):
     """Weight decay of a network."""
 
     def __post_init__(self) -> None:
-        check_operations("recovery.augmentation", self.augmentation)
+        check_names("recovery.augmentation", self.augmentation, DSA_OPERATIONS)
 
 
 @settings
@@ -151,7 +149,7 @@ class GradientMatching(_Matching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_operations("recovery.network_augmentation", self.network_augmentation)
+        check_names("recovery.network_augmentation", self.network_augmentation, DSA_OPERATIONS)
 
 
 @settings
@@ -198,13 +196,6 @@ class DistributionMatching(_Matching):
                 "expected recovery.augmentation [] with recovery.distance characteristic, whose "
                 f"real side is stored, got {list(self.augmentation)}"
             )
-
-
-def check_operations(field: str, names: tuple[str, ...]) -> None:
-    """Refuse unknown operations of siamese augmentation."""
-    for name in names:
-        if name not in DSA:
-            raise UserError(f"expected {field} among {', '.join(DSA)}; got {name!r}")
 
 
 AnyRecovery: TypeAlias = RecoveryConfig | NoRecovery | GradientMatching | DistributionMatching

@@ -88,6 +88,8 @@ class DistilledSet:
     def fkd_logits(self) -> PackedLogits | None:
         """Read the logits (epochs, M, K) of every view; None if the set has only static ones.
 
+        Where students are shown f^2 images of each stored one, M counts these.
+
         Raises:
             UserError: the file does not belong to this set.
         """
@@ -95,9 +97,10 @@ class DistilledSet:
             return None
         tensors, _ = read_tensors(self.root / FKD)
         table = PackedLogits.from_tensors("logits", tensors, len(self.class_names))
-        if len(table.shape) != 3 or table.shape[1] != len(self):
+        shown = len(self) * int(self.manifest["student_training"].get("decode", 1)) ** 2
+        if len(table.shape) != 3 or table.shape[1] != shown:
             raise UserError(
-                f"expected logits (epochs, {len(self)}, {len(self.class_names)}) in "
+                f"expected logits (epochs, {shown}, {len(self.class_names)}) in "
                 f"{self.root / FKD}, got {tuple(table.shape)}"
             )
         return table

@@ -67,13 +67,16 @@ def training_sets(run: Run, images: Stored[ImageSet], labels: SoftLabels) -> lis
     """
     names = ["student", *(name for name in run.config.evaluation.baselines if name != FULL)]
     real = _random_real(run) if any(COMPARISONS[who].real for who in names) else images
+    distilled = labels.shown
     sets = []
     for who in names:
         compared = COMPARISONS[who]
-        shown = real if compared.real else _all_real(run) if compared.every else images
+        shown = real if compared.real else _all_real(run) if compared.every else distilled
         schedule = run.schedule if compared.augmented else _bare(run.schedule)
         if compared.every:
             schedule = _of_as_many_steps(schedule, len(shown.value.labels))
+        elif compared.real:  # one for every distilled image, and whole
+            schedule = dataclasses.replace(schedule, num_images=len(shown.value.labels))
         kind = compared.kind(run.config.relabeling.labels)
         sets.append(TrainingSet(who, shown, labels.source(kind, shown, schedule), schedule))
     return sets

@@ -74,15 +74,17 @@ class SoftLabels:
     Attributes:
         run: the run.
         teacher: network that gives them.
-        images: the images that they are of.
+        images: the distilled images.
+        shown: what students are shown of them.
         calibration: of all soft labels.
-        static: of the un-augmented images, (M, K).
-        views: of every view, (epochs, M, K); None unless asked for.
+        static: of the un-augmented distilled images, (M, K).
+        views: of every view of what is shown, (epochs, M * f^2, K); None unless asked for.
     """
 
     run: Run
     teacher: Stored[nn.Module]
     images: Stored[ImageSet]
+    shown: Stored[ImageSet]
     calibration: Calibration
     static: Stored[PackedLogits]
     views: Stored[PackedLogits] | None
@@ -90,9 +92,12 @@ class SoftLabels:
     def source(
         self, kind: Labels, images: Stored[ImageSet], schedule: ViewSchedule
     ) -> Stored[LabelSource]:
-        """Return labels of a kind for images and their views."""
+        """Return labels of a kind for images and their views.
+
+        Static labels of a distilled image are those of all that is decoded from it.
+        """
         run, calibration = self.run, self.calibration
-        own, device = images.key == self.images.key, run.runtime.device
+        own, device = images.key == self.shown.key, run.runtime.device
         match kind:
             case "hard":
                 return Stored(HardLabels(), fingerprint([kind]))
@@ -106,7 +111,9 @@ class SoftLabels:
                 if not own:
                     logits = static_logits(run, self.teacher, images)
                     static = pack_static(run, logits, calibration)
-                return static.map(lambda packed: StaticLabels(packed[:], device))
+                times = len(images.value.labels) // static.value.shape[0]
+                logits = static.map(lambda packed: packed[:].repeat_interleave(times, 0))
+                return logits.map(lambda rows: StaticLabels(rows, device))
             case "fkd":
                 views = self.views
                 if views is None or not own or schedule != run.schedule:
@@ -118,10 +125,10 @@ def relabel_images(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet
     """Stage 5: return the teacher's labels of the images."""
     logits = static_logits(run, teacher, images)
     calibration = calibrate_labels(run, logits, images)
-    static, views = pack_static(run, logits, calibration), None
+    static, views, shown = pack_static(run, logits, calibration), None, run.shown(images)
     if run.config.relabeling.labels == "fkd":
-        views = label_schedule(run, teacher, images, run.schedule, calibration)
-    return SoftLabels(run, teacher, images, calibration, static, views)
+        views = label_schedule(run, teacher, shown, run.schedule, calibration)
+    return SoftLabels(run, teacher, images, shown, calibration, static, views)
 
 
 def calibrate_labels(run: Run, logits: Stored[Tensor], images: Stored[ImageSet]) -> Calibration:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ltdd.config import DistillConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
-from ltdd.data.image_spec import ImageSpec
+from ltdd.data.formation import decode_set
+from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.memory import keep_freed_memory
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Runtime, choose_kernels
-from ltdd.engine.stage_runner import StageRunner
+from ltdd.engine.stage_runner import StageRunner, Stored
+from ltdd.engine.storage.files import tensors_sha256
 from ltdd.engine.watching.events import EVENTS, EventLog
 from ltdd.models import Network, build_model
 from ltdd.models.inference import predict_logits
@@ -104,11 +106,22 @@ class Run:
 
     @property
     def schedule(self) -> ViewSchedule:
-        """The views every student of this run trains on."""
-        count, size = self.data.num_classes * self.config.ipc, self.data.image_size
+        """The views every student of the distilled set trains on."""
+        stored, size = self.data.num_classes * self.config.ipc, self.data.image_size
+        count = stored * self.config.evaluation.decode**2
         return ViewSchedule(
             self.config.seed, count, size, size, self.spec.flip, self.config.evaluation
         )
+
+    def shown(self, images: Stored[ImageSet]) -> Stored[ImageSet]:
+        """Return what students are shown of a distilled set: its images after decoding.
+
+        Their key is a hash of their pixels, as that of the stored ones.
+        """
+        if self.config.evaluation.decode == 1:
+            return images
+        decoded = decode_set(images.value, self.config.evaluation.decode)
+        return Stored(decoded, tensors_sha256(decoded._asdict()))
 
     def build(self, architecture: str) -> Network:
         """Return an untrained network for the run's images."""

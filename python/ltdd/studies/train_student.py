@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltdd.config import Device, DistillConfig, Precision
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.augmentation.student_views import ViewSchedule
+from ltdd.data.formation import decode_set
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
@@ -99,19 +100,21 @@ def train_student(
     classes = len(distilled.class_names)
     spec = ImageSpec(size, channels, classes, distilled.normalization, config.horizontal_flip)
     tested = None if test is None else _test_set(test, distilled)
-    batches = -(-len(distilled) // config.evaluation.batch_size)
-    two = distilled.images[: min(2, len(distilled) // batches)]  # no batch is smaller
+    stored_images = ImageSet(distilled.images, distilled.labels)
+    decoded = decode_set(stored_images, config.evaluation.decode)
+    batches = -(-len(decoded.labels) // config.evaluation.batch_size)
+    two = decoded.images[: min(2, len(decoded.labels) // batches)]  # no batch is smaller
     _try(model, normalize(two, *spec.normalization.tensors()), classes, runtime)
     student = _Logits(model)
     trained = training.train_student(
         student,
-        ImageSet(distilled.images, distilled.labels),
+        decoded,
         source,
         ViewSchedule(
             config.seed,
-            len(distilled),
-            distilled.images.shape[2],
-            distilled.images.shape[3],
+            len(decoded.labels),
+            size,
+            size,
             config.horizontal_flip,
             config.evaluation,
         ),
@@ -145,12 +148,13 @@ def _label_source(
             f"train_student: expected stored labels of every view in {distilled.root}, got only "
             "static ones; use labels='static'"
         )
-    return StaticLabels(distilled.logits, device)
+    times = config.evaluation.decode**2
+    return StaticLabels(distilled.logits.repeat_interleave(times, 0), device)
 
 
 def _check_views(table: PackedLogits, stored: DistillConfig, config: DistillConfig) -> None:
     """Stored labels belong to the views of one schedule; it may only be cut short."""
-    for name in VIEW_FIELDS:
+    for name in (*VIEW_FIELDS, "decode"):
         was, now = getattr(stored.evaluation, name), getattr(config.evaluation, name)
         if was != now and name != "epochs":
             raise UserError(
