@@ -274,6 +274,17 @@ def test_the_rate_is_for_pixels_of_a_unit(data: LongTailedData, runtime: Runtime
     torch.testing.assert_close(steps["normalized"], steps["unit"] * ratio, atol=1e-6, rtol=1e-2)
 
 
+def test_the_rate_may_grow_with_the_set(data: LongTailedData, runtime: Runtime) -> None:
+    """Two images of 8 pixels: 2 / 10 and 8 / 32 squared."""
+    start = noise(data, 2)
+    start = start._replace(images=0.4 + 0.2 * start.images)
+    plain = dataclasses.replace(DC, image_learning_rate=0.1)
+    scaled = dataclasses.replace(DC, image_learning_rate=8.0, scaled_rate=True)
+    torch.testing.assert_close(
+        matched(data, start, plain, runtime), matched(data, start, scaled, runtime)
+    )
+
+
 def test_networks_with_batch_norm_are_refused(data: LongTailedData) -> None:
     config = DistillConfig(recovery=GradientMatching(network="convnet3_bn"))
     with pytest.raises(UserError, match=r"recovery\.network: expected a network without batch n"):

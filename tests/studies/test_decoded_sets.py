@@ -1,4 +1,4 @@
-"""Sets whose images hold several training images: what students are shown, and what is published."""
+"""Sets whose images hold several training images: what is shown to students, and published."""
 
 from __future__ import annotations
 

@@ -95,6 +95,9 @@ class _Matching(_Recovery):
     `scale`, `rotate`, `cutout`; `flip` only where mirroring keeps the class."""
     image_learning_rate: Weight = 0.1
     """Learning rate of the images."""
+    scaled_rate: bool = False
+    """Multiply it by ipc / 10 and (side / 32)^2 (arXiv:2205.14959): an image's share of the
+    gradient is smaller the more images there are."""
     pixels: Literal["normalized", "unit"] = "normalized"
     """What the learning rate of the images is for: pixels as networks see them, or in [0, 1]."""
     image_momentum: Share = 0.5

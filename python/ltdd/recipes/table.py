@@ -5,7 +5,9 @@ from __future__ import annotations
 from ltdd.config.settings import close_match
 from ltdd.errors import UserError
 from ltdd.recipes.coresets import GRAPH_CUT, K_CENTER, RANDOM
+from ltdd.recipes.distribution_matching import CSDM, DM, IDM
 from ltdd.recipes.edc import ADSA, EDC, G_VBSM
+from ltdd.recipes.gradient_matching import DC, DREAM, DSA, IDC
 from ltdd.recipes.rded import RDED
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
@@ -14,7 +16,10 @@ from ltdd.recipes.unimix import UNIMIX
 
 _CORESETS = (RANDOM, K_CENTER, GRAPH_CUT)
 _ONE_LEVEL = (SRE2L, RDED, G_VBSM, EDC, ADSA, UNIMIX)
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (RLDD, *_CORESETS, *_ONE_LEVEL)}
+_MATCHING = (DC, DSA, IDC, DREAM, DM, IDM, CSDM)
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (RLDD, *_CORESETS, *_ONE_LEVEL, *_MATCHING)
+}
 """Name -> method."""
 
 

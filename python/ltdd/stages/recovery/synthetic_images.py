@@ -31,7 +31,8 @@ class SyntheticImages:
     Attributes:
         pixels: float32 (K, ipc, C, H, W), in the unit that the learning rate is for.
         optimizer: of the pixels.
-        labels: int64 (K * ipc * f^2,), of what networks are shown.
+        of_class: ipc * f^2, training images of a class.
+        labels: int64 (K * ipc * f^2,), of all of them.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class SyntheticImages:
         self._low, self._high = (self._unit(torch.full_like(self._mean, v)) for v in (0.0, 1.0))
         self._fill = self._unit(torch.full_like(self._mean, FILL))
         self._leaves = [part.detach().requires_grad_() for part in self.pixels]
-        self.optimizer = torch.optim.SGD(
-            self._leaves, lr=config.image_learning_rate, momentum=config.image_momentum
-        )
-        self.of_class = self.pixels.shape[1] * config.formation**2
+        rate, ipc = config.image_learning_rate, self.pixels.shape[1]
+        if config.scaled_rate:
+            rate *= ipc / 10 * (spec.size / 32) ** 2
+        self.optimizer = torch.optim.SGD(self._leaves, lr=rate, momentum=config.image_momentum)
+        self.of_class = ipc * config.formation**2
         labels = torch.arange(spec.num_classes, device=runtime.device)
         self.labels = labels.repeat_interleave(self.of_class)
 
