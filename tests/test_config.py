@@ -126,11 +126,11 @@ def test_another_form_keeps_what_both_have() -> None:
         (lambda: DistillConfig.from_dict({"recovery": []}), "recovery to be a mapping of fields"),
         (
             lambda: DistillConfig.from_dict({"recovery": {"method": ["none"]}}),
-            "recovery.method to be one of alignment, none, got ['none']",
+            "recovery.method to be one of alignment, none, ",
         ),
         (
             lambda: DistillConfig.from_dict({"recovery": {"method": "none", "iterations": 3}}),
-            "recovery.iterations: a field of recovery.method alignment, got recovery.method none",
+            "recovery.iterations: a field of recovery.method alignment or ",
         ),
     ],
 )

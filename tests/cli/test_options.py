@@ -35,7 +35,11 @@ def test_the_options_are_those_of_the_list() -> None:
 
 
 def test_every_field_is_an_option_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the help of the forms that have it."""
     shown = helped(capsys)
+    for stage, forms in STAGES.items():
+        for form in forms[1:]:
+            shown += helped(capsys, f"--{stage}.{form.FORM}", form.form())
     for name, spec in fields():
         assert len(spec.doc) > 10, name
         option = name if "." in name else name.replace("_", "-")

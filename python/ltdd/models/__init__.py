@@ -20,6 +20,7 @@ __all__ = ["ARCHITECTURES", "Network", "build_model"]
 ARCHITECTURES: Mapping[str, str] = {
     "convnet1": "ConvNet-1, width 128, instance norm (8 px and more)",
     "convnet2": "ConvNet-2, width 128, instance norm (8 px and more)",
+    "convnet2_w32": "ConvNet-2, width 32, instance norm (8 px and more)",
     "convnet3": "ConvNet-3, width 128, instance norm (8 px and more)",
     "convnet3_w32": "ConvNet-3, width 32, instance norm (8 px and more)",
     "convnet4": "ConvNet-4, width 128, instance norm (16 px and more)",
@@ -47,6 +48,7 @@ ARCHITECTURES: Mapping[str, str] = {
 _BUILDERS: Mapping[str, Callable[..., Network]] = {
     "convnet1": partial(convnet, 1, instance_norm),
     "convnet2": partial(convnet, 2, instance_norm),
+    "convnet2_w32": partial(convnet, 2, instance_norm, width=32),
     "convnet3": partial(convnet, 3, instance_norm),
     "convnet3_w32": partial(convnet, 3, instance_norm, width=32),
     "convnet4": partial(convnet, 4, instance_norm),

@@ -53,7 +53,7 @@ DM = Recipe(
         "demo": {
             "recovery": _DM
             | {
-                "network": "convnet3_w32",
+                "network": "convnet2_w32",
                 "iterations": 300,
                 "real_batch": 32,
                 "augmentation": SMALL_OPERATIONS,
@@ -131,7 +131,7 @@ IDM = Recipe(
             "initialization": _BLENDED | {"tiles": 1},  # of 2 x 2 in 8 pixels nothing is left
             "recovery": _IDM
             | {
-                "network": "convnet3_w32",
+                "network": "convnet2_w32",
                 "iterations": 300,
                 "pool": 5,
                 "pool_period": 60,
@@ -206,7 +206,7 @@ CSDM = Recipe(
         "demo": {
             "recovery": _CSDM
             | {
-                "network": "convnet3_w32",
+                "network": "convnet2_w32",
                 "iterations": 300,
                 "image_learning_rate": 100.0,
                 "pool": 10,

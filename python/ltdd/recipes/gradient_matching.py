@@ -59,7 +59,7 @@ def _published_dc(data: str, image_size: int | None, ipc: int) -> Settings:
 
 
 _SHORT_DC: Settings = {
-    "network": "convnet3_w32",
+    "network": "convnet2_w32",
     "outer": 60,
     "inner": 3,
     "network_epochs": 5,
@@ -186,7 +186,7 @@ def _published_dream(data: str, image_size: int | None, ipc: int) -> Settings:
 
 def _idc_budgets(outer_demo: int, outer_cpu: int, recovery: Settings, start: Settings) -> Settings:
     small: Settings = {
-        "network": "convnet3_w32",
+        "network": "convnet2_w32",
         "outer": outer_demo,
         "inner": 5,
         "real_batch": 16,
