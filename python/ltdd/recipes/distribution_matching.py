@@ -17,7 +17,6 @@ _SMALL_STUDENT: Settings = {"epochs": 300, "dsa_operations": SMALL_OPERATIONS}
 _DM: Settings = {
     "method": "distribution",
     "distance": "mean",  # DM, Eq. 5
-    "image_learning_rate": 1.0,  # DM
     "image_momentum": 0.5,
     "pool": 1,  # DM: a fresh network for every step
     "pool_start": 1,
@@ -31,6 +30,7 @@ def _published_dm(data: str, image_size: int | None, ipc: int) -> Settings:
     tiny = published_name(data, image_size)[0] == "tiny-imagenet"
     recovery = {
         "network": matching_network(data, image_size),
+        "image_learning_rate": 1.0,  # DM
         "iterations": 10_000 if tiny else 20_000,  # DM
         "real_batch": 256,  # DM
         "augmentation": DSA_OPERATIONS,  # DM
@@ -54,6 +54,7 @@ DM = Recipe(
             "recovery": _DM
             | {
                 "network": "convnet2_w32",
+                "image_learning_rate": 1.0,  # DM
                 "iterations": 300,
                 "real_batch": 32,
                 "augmentation": SMALL_OPERATIONS,
@@ -62,7 +63,12 @@ DM = Recipe(
         },
         "cpu": {
             "recovery": _DM
-            | {"iterations": 500, "real_batch": 128, "augmentation": DSA_OPERATIONS},
+            | {
+                "image_learning_rate": 1.0,
+                "iterations": 500,
+                "real_batch": 128,
+                "augmentation": DSA_OPERATIONS,
+            },
             "evaluation": {"epochs": 1000},
         },
     },
@@ -71,7 +77,6 @@ DM = Recipe(
 _IDM: Settings = {
     "method": "distribution",
     "distance": "mean",
-    "image_learning_rate": 0.2,  # IDM
     "image_momentum": 0.5,
     "pool_start": 3,  # IDM
     "trained_networks": 2,  # IDM
@@ -99,7 +104,8 @@ def _published_idm(data: str, image_size: int | None, ipc: int) -> Settings:
         "initialization": {"tiles": 2},  # IDM
         "recovery": {
             "network": matching_network(data, image_size),
-            "iterations": 20_000,  # IDM, and all below
+            "image_learning_rate": 0.2,  # IDM, and all below
+            "iterations": 20_000,
             "pool": 100,
             "pool_period": 5 if ipc == 1 else 30,
             "network_steps": 50 if longer else 10,
@@ -132,6 +138,7 @@ IDM = Recipe(
             "recovery": _IDM
             | {
                 "network": "convnet2_w32",
+                "image_learning_rate": 0.2,  # IDM
                 "iterations": 300,
                 "pool": 5,
                 "pool_period": 60,
@@ -146,6 +153,7 @@ IDM = Recipe(
             "initialization": _BLENDED | {"tiles": 2},
             "recovery": _IDM
             | {
+                "image_learning_rate": 0.2,  # IDM
                 "iterations": 300,
                 "pool": 10,
                 "pool_period": 15,

@@ -28,7 +28,6 @@ _DC: Settings = {
     "method": "gradient",
     "distance": "rows_cosine",  # DC, Eq. 9
     "parameters": "weights",
-    "image_learning_rate": 0.1,  # DC
     "image_momentum": 0.5,
     "network_data": "synthetic",  # DC, algorithm 1
 }
@@ -45,6 +44,7 @@ def _published(data: str, image_size: int | None, ipc: int) -> Settings:
     inner, epochs = _LOOPS[max(known for known in _LOOPS if known <= ipc)]
     recovery = {
         "network": matching_network(data, image_size),
+        "image_learning_rate": 0.1,  # DC, and all below
         "outer": 1000,
         "inner": inner,
         "network_epochs": epochs,
@@ -59,13 +59,20 @@ def _published_dc(data: str, image_size: int | None, ipc: int) -> Settings:
 
 
 _SHORT_DC: Settings = {
-    "network": "convnet2_w32",
+    "network": "convnet2_w32",  # ConvNet-3 would normalise maps of 2 x 2 pixels, and learns nothing
+    "image_learning_rate": 0.3,  # measured
     "outer": 60,
     "inner": 3,
     "network_epochs": 5,
     "real_batch": 32,
 }
-_CPU_DC: Settings = {"outer": 50, "inner": 10, "network_epochs": 10, "real_batch": 64}
+_CPU_DC: Settings = {
+    "image_learning_rate": 0.1,
+    "outer": 50,
+    "inner": 10,
+    "network_epochs": 10,
+    "real_batch": 64,
+}
 
 DC = Recipe(
     name="dc",
@@ -121,7 +128,6 @@ _IDC: Settings = {
     "method": "gradient",
     "distance": "squared",  # IDC
     "parameters": "convolutions",  # IDC
-    "image_learning_rate": 5e-3,  # IDC
     "scaled_rate": True,  # IDC
     "image_momentum": 0.5,
     "pixels": "unit",
@@ -157,14 +163,13 @@ def _published_idc(data: str, image_size: int | None, ipc: int) -> Settings:
     tiny = published_name(data, image_size)[0] == "tiny-imagenet"
     recovery: Settings = _FORMED | {
         "network": matching_network(data, image_size),
+        "image_learning_rate": 1e-6 if tiny and ipc >= 50 else 5e-3,
         "outer": 2000,
         "inner": 100,
         "real_batch": 64 if tiny else 128,
         "synthetic_batch": 128,
         "network_images": 1000 if tiny else 2000,
     }
-    if tiny and ipc >= 50:
-        recovery |= {"image_learning_rate": 1e-6}
     settings = class_label_settings(data, image_size, ipc)
     return {
         **settings,
@@ -186,7 +191,8 @@ def _published_dream(data: str, image_size: int | None, ipc: int) -> Settings:
 
 def _idc_budgets(outer_demo: int, outer_cpu: int, recovery: Settings, start: Settings) -> Settings:
     small: Settings = {
-        "network": "convnet2_w32",
+        "network": "convnet2_w32",  # as for DC
+        "image_learning_rate": 0.05,  # measured
         "outer": outer_demo,
         "inner": 5,
         "real_batch": 16,
@@ -196,6 +202,7 @@ def _idc_budgets(outer_demo: int, outer_cpu: int, recovery: Settings, start: Set
         "network_augmentation": ["color", "crop"],
     }
     larger: Settings = _FORMED | {
+        "image_learning_rate": 5e-3,  # IDC
         "outer": outer_cpu,
         "inner": 20,
         "real_batch": 64,
