@@ -7,10 +7,15 @@ phases, but no settings: all without another word are ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from ltdd.recipes.columns import DSA_STUDENT, HARD_LABELS, class_label_settings
 from ltdd.recipes.gradient_matching import DSA_OPERATIONS, SMALL_OPERATIONS, matching_network
-from ltdd.recipes.recipe import Recipe, Settings
+from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import published_name
+
+Settings = dict[str, Any]
 
 _SMALL_STUDENT: Settings = {"epochs": 300, "dsa_operations": SMALL_OPERATIONS}
 
@@ -35,7 +40,7 @@ def _published_dm(data: str, image_size: int | None, ipc: int) -> Settings:
         "real_batch": 256,  # DM
         "augmentation": DSA_OPERATIONS,  # DM
     }
-    return class_label_settings(data, image_size, ipc) | {"recovery": recovery}
+    return {**class_label_settings(data, image_size, ipc), "recovery": recovery}
 
 
 DM = Recipe(
@@ -46,7 +51,7 @@ DM = Recipe(
         "initialization": {"method": "random_real"},  # DM
         "recovery": _DM,
         "relabeling": HARD_LABELS,
-        "evaluation": DSA_STUDENT | {"batch_size": 256},  # DM: as DSA
+        "evaluation": {**DSA_STUDENT, "batch_size": 256},  # DM: as DSA
     },
     published=_published_dm,
     budgets={
@@ -86,7 +91,7 @@ _IDM: Settings = {
     "network_data": "long_tailed",  # as it lies; IDM knows balanced data only
 }
 
-_IDM_WEIGHTS = {
+_IDM_WEIGHTS: Mapping[str, Callable[[int], float]] = {
     "cifar10": lambda ipc: 0.5 if ipc < 50 else 0.1,
     "cifar100": lambda ipc: 0.5 if ipc < 10 else 0.1,
     "tiny-imagenet": lambda ipc: 0.5 if ipc < 50 else 0.8,
@@ -129,7 +134,7 @@ IDM = Recipe(
         "initialization": _BLENDED,
         "recovery": _IDM,
         "relabeling": HARD_LABELS,
-        "evaluation": DSA_STUDENT | {"batch_size": 256},  # IDM: as DSA
+        "evaluation": {**DSA_STUDENT, "batch_size": 256},  # IDM: as DSA
     },
     published=_published_idm,
     budgets={
@@ -196,7 +201,7 @@ def _published_csdm(data: str, image_size: int | None, ipc: int) -> Settings:
         "frequencies": 4096,
         "ce_weight": 1e-4,
     }
-    return class_label_settings(data, image_size, ipc) | {"recovery": recovery}
+    return {**class_label_settings(data, image_size, ipc), "recovery": recovery}
 
 
 CSDM = Recipe(
@@ -207,7 +212,7 @@ CSDM = Recipe(
         "initialization": {"method": "random_real"},
         "recovery": _CSDM,
         "relabeling": HARD_LABELS,
-        "evaluation": DSA_STUDENT | {"batch_size": 256},
+        "evaluation": {**DSA_STUDENT, "batch_size": 256},
     },
     published=_published_csdm,
     budgets={

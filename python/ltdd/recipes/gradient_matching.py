@@ -10,10 +10,13 @@ Deviation: noise is cut to the range of pixels; weight decay of students spares 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ltdd.recipes.columns import DSA_STUDENT, HARD_LABELS, class_label_settings
-from ltdd.recipes.recipe import Recipe, Settings
+from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import published_name
+
+Settings = dict[str, Any]
 
 DSA_OPERATIONS = ["color", "crop", "cutout", "flip", "scale", "rotate"]  # DSA
 SMALL_OPERATIONS = ["color", "crop", "cutout"]
@@ -50,7 +53,7 @@ def _published(data: str, image_size: int | None, ipc: int) -> Settings:
         "network_epochs": epochs,
         "real_batch": 256,
     }
-    return class_label_settings(data, image_size, ipc) | {"recovery": recovery}
+    return {**class_label_settings(data, image_size, ipc), "recovery": recovery}
 
 
 def _published_dc(data: str, image_size: int | None, ipc: int) -> Settings:
@@ -112,7 +115,7 @@ DSA = Recipe(
         "initialization": {"method": "random_real"},  # DSA
         "recovery": _DSA,
         "relabeling": HARD_LABELS,
-        "evaluation": DSA_STUDENT | _BATCH,
+        "evaluation": {**DSA_STUDENT, **_BATCH},
     },
     published=_published_dsa,
     budgets={

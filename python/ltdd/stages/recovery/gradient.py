@@ -32,6 +32,7 @@ from ltdd.engine.chunks import Chunks, whole_batch
 from ltdd.engine.finite import check_finite
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.tensor_trees import to_device
 from ltdd.models.inference import view_logits
 from ltdd.stages.recovery.distances import rows_cosine, squared
 from ltdd.stages.recovery.matching_networks import (
@@ -253,8 +254,8 @@ class _Matching:
 def _mix(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Paste a box of other images into images (CutMix), and mix the class probabilities alike."""
     partner = torch.randperm(len(images), generator=generator).to(images.device)
-    box = random_cut_box(*images.shape[2:], generator)
-    box = type(box)(box.edges.to(images.device), box.kept.to(images.device))
+    height, width = images.shape[2:]
+    box = to_device(random_cut_box(height, width, generator), images.device)
     mixed = to_channels_last(paste(images, images[partner], box))
     kept = box.kept.float()
     return mixed, kept * targets + (1 - kept) * targets[partner]
