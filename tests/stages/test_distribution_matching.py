@@ -10,10 +10,12 @@ import torch
 from helpers.stripes import Recorder, make_data
 from torch import Tensor
 
-from ltdd.config import DistributionMatching
+from ltdd.config import DistillConfig, DistributionMatching
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
+from ltdd.models import build_model
+from ltdd.preflight import estimated_bytes
 from ltdd.stages.recovery import distribution
 from ltdd.stages.recovery.distribution import match_distributions
 from ltdd.stages.recovery.matching_networks import RealImages
@@ -88,6 +90,17 @@ def test_the_pool_never_outgrows_its_size_and_the_oldest_goes(
         pool.admit()
         ages = [member.number for member in pool.members]
         assert ages == list(range(max(0, born - IDM.pool), born))
+
+
+def test_the_checkpoint_of_a_pool_needs_room_on_the_disk(data: LongTailedData) -> None:
+    needed = [
+        estimated_bytes(DistillConfig(recovery=DistributionMatching(pool=size)), data)
+        for size in (60, 100)
+    ]
+    network = build_model("convnet3", 3, 8, 3)
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    # Each network with its momentum, and the file once more while it is replaced.
+    assert needed[1] - needed[0] == 40 * 2 * 2 * weights
 
 
 def test_a_fresh_network_enters_after_every_period(

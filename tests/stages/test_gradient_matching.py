@@ -192,6 +192,23 @@ def test_representatives_are_chosen_anew_after_an_interval(
     assert len(calls) == 3 * data.num_classes  # before steps 0, 2 and 4
 
 
+@pytest.mark.parametrize("ipc", [1, 20])
+def test_no_graph_grows_with_images_per_class(
+    ipc: int, data: LongTailedData, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: set[int] = set()
+    look = gradient._Matching._gradients
+
+    def watch(self: Any, images: Tensor, *rest: Any, **more: Any) -> Any:
+        sizes.add(len(images))
+        return look(self, images, *rest, **more)
+
+    monkeypatch.setattr(gradient._Matching, "_gradients", watch)
+    config = dataclasses.replace(IDC, formation=2, real_batch=6, synthetic_batch=7)
+    matched(data, noise(data, ipc), config, runtime)
+    assert max(sizes) == (6 if ipc == 1 else 7)
+
+
 def test_convolutions_alone_leave_the_classifier_out(
     data: LongTailedData, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
