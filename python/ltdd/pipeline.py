@@ -18,10 +18,12 @@ from ltdd.config import DistillConfig
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
+from ltdd.engine.distributed.ranks import current
+from ltdd.engine.distributed.session import session
 from ltdd.engine.public import public
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import resolve_device
-from ltdd.engine.storage.files import write_json
+from ltdd.engine.storage.files import fingerprint, write_json
 from ltdd.engine.storage.run_folder import open_run
 from ltdd.engine.surroundings import user_path
 from ltdd.engine.watching import provenance
@@ -68,14 +70,22 @@ def distill(
         FolderInUse: another process works in the folder.
     """
     out, options = user_path(out), options or RunOptions()
-    resolve_device(config.device)
-    if data is None:
-        data = load_source(config, options)
+    with session(resolve_device(config.device)) as ranks:
+        return _distill(config, out, data, options.of_rank(ranks.rank))
+
+
+def _distill(
+    config: DistillConfig, out: Path, given: LongTailedData | None, options: RunOptions
+) -> dict[str, Any]:
+    ranks = current()
+    if given is None:
+        data = ranks.in_turn(lambda: load_source(config, options))
     else:
-        config = with_data(config, data)
+        data, config = given, with_data(config, given)
     check_networks(config, data)
-    check_disk_space(config, data, out)
-    with open_run(out, config.to_dict(), data.split_sha256):
+    check_same(config, data)
+    ranks.first_only(lambda: check_disk_space(config, data, out))
+    with ranks.first_holds(lambda: open_run(out, config.to_dict(), data.split_sha256)):
         origin = provenance.collect(options)
         run = Run.create(config, data, out, options)
         introduce(run)
@@ -84,7 +94,7 @@ def distill(
         start = initialize_images(run, experts.teacher)
         images = recover_images(run, experts.observers, statistics, start).images
         labels = relabel_images(run, experts.teacher, images)
-        publish(run, images.value, labels)
+        ranks.first_only(lambda: publish(run, images.value, labels))
         drift = measure_drift(run, experts.observers[0], statistics[0], start, images)
         nearest = measure_nearness(run, experts.teacher, images)
         students = evaluate_students(run, training_sets(run, images, labels))
@@ -93,10 +103,31 @@ def distill(
         results |= {"drift": drift, "nearest": nearest, "originals": data.originals}
         seconds = sum(stage["seconds"] for stage in results["stages"].values())
         results["provenance"] = origin | {"seconds": seconds}
-        write_json(out / RESULTS, results)
-        record_files(out, [RESULTS])
+        ranks.first_only(lambda: write_results(out, results))
         run.log.write("done")
     return results
+
+
+def check_same(config: DistillConfig, data: LongTailedData) -> None:
+    """Check that all ranks work on the same data with the same configuration.
+
+    Raises:
+        UserError: one of them does not.
+    """
+    own = fingerprint([config.to_dict(), data.split_sha256, data.content_sha256])
+    found = current().all(own)
+    others = [rank for rank, theirs in enumerate(found) if theirs != found[0]]
+    if others:
+        raise UserError(
+            "expected the same configuration and data on all ranks, got others on rank "
+            f"{', '.join(map(str, others))}"
+        )
+
+
+def write_results(out: Path, results: dict[str, Any]) -> None:
+    """Write ``results.json`` and record it in the manifest."""
+    write_json(out / RESULTS, results)
+    record_files(out, [RESULTS])
 
 
 def load_source(config: DistillConfig, options: RunOptions) -> LongTailedData:

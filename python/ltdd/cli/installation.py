@@ -7,10 +7,12 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+import torch.distributed as dist
 
 import ltdd_ext
 from ltdd import __version__
 from ltdd.engine import cores
+from ltdd.engine.surroundings import processes
 from ltdd_ext._library import cuda_problem
 
 
@@ -23,6 +25,7 @@ def describe_installation() -> str:
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'not included'})",
         "torchvision": _version("torchvision"),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none usable",
+        "ranks": _ranks(),
         "extension": f"built with torch {info['torch']} for {info['torch_target']} and later, "
         f"by {info['compiler']}",
         "CUDA kernels": _cuda_kernels(info),
@@ -39,6 +42,15 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _ranks() -> str:
+    rank, world = processes()
+    carriers = ["gloo on CPUs"] * (dist.is_available() and dist.is_gloo_available())
+    if dist.is_available() and dist.is_nccl_available():
+        carriers.append("NCCL on GPUs")
+    here = f"rank {rank} of {world}" if world > 1 else "one process"
+    return f"{here}; several speak by {' and '.join(carriers) or 'nothing: torch is without it'}"
 
 
 def _cuda_kernels(info: dict[str, str]) -> str:

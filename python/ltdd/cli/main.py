@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ltdd.cli import commands, completion
 from ltdd.engine import cores, interruption
-from ltdd.engine.surroundings import prepare_streams
+from ltdd.engine.surroundings import prepare_streams, processes
 from ltdd.errors import UserError
 
 COMMANDS = (
@@ -28,6 +28,8 @@ COMMANDS = (
     "doctor",
 )
 """Modules of `ltdd.cli.commands`, in the order of the overview."""
+SHARED = ("distill", "doctor")
+"""Those that several processes may run together."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruption.handled():
             return _dispatch(words)
     except UserError as error:
-        return _fail(str(error), error.exit_status)
+        return error.exit_status if _told(error) else _fail(str(error), error.exit_status)
     except interruption.Interrupted as stop:
-        print(f"ltdd: stopped by {stop}; resume with the same command", file=sys.stderr)
+        if not _told(stop):
+            print(f"ltdd: stopped by {stop}; resume with the same command", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         reason = str(error).partition("\n")[0]
         return _fail(f"out of memory: {reason}")
+
+
+def _told(error: BaseException) -> bool:
+    """Return whether another process of the run says it."""
+    return bool(getattr(error, "told", False))
 
 
 def _fail(reason: str, status: int = 2) -> int:
@@ -93,6 +101,13 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}; allowed: {', '.join(COMMANDS)}")
+    rank, world = processes()
+    if world > 1 and words[0] not in SHARED:
+        error = UserError(
+            f"ltdd {words[0]}: expected one process, got {world}; do without torchrun"
+        )
+        error.told = rank > 0  # type: ignore[attr-defined]
+        raise error
     status: int | None = commands.module(words[0]).run(words[1:])
     return status or 0
 

@@ -109,7 +109,11 @@ class LongTailedData:
 
     def members(self, label: int) -> Tensor:
         """Return the positions of the training images of a class, int64 (n,)."""
-        return torch.nonzero(self.train_labels == label).flatten()
+        return self._members[label]
+
+    @cached_property
+    def _members(self) -> tuple[Tensor, ...]:
+        return by_class(self.train_labels, self.num_classes)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -282,6 +286,12 @@ def from_datasets(
     parts = all_items(train, "train"), all_items(test, "test")
     named = _named(*parts, class_names, incomplete_classes)
     return _in_python("datasets", named, imbalance_factor, image_size, fit)
+
+
+def by_class(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """Return the ascending positions of the members of every class, of labels int64 (N,)."""
+    order = labels.argsort(stable=True)
+    return tuple(order.split(torch.bincount(labels, minlength=num_classes).tolist()))
 
 
 def _labelled(part: str, images: Any, labels: Any) -> Labelled:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from ltdd.engine.distributed.ranks import current
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 
@@ -32,6 +33,24 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and (said == _ONEDNN or any(wording in said for wording in _WORDINGS))
     )
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """Return what this rank's part of a common step gives, if memory sufficed on all ranks.
+
+    Raises:
+        MemoryError: it did not on one of them; all can go on with a smaller chunk.
+    """
+    ranks, made, failed = current(), list[T](), False
+    try:
+        made.append(work())
+    except (MemoryError, RuntimeError) as error:
+        if ranks.world == 1 or not is_out_of_memory(error):
+            raise
+        failed = True
+    if ranks.any(failed):
+        raise MemoryError("out of memory on one of the ranks")
+    return made[0]
 
 
 class Chunks:

@@ -66,6 +66,12 @@ def delay(wanted: bool) -> None:
     _delayed = wanted
 
 
+def request() -> None:
+    """Ask to stop as SIGTERM does: another process of the run was asked to."""
+    global _received
+    _received = _received or signal.SIGTERM
+
+
 def requested() -> bool:
     """Return whether a delayed signal has come."""
     return _received is not None

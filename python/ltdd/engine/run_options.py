@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ class RunOptions:
     on_bad_image: OnBadImage = "fail"
     store: Path | None = field(default_factory=default_store)
     sinks: Callable[[Path], Sequence[Any]] = no_sinks
+
+    def of_rank(self, rank: int) -> RunOptions:
+        """Return what holds for one of several ranks: only the first shows what happens."""
+        return self if rank == 0 else dataclasses.replace(self, quiet=True, sinks=no_sinks)
 
     def __post_init__(self) -> None:
         check_fields(self)

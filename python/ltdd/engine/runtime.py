@@ -15,6 +15,7 @@ import torch
 
 import ltdd_ext
 from ltdd.config import Backend, DistillConfig, Precision
+from ltdd.engine.distributed.ranks import current
 from ltdd.engine.watching.progress import Progress
 from ltdd.errors import UserError
 
@@ -42,6 +43,12 @@ class Checkpoint(Protocol):
     def step(self, **state: Any) -> None:
         """Keep the state if it is time to."""
 
+    def shares(self) -> list[dict[str, Any]]:
+        """Return what every rank of a stopped run kept of its own units."""
+
+    def share(self, rank: int) -> Checkpoint:
+        """Return what keeps the state of the units of a rank."""
+
 
 class NoCheckpoint:
     """Keeps nothing: a stopped stage starts over."""
@@ -52,6 +59,14 @@ class NoCheckpoint:
 
     def step(self, **state: Any) -> None:
         """Do nothing."""
+
+    def shares(self) -> list[dict[str, Any]]:
+        """Return nothing."""
+        return []
+
+    def share(self, rank: int) -> NoCheckpoint:
+        """Return this."""
+        return self
 
 
 def stream_seed(seed: int, *keys: int | str) -> int:
@@ -92,7 +107,13 @@ class Runtime:
         """Build the surroundings that a configuration asks for."""
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
+        quiet = quiet or not current().is_first
         return cls(device, precision, config.backend, config.seed, log, quiet)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among those of the run, from 0."""
+        return current().rank
 
     @property
     def ops(self) -> ModuleType:

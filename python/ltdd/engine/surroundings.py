@@ -1,4 +1,4 @@
-"""Bear what may be missing: a home folder, a terminal, a disk that maps files."""
+"""Bear what may be missing: a home folder, a terminal, a disk that maps files, other processes."""
 
 from __future__ import annotations
 
@@ -49,6 +49,13 @@ def can_be_mapped(path: Path) -> bool:
 def shown_on_terminal() -> bool:
     """Return whether somebody watches stderr; programs without a console have none at all."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def processes() -> tuple[int, int]:
+    """Return number of this process and how many torchrun, or something like it, started."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def prepare_streams() -> None:

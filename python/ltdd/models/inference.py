@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import Normalization
 from ltdd.engine.chunks import Chunks, whole_batch
-from ltdd.engine.runtime import Runtime
+from ltdd.engine.distributed.units import each
+from ltdd.engine.runtime import NoCheckpoint, Runtime
 from ltdd.errors import UserError
 from ltdd_ext.nn import convert_observer
 
@@ -120,7 +122,15 @@ def predict_logits(
         return logits.float().cpu()
 
     chunks = Chunks("inference", batch_size, runtime)
-    logits = torch.cat(list(chunks.map(compute, len(images))))
+
+    def batch(start: int, runtime: Runtime) -> dict[str, Tensor]:
+        rows = min(batch_size, len(images) - start)
+        parts = chunks.map(lambda part: compute(slice(start + part.start, start + part.stop)), rows)
+        return {"logits": torch.cat(list(parts))}
+
+    starts = range(0, len(images), batch_size)
+    made = each("inference", starts, batch, dataclasses.replace(runtime, checkpoint=NoCheckpoint()))
+    logits = torch.cat([part["logits"] for part in made])
     model.train(was_training)
     check_logits(logits, "inference")
     return logits

@@ -55,7 +55,9 @@ class NormBlock(nn.Sequential):
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
         """Return maps (N, C, H, W), or of half that height and width."""
-        if isinstance(images, fx.Proxy) or len(self) < 3 or not _has_kernels(images):
+        # On several ranks a batch norm is of another type: it waits for those of the others.
+        known = len(self) > 2 and type(self[1]) in (InstanceNorm, nn.BatchNorm2d)
+        if isinstance(images, fx.Proxy) or not known or not _has_kernels(images):
             one_by_one: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return one_by_one
         first, norm, *rest = self

@@ -21,7 +21,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from torch.optim.swa_utils import update_bn
 
 from ltdd.config import AnyExperts, ExpertsConfig, UniMixExperts, deciding_settings
-from ltdd.data.augmentation.expert_batches import Batches, Labelled, Mixture, Pairs
+from ltdd.data.augmentation.expert_batches import (
+    Batches,
+    Drawn,
+    Labelled,
+    Mixture,
+    Pairs,
+    part_of,
+)
 from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import whole_batch
@@ -29,11 +36,12 @@ from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rat
 from ltdd.engine.finite import mean_of_losses
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_runner import Stored
+from ltdd.engine.stage_runner import Call, Stored
 from ltdd.engine.storage.files import fingerprint
 from ltdd.engine.tensor_trees import to_device
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
+from ltdd.models.data_parallel import DataParallel
 from ltdd.models.ensemble import MeanLogits
 from ltdd.models.weights import (
     Weights,
@@ -76,15 +84,18 @@ def train_experts(run: Run) -> Experts:
     """Stage 1: train the observers and the teacher, or take weights that were given."""
     settings = run.config.experts
     extra = enumerate(settings.extra_observers, 2)
-    observers = [
-        train_or_load(run, OBSERVER, settings.observer, settings.observer_weights),
-        *(train_network(run, f"{OBSERVER}{n}", name, settings) for n, name in extra),
-    ]
-    members = observers
+    wanted = [(OBSERVER, settings.observer, settings.observer_weights)]
+    wanted += [(f"{OBSERVER}{n}", name, None) for n, name in extra]
+    watched = len(wanted)
     if settings.teacher != "same":
-        members = [train_or_load(run, TEACHER, settings.teacher, settings.teacher_weights)]
+        wanted.append((TEACHER, settings.teacher, settings.teacher_weights))
     extra = enumerate(settings.extra_teachers, 2)
-    members = members + [train_network(run, f"{TEACHER}{n}", name, settings) for n, name in extra]
+    wanted += [(f"{TEACHER}{n}", name, None) for n, name in extra]
+    made = run.stages.run_all([_trained_or_given(run, *who) for who in wanted], splittable=True)
+    experts = [_frozen(run, who[1], stored) for who, stored in zip(wanted, made, strict=True)]
+    observers, members = experts[:watched], experts[watched:]
+    if settings.teacher == "same":
+        members = experts
     if len(members) == 1:
         return Experts(observers, members[0])
     networks = [member.value for member in members]
@@ -92,10 +103,10 @@ def train_experts(run: Run) -> Experts:
     return Experts(observers, Stored(MeanLogits(networks), key))
 
 
-def train_or_load(run: Run, role: str, architecture: str, file: str | None) -> Stored[nn.Module]:
-    """Return an expert with the weights of a file, or a trained one if there is none."""
+def _trained_or_given(run: Run, role: str, architecture: str, file: str | None) -> Call:
+    """Return how an expert gets the weights of a file, or is trained if there is none."""
     if file is None:
-        return train_network(run, role, architecture, run.config.experts)
+        return _training(run, role, architecture, run.config.experts, "experts")
     given = given_weights(run.config.experts, file)
     settings = {"weights": given.sha256, "class_names": given.class_names}
 
@@ -112,7 +123,7 @@ def train_or_load(run: Run, role: str, architecture: str, file: str | None) -> S
         return model.state_dict()
 
     who = {"role": role, "architecture": architecture}
-    return _frozen(run, architecture, run.stages.run("experts", settings | who, [], load))
+    return Call("experts", settings | who, [], load)
 
 
 def train_network(
@@ -127,8 +138,12 @@ def train_network(
         settings: how it is trained.
         stage: whose time and files it is.
     """
-    flip = run.config.horizontal_flip
+    stored = run.stages.run(*_training(run, role, architecture, settings, stage))
+    return _frozen(run, architecture, stored)
 
+
+def _training(run: Run, role: str, architecture: str, settings: AnyExperts, stage: str) -> Call:
+    flip = run.config.horizontal_flip
     start = None if settings.init_weights is None else starting_weights(settings.init_weights)
 
     def train(runtime: Runtime) -> Mapping[str, Tensor]:
@@ -138,8 +153,7 @@ def train_network(
     who = {"role": role, "architecture": architecture}
     if start is not None:
         who["init_weights"] = start.sha256
-    stored = run.stages.run(stage, deciding_settings(settings) | who, [], train)
-    return _frozen(run, architecture, stored)
+    return Call(stage, deciding_settings(settings) | who, [], train)
 
 
 def _frozen(run: Run, architecture: str, stored: Stored[dict[str, Tensor]]) -> Stored[nn.Module]:
@@ -187,7 +201,7 @@ class _Objective:
             weights = class_debias_weights(data.counts, config.debias_power, config.variant)
             self.config, self.weights = config, weights.to(runtime.device)
 
-    def draw(self, indices: Tensor, generator: torch.Generator) -> Mixture | Pairs | Labelled:
+    def draw(self, indices: Tensor, generator: torch.Generator) -> Drawn:
         """Draw what a step shows of the images with these indices."""
         match self.batches.config:
             case ExpertsConfig():
@@ -196,7 +210,7 @@ class _Objective:
                 return self.batches.pairs(indices, generator)
         return Labelled(self.batches.shown(indices, generator), self.batches.labels[indices])
 
-    def inputs(self, drawn: Mixture | Pairs | Labelled) -> Tensor:
+    def inputs(self, drawn: Drawn) -> Tensor:
         """Return images as the network is shown them in a step, both views together."""
         match drawn:
             case Mixture():
@@ -206,7 +220,7 @@ class _Objective:
             case Labelled():
                 return self.batches.view(drawn.shown)
 
-    def loss(self, drawn: Mixture | Pairs | Labelled, share: Tensor, size: int) -> Tensor:
+    def loss(self, drawn: Drawn, share: Tensor, size: int) -> Tensor:
         """Return the loss of what was drawn; all tensors are on the runtime's device.
 
         Args:
@@ -220,7 +234,8 @@ class _Objective:
             return soft_cross_entropy(logits, one_hot(drawn.labels, batches.num_classes))
         if isinstance(drawn, Pairs):
             logits, labels = self._pass(batches.unimix(drawn), size), drawn.labels
-            return bayias_loss(logits, labels, labels[drawn.partner], drawn.lam, self.counts)
+            own, others = labels[: len(drawn.partner)], labels[drawn.partner]
+            return bayias_loss(logits, own, others, drawn.lam, self.counts)
         inputs, targets = batches.mix_views(drawn)
         plain, rebalanced, z, p = (o.chunk(2) for o in self._pass(inputs, size))
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
@@ -317,19 +332,20 @@ def train_expert(
         fused=runtime.device.type == "cuda",
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
-    objective = _Objective(network, batches, data, runtime)
+    parallel = DataParallel(network, batch_size)
+    objective = _Objective(parallel.network, batches, data, runtime)
     averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
     def take(drawn: Any, share: Tensor, size: int) -> Tensor:
-        loss = objective.loss(drawn, share, size)
+        loss = parallel.weighted(objective.loss(drawn, share, size))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
         if averaged is not None:
             averaged.update()
-        return loss.detach()
+        return parallel.mean(loss.detach())
 
-    training = RecordedSteps(take, network, runtime)
+    training = RecordedSteps(take, network, runtime, recordable=not parallel.divides)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     if averaged is not None:
         parts["averaged"] = averaged
@@ -344,7 +360,7 @@ def train_expert(
             size = training_size(config, epoch.number, data.image_size)
             shown = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in epoch.steps(shown, parts, generator):
-                drawn = objective.draw(indices, generator)
+                drawn = part_of(objective.draw(indices, generator), parallel.rows)
                 epoch.losses.append(training(drawn, share, variant=size))
                 if step_every_batch or number == steps:
                     schedule.step()
@@ -353,14 +369,14 @@ def train_expert(
             loss = mean_of_losses(epoch.losses, f"experts: {role}", first_step)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch.number, loss=loss)
     if averaged is not None:
-        module = _finished(averaged.module, objective, len(data.train_labels), batch_size, role)
+        module = _finished(averaged.module, objective, len(data.train_labels), parallel, role)
         return module.eval().requires_grad_(False)
     return backbone.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def _finished(
-    network: nn.Module, objective: _Objective, images: int, batch_size: int, role: str
+    network: nn.Module, objective: _Objective, images: int, parallel: DataParallel, role: str
 ) -> nn.Module:
     """Return the averaged backbone after its batch norms have seen an epoch of training views.
 
@@ -370,9 +386,9 @@ def _finished(
     order = torch.randperm(images, generator=generator)
 
     def views() -> Iterator[Tensor]:
-        for indices in order.split(batch_size):
-            if len(indices) == batch_size:
-                drawn = objective.draw(indices, generator)
+        for indices in order.split(parallel.batch_size):
+            if len(indices) == parallel.batch_size:
+                drawn = part_of(objective.draw(indices, generator), parallel.rows)
                 yield objective.inputs(to_device(drawn, objective.runtime.device))
 
     with objective.runtime.autocast():

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import ImageSet, Normalization
+from ltdd.data.long_tailed_data import by_class
 from ltdd.data.nearest_rows import BATCH, Rows, nearest_rows
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.finite import check_all_finite
@@ -137,8 +138,7 @@ def sample_images(labels: Tensor, num_classes: int, runtime: Runtime) -> Tensor:
     """
     most = min(SAMPLED_PER_CLASS, max(SAMPLED // num_classes, 1))
     drawn = []
-    for label in range(num_classes):
-        members = torch.nonzero(labels == label).flatten()
+    for label, members in enumerate(by_class(labels, num_classes)):
         order = torch.randperm(len(members), generator=runtime.stream("nearest", label))
         drawn.append(members[order[:most]])
     return torch.cat(drawn).sort().values
@@ -194,7 +194,9 @@ def summarize_nearness(
     """
     sample_labels = train_labels[tensors["sample"]]
     told: dict[str, Any] = {"training_images": len(train_labels), "sampled": len(sample_labels)}
-    of_class = [(labels == c, sample_labels == c) for c in range(num_classes)]
+    of_class = list(
+        zip(by_class(labels, num_classes), by_class(sample_labels, num_classes), strict=True)
+    )
     for measure in MEASURES:
         told[measure] = {}
         for scope in SCOPES:

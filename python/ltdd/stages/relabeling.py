@@ -20,6 +20,7 @@ from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits, pack, packing_settings
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.cuda_graphs import RecordedSteps
+from ltdd.engine.distributed.units import Units
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.files import fingerprint
@@ -234,7 +235,6 @@ def label_views(
     mean, std = normalization.tensors(runtime.device)
     together = max(schedule.config.batch_size, VALUES_TOGETHER // images[0].numel())
     chunks = Chunks("relabeling", together, runtime)
-    table: Tensor | None = None
 
     def label(views: tuple[View, ...], picked: tuple[Tensor, ...]) -> Tensor:
         batches = [render(view, own, mean, std) for view, own in zip(views, picked, strict=True)]
@@ -242,12 +242,13 @@ def label_views(
         return answer.to(torch.float16)
 
     labeling = RecordedSteps(label, teacher, runtime)
-    pictures = schedule.pictures(images)
-    with runtime.progress(epochs, "relabeling") as progress:
-        for block in torch.arange(epochs).split(max(1, together // count)):
+
+    def label_block(block: range, runtime: Runtime) -> dict[str, Tensor]:
+        pictures, rows = schedule.pictures(images, block.start), []
+        for part in torch.tensor(block).split(max(1, together // count)):
             shown = [
                 (view, shown_images[view.indices.to(runtime.device, non_blocking=True)])
-                for epoch, shown_images in zip(block.tolist(), pictures, strict=False)
+                for epoch, shown_images in zip(part.tolist(), pictures, strict=False)
                 for view in schedule.epoch(epoch)
             ]
             # What a teacher says by the batch depends on whose batch it is.
@@ -256,12 +257,19 @@ def label_views(
                 labeling(*zip(*shown[start : start + at_once], strict=True))
                 for start in range(0, len(shown), at_once)
             ]
-            logits = torch.cat(made).cpu().unflatten(0, (len(block), count))
-            if table is None:  # in one piece: thousands of small ones would split up the heap
-                table = logits.new_empty(epochs, *logits.shape[1:])
-            for epoch, rows in zip(block.tolist(), logits, strict=True):
-                check_logits(rows, f"relabeling: epoch {epoch}")
-                table[epoch] = rows
+            logits = torch.cat(made).cpu().unflatten(0, (len(part), count))
+            for epoch, own in zip(part.tolist(), logits, strict=True):
+                check_logits(own, f"relabeling: epoch {epoch}")
                 progress.step(images=count)
-    assert table is not None
+            rows.append(logits)
+        return {"logits": torch.cat(rows)}
+
+    blocks = schedule.blocks(images)
+    work = Units("relabeling", blocks, runtime, [len(block) for block in blocks])
+    mine, done = (sum(len(blocks[n]) for n in numbers) for numbers in (work.mine, work.done))
+    with runtime.progress(mine, "relabeling", done) as progress:
+        made = work.map(label_block)
+    table = torch.empty(epochs, *made[0]["logits"].shape[1:], dtype=torch.float16)
+    for block in blocks:  # a block is freed as the table grows
+        table[block.start : block.stop] = made.pop(0)["logits"]
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,10 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.formation import decode_set
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.distributed.ranks import current
 from ltdd.engine.memory import keep_freed_memory
 from ltdd.engine.run_options import RunOptions
-from ltdd.engine.runtime import Runtime, choose_kernels
+from ltdd.engine.runtime import Log, NullLog, Runtime, choose_kernels
 from ltdd.engine.stage_runner import StageRunner, Stored
 from ltdd.engine.storage.files import tensors_sha256
 from ltdd.engine.watching.events import EVENTS, EventLog
@@ -53,7 +55,7 @@ class Run:
     config: DistillConfig
     data: LongTailedData
     out: Path
-    log: EventLog
+    log: Log
     runtime: Runtime
     stages: StageRunner
 
@@ -79,7 +81,7 @@ class Run:
             logs: folder of the event log; None takes the run folder.
         """
         logs = logs or out
-        log = EventLog(logs / EVENTS, options.sinks(logs))
+        log = open_log(logs, options)
         runtime = Runtime.from_config(config, log, options.quiet)
         if runtime.device.type == "cpu":
             keep_freed_memory()
@@ -132,3 +134,17 @@ class Run:
         """Return the predicted classes (N,) of the test images."""
         logits = predict_logits(model, self.data.test_images, self.data.normalization, self.runtime)
         return logits.argmax(1)
+
+
+def open_log(folder: Path, options: RunOptions) -> Log:
+    """Return the log of a run: the first rank's.
+
+    It takes the events of all ranks, those of others when their work is done. With
+    ``LTDD_ALL_RANKS`` in the environment they write folders of their own too, as it happens.
+    """
+    ranks = current()
+    if ranks.is_first:
+        return EventLog(folder / EVENTS, options.sinks(folder))
+    if os.environ.get("LTDD_ALL_RANKS"):
+        return EventLog(folder / f"rank{ranks.rank}" / EVENTS)
+    return NullLog()

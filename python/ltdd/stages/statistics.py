@@ -19,6 +19,8 @@ from ltdd.data.augmentation.crops import crop, normalize, random_crops
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
+from ltdd.engine.distributed.ranks import current
+from ltdd.engine.distributed.units import share_out
 from ltdd.engine.finite import check_finite
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
@@ -37,6 +39,7 @@ from ltdd_ext.nn import LayerMoments
 
 VIEWS = 4  # crops an image that are measured of synthetic images
 Layers = list[LayerStatistics]
+_TABLES = ("count", "mean", "within", "between")
 
 
 def calibrate_statistics(run: Run, observers: Sequence[Stored[nn.Module]]) -> list[Stored[Layers]]:
@@ -138,9 +141,11 @@ def class_statistics(
         UserError: a moment is NaN or infinite.
     """
     parts = torch.arange(len(data.train_labels)).split(config.batch_size)
-    batches = ((data.train_images[part], data.train_labels[part]) for part in parts)
+    mine = _classes_of_this_rank(data.train_labels, data.num_classes)
+    own = (part[mine[data.train_labels[part]]] for part in parts)
+    batches = ((data.train_images[part], data.train_labels[part]) for part in own)
     with runtime.progress(len(parts), "statistics") as progress:
-        return _fold(observer, batches, data.spec(flip=False), config, progress, runtime)
+        return _fold(observer, batches, mine, data.spec(flip=False), config, progress, runtime)
 
 
 @torch.no_grad()
@@ -165,26 +170,38 @@ def synthetic_statistics(
         runtime: device, precision, backend, seed.
     """
     images, labels = shown
+    mine = _classes_of_this_rank(labels, spec.num_classes)
     draws = 1 if crops is None else VIEWS
     parts = torch.arange(len(labels)).split(config.batch_size)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for draw in range(draws):
             for part in parts:
+                own = mine[labels[part]]
                 batch = images[part]
                 if crops is not None:
                     generator = runtime.stream("statistics", "views", draw, int(part[0]))
                     drawn = random_crops(len(part), *crops, generator)
                     batch = crop(batch / 255 if batch.dtype == torch.uint8 else batch, drawn)
-                yield batch, labels[part]
+                yield batch[own], labels[part][own]
 
     with runtime.progress(draws * len(parts), "statistics of the synthetic images") as progress:
-        return _fold(observer, batches(), spec, config, progress, runtime)
+        return _fold(observer, batches(), mine, spec, config, progress, runtime)
+
+
+def _classes_of_this_rank(labels: Tensor, num_classes: int) -> Tensor:
+    """Return whether this rank measures a class, bool (K,)."""
+    counts = torch.bincount(labels, minlength=num_classes).tolist()
+    shares = share_out(counts, current().world)
+    return torch.zeros(num_classes, dtype=torch.bool).index_fill_(
+        0, torch.tensor(shares[current().rank], dtype=torch.int64), True
+    )
 
 
 def _fold(
     observer: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
+    mine: Tensor,
     spec: ImageSpec,
     config: StatisticsConfig,
     progress: Progress,
@@ -223,10 +240,26 @@ def _fold(
     layers = []
     for state, is_norm in zip(states, norms, strict=True):
         finished = runtime.ops.class_moments_finish(*state)
-        count, mu, within, between = (tensor.cpu() for tensor in (state[0], *finished[:3]))
-        own = next(running) if is_norm else pooled_moments(count, mu, within, between)
-        layers.append(LayerStatistics(count, mu, within, between, *own))
+        tables = dict(zip(_TABLES, (state[0], *finished[:3]), strict=True))
+        own = {name: table.cpu() for name, table in tables.items()}
+        whole = _rows_of_all_ranks(own, mine)
+        mean, var = next(running) if is_norm else pooled_moments(**whole)
+        layers.append(LayerStatistics(**whole, running_mean=mean, running_var=var))
     return layers
+
+
+def _rows_of_all_ranks(tables: Mapping[str, Tensor], mine: Tensor) -> dict[str, Tensor]:
+    """Return tables of K rows, each row from the rank that measured its class.
+
+    A rank adds the images of its classes in the order of one process, so the bits are the same.
+    """
+    ranks, whole = current(), {name: table.clone() for name, table in tables.items()}
+    for source in range(ranks.world):
+        rows = {"mine": mine, **{name: table[mine] for name, table in tables.items()}}
+        theirs = ranks.share_tensors(rows, source)
+        for name, table in whole.items():
+            table[theirs["mine"]] = theirs[name]
+    return whole
 
 
 def _empty_state(spec: ImageSpec, columns: int, runtime: Runtime) -> tuple[Tensor, ...]:

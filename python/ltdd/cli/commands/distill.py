@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltdd.cli.options import parse_distill
+from ltdd.engine.surroundings import processes
 from ltdd.recipes import find_recipe
 
 SUMMARY = "Distil a long-tailed image set, evaluate the result and write a report."
@@ -18,7 +19,8 @@ def run(argv: Sequence[str]) -> None:
 
     config, options = request.config, request.options
     choice = find_recipe(options.recipe or "").choice if options.preset == "paper" else None
-    if choice is not None and not options.quiet:
+    is_first = processes()[0] == 0
+    if choice is not None and is_first and not options.quiet:
         # The settings may have set the image size themselves; it leads to the same ones again.
         print(f"preset paper: {choice(config.data, config.image_size)}", flush=True)
     from ltdd.pipeline import distill
@@ -26,6 +28,8 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.results.terminal import run_summary
 
     results = distill(config, request.out, options=options)
+    if not is_first:
+        return
     report = write_report(request.out)
     if not (request.out / CARD).exists():  # its owner may have edited it
         write_card(load(request.out), request.out)

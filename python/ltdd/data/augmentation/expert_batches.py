@@ -71,9 +71,9 @@ class Pairs(NamedTuple):
     """UniMix: each image with a partner out of the same batch.
 
     Attributes:
-        shown: view of the images.
-        labels: int64 (B,).
-        partner: int64 (B,), places in the batch.
+        shown: views of the images, and of partners that are not among them behind them.
+        labels: int64, their classes.
+        partner: int64 (B,), places in these.
         lam: float32 (B,), an image's own share.
     """
 
@@ -88,6 +88,9 @@ class Labelled(NamedTuple):
 
     shown: Shown
     labels: Tensor
+
+
+Drawn = Mixture | Pairs | Labelled
 
 
 class Batches:
@@ -176,7 +179,35 @@ class Batches:
     def unimix(self, drawn: Pairs) -> Tensor:
         """Return the mixed view (B, C, H, W)."""
         view, share = self.view(drawn.shown), drawn.lam.view(-1, 1, 1, 1)
-        return share * view + (1 - share) * view[drawn.partner]
+        return share * view[: len(share)] + (1 - share) * view[drawn.partner]
+
+
+def part_of(drawn: Drawn, rows: slice) -> Drawn:
+    """Return what was drawn of some images of a batch."""
+    match drawn:
+        case Mixture():
+            (first, second), (other_first, other_second) = drawn.own, drawn.others
+            return drawn._replace(
+                own=(_part(first, rows), _part(second, rows)),
+                others=(_part(other_first, rows), _part(other_second, rows)),
+                labels=drawn.labels[rows],
+                other_labels=drawn.other_labels[rows],
+            )
+        case Pairs():
+            places = torch.arange(len(drawn.partner))[rows]
+            shown = torch.cat([places, drawn.partner[rows]])
+            partner = torch.arange(len(places), len(shown))
+            return Pairs(_part(drawn.shown, shown), drawn.labels[shown], partner, drawn.lam[rows])
+    return Labelled(_part(drawn.shown, rows), drawn.labels[rows])
+
+
+def _part(shown: Shown, rows: slice | Tensor) -> Shown:
+    place: Windows | Crops
+    if isinstance(shown.place, Windows):
+        place = Windows(shown.place.corners[:, rows], shown.place.mirrored[rows])
+    else:
+        place = Crops(shown.place.boxes[rows], shown.place.mirrored[rows])
+    return Shown(shown.picked[rows], place)
 
 
 def fits(images: Tensor, device: torch.device) -> bool:

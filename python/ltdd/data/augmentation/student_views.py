@@ -33,6 +33,7 @@ from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.engine.runtime import stream_seed
 
 MOST_EPOCHS = 16  # that RandAugment changes at once
+MOST_BLOCKS = 64  # into which short trainings are divided
 AUGMENTED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images, and no more than that at once
 PADDING_SHARE = 1 / 8  # of the side, by which windows may move
 
@@ -109,11 +110,22 @@ class ViewSchedule:
         if not self.config.randaugment:
             yield from itertools.repeat(images, epochs - first)
             return
-        together = max(1, min(MOST_EPOCHS, AUGMENTED_BYTES[images.device.type] // images.nbytes))
+        together = self._together(images)
         for start in range(first - first % together, epochs, together):
             block = range(start, min(start + together, epochs))
             changed = rand_augment(images, [self._stream("randaugment", e) for e in block])
             yield from changed[max(first - start, 0) :]
+
+    def blocks(self, images: Tensor) -> list[range]:
+        """Return all epochs in blocks: each may be asked for by itself without loss."""
+        epochs = self.config.epochs
+        together = self._together(images) if self.config.randaugment else 1
+        size = together * max(1, min(MOST_EPOCHS, -(-epochs // MOST_BLOCKS)) // together)
+        return [range(start, min(start + size, epochs)) for start in range(0, epochs, size)]
+
+    def _together(self, images: Tensor) -> int:
+        """Return how many epochs RandAugment changes at once."""
+        return max(1, min(MOST_EPOCHS, AUGMENTED_BYTES[images.device.type] // images.nbytes))
 
     def _change(self, count: int, generator: torch.Generator) -> Crops | Windows | DsaDraw:
         kind = self.config.augmentation

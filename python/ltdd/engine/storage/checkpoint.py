@@ -7,6 +7,7 @@ position stands for them; a generator that is drawn from during an epoch is stor
 
 from __future__ import annotations
 
+import glob
 import json
 import time
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from ltdd.engine.run_options import CHECKPOINT_SECONDS
 from ltdd.engine.storage.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.errors import UserError
 
-_FORMAT = "4"  # raise it when a stage's state changes; older checkpoints are then started over
+_FORMAT = "5"  # raise it when a stage's state changes; older checkpoints are then started over
+SUFFIX = ".checkpoint"
 _LARGEST_SHARE = 0.03  # of a stage's time that may go into saving
 
 
@@ -38,12 +40,13 @@ class StageCheckpoint:
             the time longer, so that saving costs 3 % at most.
 
     Attributes:
+        path, key: as given.
         seconds_before: time that earlier, stopped processes put into the restored state.
     """
 
     def __init__(self, path: Path, key: str, seconds: float = CHECKPOINT_SECONDS) -> None:
-        self.path, self.seconds_before = path, 0.0
-        self._key, self._seconds = key, seconds
+        self.path, self.key, self.seconds_before = path, key, 0.0
+        self._seconds = seconds
         self._start = self._next = time.monotonic()
 
     def __enter__(self) -> StageCheckpoint:
@@ -59,20 +62,40 @@ class StageCheckpoint:
 
         Whatever had a ``state_dict`` comes back as that.
         """
+        return self._read(self.path)
+
+    def shares(self) -> list[dict[str, Any]]:
+        """Return what every rank of a stopped run saved of its own units, the newest last."""
+        paths = [path for path in (self.path, *self._of_other_ranks()) if path.exists()]
         interruption.delay(True)
-        if not self.path.exists():
+        return [self._read(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+
+    def share(self, rank: int) -> StageCheckpoint:
+        """Return the checkpoint of the units of a rank; the first one's is this."""
+        if rank == 0:
+            return self
+        own = StageCheckpoint(self.path.with_suffix(f".{rank}{SUFFIX}"), self.key, self._seconds)
+        own._start, own._next = self._start, self._next
+        own.seconds_before = self.seconds_before
+        return own
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        interruption.delay(True)
+        if not path.exists():
             return {}
         try:
-            tensors, metadata = read_sealed_tensors(self.path)
-            if (metadata["format"], metadata["key"]) != (_FORMAT, self._key):
+            tensors, metadata = read_sealed_tensors(path)
+            if (metadata["format"], metadata["key"]) != (_FORMAT, self.key):
                 return {}
-            state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
-            self.seconds_before = float(metadata["seconds"])
+            state: dict[str, Any] = unpack_state(json.loads(metadata["state"]), tensors)
+            self.seconds_before = max(self.seconds_before, float(metadata["seconds"]))
         except (UserError, KeyError, ValueError):
             # It only saves time: without it the stage starts over, with the same result.
-            self.seconds_before = 0.0
             return {}
         return state
+
+    def _of_other_ranks(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.*{SUFFIX}"))
 
     def step(self, **state: Any) -> None:
         """Save the state if it is time to, and stop here if a signal asked for it.
@@ -88,8 +111,7 @@ class StageCheckpoint:
             return
         before = time.monotonic()
         tensors: dict[str, Tensor] = {}
-        values = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
-        packed = _pack(values, tensors, "")
+        packed = pack_state(state, tensors)
         for name, tensor in tensors.items():
             if not is_finite(tensor):
                 stage = self.path.name.partition("-")[0]
@@ -99,7 +121,7 @@ class StageCheckpoint:
             tensors,
             {
                 "format": _FORMAT,
-                "key": self._key,
+                "key": self.key,
                 "state": json.dumps(packed),
                 "seconds": repr(self.seconds_before + before - self._start),
             },
@@ -110,28 +132,31 @@ class StageCheckpoint:
         self._next = after + pause
 
     def remove(self) -> None:
-        """Delete the file: the stage's result is stored."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file, and those of other ranks: the stage's result is stored."""
+        for path in (self.path, *self._of_other_ranks()):
+            path.unlink(missing_ok=True)
 
 
-def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+def pack_state(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     """Return JSON for a nested value and collect its tensors by their dotted names."""
+    if hasattr(value, "state_dict"):
+        value = value.state_dict()
     if isinstance(value, Tensor):
         tensors[name] = value
         # Not only the numbers but also their order in memory decides how sums are rounded.
         return {"tensor": name, "stride": list(value.stride())}
     if isinstance(value, Mapping):
         # Pairs, because an optimizer's keys are numbers and JSON would turn them into text.
-        pairs = [[k, _pack(v, tensors, f"{name}.{k}".lstrip("."))] for k, v in value.items()]
+        pairs = [[k, pack_state(v, tensors, f"{name}.{k}".lstrip("."))] for k, v in value.items()]
         return {"pairs": pairs}
     if isinstance(value, list | tuple):
-        parts = [_pack(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]
+        parts = [pack_state(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]
         return {"list" if isinstance(value, list) else "tuple": parts}
     return value
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `_pack`."""
+def unpack_state(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo `pack_state`; every tensor is a new one."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
@@ -139,7 +164,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         own = torch.empty_strided(stored.shape, value["stride"], dtype=stored.dtype)
         return own.copy_(stored)
     if "pairs" in value:
-        return {k: _unpack(v, tensors) for k, v in value["pairs"]}
+        return {k: unpack_state(v, tensors) for k, v in value["pairs"]}
     if "tuple" in value:
-        return tuple(_unpack(v, tensors) for v in value["tuple"])
-    return [_unpack(v, tensors) for v in value["list"]]
+        return tuple(unpack_state(v, tensors) for v in value["tuple"])
+    return [unpack_state(v, tensors) for v in value["list"]]

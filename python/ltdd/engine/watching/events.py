@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -61,11 +61,35 @@ class EventLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line: time (UTC, ISO 8601), the event's name and its fields."""
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        entry = {"time": now, "event": event, **fields}
+        entry = _entry(event, fields)
         _append(self.path, json.dumps(entry) + "\n")
         for sink in self._sinks:
             sink.add(entry)
+
+
+class HeldEvents:
+    """Keeps events with their times, to be written to another log later.
+
+    Args:
+        write_too: takes them at once, as `EventLog.write` does.
+
+    Attributes:
+        events: arguments of `EventLog.write`.
+    """
+
+    def __init__(self, write_too: Callable[..., None]) -> None:
+        self.events: list[Event] = []
+        self._write_too = write_too
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Keep one event."""
+        self.events.append(_entry(event, fields))
+        self._write_too(**self.events[-1])
+
+
+def _entry(event: str, fields: Event) -> Event:
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return {"time": now, "event": event, **fields}
 
 
 def _append(path: Path, text: str) -> None:

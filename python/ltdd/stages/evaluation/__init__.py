@@ -13,7 +13,7 @@ from ltdd.config import deciding_settings
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_runner import Stored
+from ltdd.engine.stage_runner import Call, Stored
 from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.label_sources import LabelSource
 from ltdd.stages.run import Run
@@ -41,14 +41,16 @@ def evaluate_students(run: Run, sets: Sequence[TrainingSet]) -> dict[str, Tensor
 
     Networks, orders and views are those of their number, whatever they learn from.
     """
-    numbers = range(run.config.evaluation.seeds)
+    seeds = run.config.evaluation.seeds
+    calls = [_student(run, shown, number) for shown in sets for number in range(seeds)]
+    made = iter(run.stages.run_all(calls))
     return {
-        shown.who: torch.stack([_predictions(run, shown, number) for number in numbers])
+        shown.who: torch.stack([next(made).value["predictions"] for _ in range(seeds)])
         for shown in sets
     }
 
 
-def _predictions(run: Run, shown: TrainingSet, number: int) -> Tensor:
+def _student(run: Run, shown: TrainingSet, number: int) -> Call:
     config = run.config.evaluation
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
@@ -61,4 +63,4 @@ def _predictions(run: Run, shown: TrainingSet, number: int) -> Tensor:
 
     settings = deciding_settings(shown.schedule.config) | {"who": shown.who, "number": number}
     inputs: list[Stored[Any]] = [shown.images, shown.labels]
-    return run.stages.run("evaluation", settings, inputs, compute).value["predictions"]
+    return Call("evaluation", settings, inputs, compute)

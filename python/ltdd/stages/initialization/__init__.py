@@ -17,6 +17,7 @@ from ltdd.config import (
 )
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
+from ltdd.engine.distributed.units import Units
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.stages.initialization.coresets import Coreset
@@ -70,37 +71,39 @@ def initial_images(
         config: method and crop settings.
         runtime: device, precision, seed.
     """
-    images, sources = [], []
     teacher.eval()
     chunks = Chunks("initialization", SCORING_BATCH, runtime)
-    with runtime.progress(data.num_classes, "initialization") as progress:
-        for label in range(data.num_classes):
-            members = data.members(label)
-            match config:
-                case InitializationConfig():
-                    cropping = Cropping(teacher, data, ipc, config, runtime, chunks)
-                    chosen, source = cropping.scored(members, label)
-                case ClusteredCrops():
-                    cropping = Cropping(teacher, data, ipc, config, runtime, chunks)
-                    chosen, source = cropping.clustered(members, label)
-                case KCenter() | GraphCut():
-                    coreset = Coreset(teacher, data, runtime, chunks)
-                    source = coreset.chosen(members, ipc, label, config)
-                    chosen = data.train_images[source] / 255
-                case Tiled():
-                    tiling = Tiling(data, ipc, config, runtime, chunks)
-                    chosen, source = tiling.images(members, label)
-                case Noise():
-                    chosen = _noise(data, ipc, label, runtime)
-                    source = torch.full((ipc,), -1)
-                case _:
-                    source = draw_random_real(members, ipc, label, runtime)
-                    chosen = data.train_images[source] / 255
-            images.append(chosen)
-            sources.append(source)
-            progress.step(images=len(members))
+
+    def choose(label: int, runtime: Runtime) -> dict[str, Tensor]:
+        members = data.members(label)
+        match config:
+            case InitializationConfig():
+                cropping = Cropping(teacher, data, ipc, config, runtime, chunks)
+                chosen, source = cropping.scored(members, label)
+            case ClusteredCrops():
+                cropping = Cropping(teacher, data, ipc, config, runtime, chunks)
+                chosen, source = cropping.clustered(members, label)
+            case KCenter() | GraphCut():
+                coreset = Coreset(teacher, data, runtime, chunks)
+                source = coreset.chosen(members, ipc, label, config)
+                chosen = data.train_images[source] / 255
+            case Tiled():
+                chosen, source = Tiling(data, ipc, config, runtime, chunks).images(members, label)
+            case Noise():
+                chosen = _noise(data, ipc, label, runtime)
+                source = torch.full((ipc,), -1)
+            case _:
+                source = draw_random_real(members, ipc, label, runtime)
+                chosen = data.train_images[source] / 255
+        progress.step(images=len(members))
+        return {"images": chosen, "source": source}
+
+    classes = Units("initialization", range(data.num_classes), runtime, data.counts)
+    with runtime.progress(len(classes.mine), "initialization", len(classes.done)) as progress:
+        found = classes.map(choose)
     labels = torch.arange(data.num_classes).repeat_interleave(ipc)
-    return InitialImages(torch.cat(images), labels, torch.cat(sources))
+    images, source = (torch.cat([made[part] for made in found]) for part in ("images", "source"))
+    return InitialImages(images, labels, source)
 
 
 def _noise(data: LongTailedData, ipc: int, label: int, runtime: Runtime) -> Tensor:

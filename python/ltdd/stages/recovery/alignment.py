@@ -12,6 +12,7 @@ G-VBSM.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.image_spec import ImageSpec
-from ltdd.engine.chunks import Chunks
+from ltdd.engine.chunks import Chunks, agreed
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
+from ltdd.engine.distributed.ranks import Ranks, current
+from ltdd.engine.distributed.units import Units
 from ltdd.engine.finite import check_finite
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
@@ -37,6 +40,7 @@ from ltdd.stages.run import InitialImages
 _How = tuple[int, int, tuple[str, ...] | None]  # of a step: observer, chunk, layers
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events
+SMALLEST_SHARE = 8  # images of a rank: with a few, matrix products go another way, to other digits
 
 
 class Observed(NamedTuple):
@@ -84,39 +88,48 @@ def align_images(
     ipc = len(labels) // spec.num_classes
     plan = plan_batches(spec.num_classes, ipc, config.max_batch, config.order)
     chunks = Chunks("recovery", max(len(part) for part in plan), runtime)
-    course = Resumable(runtime)
-    result: Tensor = course.state.get("result", images.clone())
-    total, done = len(plan) * config.iterations, course.first * config.iterations + course.step
-    with runtime.progress(total, "recovery", done) as progress:
-        for epoch in course.epochs(len(plan)):
-            positions = plan[epoch.number]
-            own = labels[positions]
-            aims = [
-                Aim(*observed, estimate, own, config, targets, runtime)
-                for observed, estimate in zip(recorders, estimates, strict=True)
-            ]
-            batch = _Batch(images[positions], own, aims, spec, config, chunks, runtime)
-            parts = batch.parts | averages
-            if epoch.number == course.first:
-                course.restore(parts)
-            networks = nn.ModuleList(aim.recorder.network for aim in aims)
-            steps = RecordedSteps(batch.step, networks, runtime, _is_recordable(config, runtime))
-            kept = {**parts, "result": result}
-            for step, _ in epoch.steps(range(config.iterations), kept):
+
+    def align(number: int, runtime: Runtime) -> dict[str, Tensor]:
+        own = labels[plan[number]]
+        aims = [
+            Aim(*observed, estimate, own, config, targets, runtime)
+            for observed, estimate in zip(recorders, estimates, strict=True)
+        ]
+        batch = _Batch(images[plan[number]], own, aims, spec, config, chunks, runtime)
+        course = Resumable(runtime)
+        course.restore(batch.parts)
+        networks = nn.ModuleList(aim.recorder.network for aim in aims)
+        recordable = _is_recordable(config, runtime) and current().world == 1
+        steps = RecordedSteps(batch.step, networks, runtime, recordable)
+        for epoch in course.epochs(1):
+            for step, _ in epoch.steps(range(config.iterations), batch.parts):
                 iteration = step - 1
-                losses = batch.advance(steps, epoch.number, iteration)
+                losses = batch.advance(steps, number, iteration)
                 loss = check_finite(losses.loss, "recovery", iteration, "loss")
                 if iteration % LOG_EVERY == 0 or step == config.iterations:
                     runtime.log.write(
                         "recover",
                         iteration=iteration,
-                        batch=epoch.number,
+                        batch=number,
                         loss=loss,
                         alignment=float(losses.alignment),
                         cross_entropy=float(losses.cross_entropy),
                     )
                 progress.step(f"loss {loss:.3f}", len(own))
-            result[positions] = batch.images()
+        return {"images": batch.images()}
+
+    # The images of every batch are divided where there are fewer batches than ranks, or where one
+    # batch begins with what the one before it has left.
+    together = len(plan) < current().world or bool(averages)
+    sizes = list(map(len, plan))
+    work = Units("recovery", range(len(plan)), runtime, sizes, together, averages)
+    total, restored = (len(batches) * config.iterations for batches in (work.mine, work.done))
+    restored += work.state.get("step", 0)
+    with runtime.progress(total, "recovery", restored) as progress:
+        made = work.map(align)
+    result = torch.empty_like(images)
+    for positions, batch in zip(plan, made, strict=True):
+        result[positions] = batch["images"]
     return result
 
 
@@ -241,22 +254,38 @@ class _Batch:
             chunk: images that go through the network at once.
             kept: names of the layers that count; None for all.
         """
-        config, count = self._config, len(self._labels)
-        parts = [slice(start, start + chunk) for start in range(0, count, chunk)]
-        with torch.set_grad_enabled(len(parts) == 1):
-            passes = [self._rows(aim, shown, part) for part in parts]
+        config, ranks = self._config, current()
+        mine, lengths = _images_of_ranks(len(self._labels), ranks)
+        starts = range(mine.start, mine.stop, chunk)
+        parts = [slice(start, min(start + chunk, mine.stop)) for start in starts]
+
+        def look() -> list[tuple[list[Tensor], list[int]]]:
+            with torch.set_grad_enabled(len(parts) == 1):
+                # A rank without images looks at one to know the form of the rows.
+                return [self._rows(aim, shown, part) for part in parts or [slice(0, 1)]]
+
+        passes = agreed(look)
         sizes = passes[0][1]
         columns = zip(*(own for own, _ in passes), strict=True)
-        rows = [torch.cat(column).detach().requires_grad_() for column in columns]
+        own = [torch.cat(column).detach()[: len(mine)] for column in columns]
+        rows = [column.requires_grad_() for column in _join_columns(own, lengths, ranks)]
         logits, means, m2s = rows[0], rows[1::2], rows[2::2]
         alignment = aim.alignment(means, m2s, sizes, kept)
         cross_entropy = F.cross_entropy(logits, self._labels)
         loss = config.classification_weight * cross_entropy + config.alignment_weight * alignment
         gradients = torch.autograd.grad(loss, rows)
-        self._pixels.grad = None
-        for part in parts:
-            own, _ = passes[0] if len(parts) == 1 else self._rows(aim, shown, part)
-            torch.autograd.backward(own, [gradient[part] for gradient in gradients])
+
+        def look_back() -> None:
+            self._pixels.grad = torch.zeros_like(self._pixels) if ranks.world > 1 else None
+            for part in parts:
+                seen, _ = passes[0] if len(parts) == 1 else self._rows(aim, shown, part)
+                torch.autograd.backward(seen, [gradient[part] for gradient in gradients])
+
+        agreed(look_back)
+        if ranks.world > 1:
+            assert self._pixels.grad is not None
+            whole = ranks.join(self._pixels.grad[mine.start : mine.stop], lengths)
+            self._pixels.grad = whole
         if config.eigen_weight:
             evening = config.eigen_weight * eigenvalue_loss(self._pixels, self._classes)
             torch.autograd.backward(evening)
@@ -270,3 +299,23 @@ class _Batch:
             logits, moments = aim.recorder(views)
         rows = [logits.float(), *(row for layer in moments for row in (layer.mean, layer.m2))]
         return rows, [layer.spatial_size for layer in moments]
+
+
+def _images_of_ranks(count: int, ranks: Ranks) -> tuple[range, list[int]]:
+    """Return the images of a batch that this rank looks at, and how many each rank does.
+
+    A rank has `SMALLEST_SHARE` at least, or none.
+    """
+    busy = min(ranks.world, max(count // SMALLEST_SHARE, 1))
+    bounds = [count * rank // busy for rank in range(busy + 1)] + [count] * (ranks.world - busy)
+    lengths = [after - before for before, after in itertools.pairwise(bounds)]
+    return range(bounds[ranks.rank], bounds[ranks.rank + 1]), lengths
+
+
+def _join_columns(columns: list[Tensor], lengths: list[int], ranks: Ranks) -> list[Tensor]:
+    """Return columns of the rows (n, ...) of this rank with those of all of them, in order."""
+    if ranks.world == 1:
+        return columns
+    whole = ranks.join(torch.cat(columns, dim=1), lengths)
+    parts = whole.split([column.shape[1] for column in columns], dim=1)
+    return [part.to(own.dtype) for part, own in zip(parts, columns, strict=True)]

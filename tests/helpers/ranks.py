@@ -1,0 +1,94 @@
+"""Several processes on one run, connected by gloo, without importing torch again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from helpers.tiny_run import Forked
+from ltdd.cli import main, options
+from ltdd.cli.commands import distill as distill_command
+from ltdd.config import DistillConfig
+from ltdd.engine.run_options import RunOptions
+from ltdd.engine.storage.files import file_sha256, tensors_sha256
+from ltdd.engine.storage.stage_store import read_stage
+
+_STORES: list[dist.TCPStore] = []
+
+
+def start_ranks(world: int, work: Callable[[int], object]) -> list[Forked]:
+    """Start so many copies of this process, as torchrun does; each does something by its rank."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    _STORES.append(store)  # as long as this process lives, as torchrun's
+
+    def process(rank: int) -> None:
+        os.environ.update(
+            MASTER_ADDR="localhost",
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
+            TORCHELASTIC_RESTART_COUNT="0",
+            WORLD_SIZE=str(world),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        try:
+            work(rank)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return [Forked(lambda rank=rank: process(rank)) for rank in range(world)]
+
+
+def with_ranks(world: int, work: Callable[[int], object]) -> None:
+    """Do something on several ranks and wait for all."""
+    assert [process.wait() for process in start_ranks(world, work)] == [0] * world
+
+
+def start_commands(
+    world: int,
+    request: tuple[DistillConfig, Path, RunOptions],
+    said: Path,
+    patch: pytest.MonkeyPatch,
+    before: Callable[[int], None] = lambda rank: None,
+) -> list[Forked]:
+    """Start ``ltdd distill`` on several ranks.
+
+    Args:
+        world: number of ranks.
+        request: configuration, folder and options.
+        said: file of what they print to stderr.
+        patch: of the test.
+        before: done by each rank first.
+    """
+    patch.setattr(distill_command, "parse_distill", lambda argv: options.Request(*request))
+
+    def command(rank: int) -> None:
+        before(rank)
+        with said.open("a") as sys.stderr:
+            status = main.main(["distill"])
+        os._exit(status)
+
+    return start_ranks(world, command)
+
+
+def given_experts(run: Path, out: Path) -> Path:
+    """Make a folder that has the trained experts of another run, and nothing else of it."""
+    (out / "stages").mkdir(parents=True)
+    shutil.copy(run / "run.json", out)
+    for file in (run / "stages").glob("experts-*.safetensors"):
+        shutil.copy(file, out / "stages")
+    return out
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Return the SHA-256 of the tensors of every stage of a run, and of its distilled set."""
+    files = sorted((out / "stages").glob("*.safetensors"))
+    found = {file.stem: tensors_sha256(read_stage(file).tensors) for file in files}
+    return found | {"data": file_sha256(out / "data.safetensors")}
