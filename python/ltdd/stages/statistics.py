@@ -238,10 +238,12 @@ def _fold(
     norms = [entry.kind == "batch_norm" for entry in recorder.watched]
     running = iter(running_statistics(batch_norm_layers(observer)) if any(norms) else ())
     layers = []
-    for state, is_norm in zip(states, norms, strict=True):
-        finished = runtime.ops.class_moments_finish(*state)
-        tables = dict(zip(_TABLES, (state[0], *finished[:3]), strict=True))
-        own = {name: table.cpu() for name, table in tables.items()}
+    for layer, is_norm in enumerate(norms):
+        own: dict[str, Tensor] = {}
+        if states:  # of a rank that has images
+            count, *sums = states[layer]
+            finished = runtime.ops.class_moments_finish(count, *sums)
+            own = dict(zip(_TABLES, (count, *finished[:3]), strict=True))
         whole = _rows_of_all_ranks(own, mine)
         mean, var = next(running) if is_norm else pooled_moments(**whole)
         layers.append(LayerStatistics(**whole, running_mean=mean, running_var=var))
@@ -253,12 +255,15 @@ def _rows_of_all_ranks(tables: Mapping[str, Tensor], mine: Tensor) -> dict[str, 
 
     A rank adds the images of its classes in the order of one process, so the bits are the same.
     """
-    ranks, whole = current(), {name: table.clone() for name, table in tables.items()}
+    ranks, whole = current(), dict[str, Tensor]()
+    own = {name: table.cpu()[mine] for name, table in tables.items()}
     for source in range(ranks.world):
-        rows = {"mine": mine, **{name: table[mine] for name, table in tables.items()}}
-        theirs = ranks.share_tensors(rows, source)
-        for name, table in whole.items():
-            table[theirs["mine"]] = theirs[name]
+        theirs = ranks.share_tensors({"mine": mine, **own}, source)
+        places = theirs.pop("mine")
+        for name, rows in theirs.items():
+            none = float("nan") if rows.is_floating_point() else 0
+            empty = rows.new_full((len(mine), *rows.shape[1:]), none)
+            whole.setdefault(name, empty)[places] = rows
     return whole
 
 
