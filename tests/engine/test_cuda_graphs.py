@@ -267,12 +267,80 @@ def test_memory_that_a_recording_exhausts_is_not_hidden(monkeypatch: pytest.Monk
     assert is_out_of_memory(raised.value)
 
 
+class FailedCapture:
+    """As torch.cuda.graph behaves when the step fails: ending the capture fails as well."""
+
+    current = "default"
+
+    def __init__(self, graph: Any, stream: Any) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        FailedCapture.current = self._stream
+
+    def __exit__(self, *error: Any) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_capture_that_fails_names_the_first_error_and_restores_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(x: Tensor) -> Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", FailedCapture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: FailedCapture.current)
+    monkeypatch.setattr(
+        torch.cuda, "set_stream", lambda stream: setattr(FailedCapture, "current", stream)
+    )
+    for step, said in ((read, "not permitted when"), (torch.sum, "a previous error")):
+        try:
+            raise ValueError("of the caller")
+        except ValueError:
+            with pytest.raises(RuntimeError, match=said):
+                cuda_graphs._Recording(step, (torch.ones(3),), (), "own")
+        assert FailedCapture.current == "default"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_that_reads_a_value_goes_on_unrecorded(log: Any) -> None:
+    runtime = Runtime(torch.device("cuda"), log=log, quiet=True)
+    steps = RecordedSteps(lambda x: x * float(x.sum()), nn.Linear(1, 1), runtime)
+    before = torch.cuda.current_stream()
+    for _ in range(REHEARSALS + 2):
+        assert float(steps(torch.ones(3)).sum()) == 9
+        assert torch.cuda.current_stream() == before
+    (event,) = log.of("steps_not_recorded")
+    assert "captur" in event["reason"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graphs_that_run_at_once_share_no_scratch() -> None:
+    layers = [nn.Linear(512, 512).cuda() for _ in range(2)]
+    x = torch.randn(256, 512, device="cuda")
+    steps = [RecordedSteps(lambda x, own=own: own(x).detach(), own, cuda()) for own in layers]
+    for _ in range(REHEARSALS + 1):
+        wanted = [step(x) for step in steps]
+    streams = [torch.cuda.Stream() for _ in layers]
+    torch.cuda.synchronize()
+    for _ in range(1000):
+        got = []
+        for stream, step in zip(streams, steps, strict=True):
+            with torch.cuda.stream(stream):
+                got.append(step(x))
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
 def test_each_shape_and_variant_is_recorded_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     training = recordable(Runtime(torch.device("cpu"), quiet=True), monkeypatch)
     made = []
 
     class Noted:
-        def __init__(self, step: Any, inputs: Any, extra: Any) -> None:
+        def __init__(self, step: Any, inputs: Any, extra: Any, stream: Any) -> None:
             made.append((tuple(inputs[0].shape), extra))
 
         def replay(self, inputs: Any) -> Tensor:

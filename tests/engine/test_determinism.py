@@ -109,6 +109,23 @@ def test_on_a_cpu_the_setting_changes_nothing(tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_deterministic_kernels_do_not_fill_their_outputs_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for module, name in (
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+        (torch.backends.cudnn, "benchmark"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # restored afterwards
+    try:
+        assert choose_kernels(torch.device("cuda"), True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_an_operator_without_a_deterministic_kernel_is_named(
     tmp_path: Path, runtime: Runtime
 ) -> None:

@@ -9,6 +9,7 @@ streams. What is computed stays the same.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,7 @@ class RecordedSteps:
         if made == REHEARSALS + 1:
             try:
                 here = to_device(inputs, self._runtime.device)
-                self._recorded[key] = _Recording(self._step, here, extra)
+                self._recorded[key] = _Recording(self._step, here, extra, self._side)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -84,7 +85,7 @@ class RecordedSteps:
         return self._rehearse(inputs, extra)
 
     def _rehearse(self, inputs: Any, extra: tuple[Any, ...]) -> Tensor:
-        """Take an ordinary step, on a stream that is not the default one, as a recording is."""
+        """Take an ordinary step, on the stream that a recording is made on."""
         assert self._side is not None
         side, current = self._side, torch.cuda.current_stream()
         side.wait_stream(current)
@@ -102,16 +103,37 @@ class RecordedSteps:
 
 
 class _Recording:
-    """One step as a CUDA graph, with the inputs that it reads and the tensor that it writes."""
+    """One step as a CUDA graph, with the inputs that it reads and the tensor that it writes.
 
-    def __init__(self, step: Callable[..., Tensor], inputs: Any, extra: tuple[Any, ...]) -> None:
+    Args:
+        step: what is recorded.
+        inputs: of its first replay, on the device.
+        extra: further arguments, that stay.
+        stream: to record on. Libraries keep their scratch by the stream, so two graphs that run at
+            once must not have been recorded on one.
+    """
+
+    def __init__(
+        self, step: Callable[..., Tensor], inputs: Any, extra: tuple[Any, ...], stream: Any
+    ) -> None:
         self._inputs = map_tensors(torch.clone, inputs)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = step(*self._inputs, *extra)
+        outside, current = sys.exc_info()[1], torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._result = step(*self._inputs, *extra)
+        except RuntimeError as error:
+            # The end of a capture that has failed fails too, and leaves its stream the current one.
+            torch.cuda.set_stream(current)
+            cause = error.__context__
+            if cause is None or cause is outside:
+                raise
+            raise cause from None
 
     def replay(self, inputs: Any) -> Tensor:
         for own, given in zip(leaves(self._inputs), leaves(inputs), strict=True):
+            # From pageable memory, which the driver copies before it returns: a pinned tensor could
+            # be overwritten before the step that reads it has begun.
             own.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._result.clone()  # the next replay overwrites it

@@ -189,5 +189,7 @@ def choose_kernels(device: torch.device, deterministic: bool) -> bool:
     if deterministic:  # cuBLAS reads it when it starts, and repeats itself in a fixed workspace
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    # Or the mode would write NaN into every new tensor: one more pass over memory for each result.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic  # times its kernels for each new shape
     return deterministic
