@@ -202,7 +202,10 @@ def _versions(arguments: tuple[Any, ...]) -> list[int]:
 def _row_gradients(ctx: Any, grad_loss: Tensor, needed: Sequence[bool]) -> Sequence[Tensor | None]:
     """Return the gradients of all means and m2s."""
     if not _autograd.is_differentiated():
-        return [grad_loss * gradient for gradient in ctx.saved_tensors]
+        if torch._C._functorch.is_legacy_batchedtensor(grad_loss):  # several gradients at once
+            return [grad_loss * gradient for gradient in ctx.saved_tensors]
+        scaled: Sequence[Tensor] = torch._foreach_mul(ctx.saved_tensors, grad_loss)
+        return scaled
     if _versions(ctx.arguments) != ctx.versions:
         raise RuntimeError(
             f"{_OP}: expected its arguments as they were to differentiate its gradient, got one "

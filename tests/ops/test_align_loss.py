@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ops.cases import alignment, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ltdd_ext
 from ltdd_ext import reference
@@ -147,3 +148,20 @@ def test_bad_arguments(api, change, error, message):
     with pytest.raises(error) as caught:
         api.align_loss(*case.arguments(), 1.0)
     assert str(caught.value) == "align_loss: expected " + message
+
+
+def test_the_gradients_of_all_layers_are_scaled_by_one_operation() -> None:
+    case = alignment(channels=(3, 70, 5, 64, 9), requires_grad=True)
+    loss = ltdd_ext.align_loss(*case.arguments(), class_weight=0.5)
+
+    operations = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            operations.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.autograd.grad(loss, [*case.means, *case.m2s], torch.tensor(2.0))
+    assert operations.count("aten._foreach_mul.Tensor") == 1
+    assert not [name for name in operations if name.startswith("aten.mul")]
