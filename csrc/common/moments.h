@@ -24,7 +24,9 @@ LTDD_HOST_DEVICE Moments<acc_t> merge(const Moments<acc_t>& a, const Moments<acc
   if (count == acc_t(0)) return a;
   const acc_t delta = b.mean - a.mean;
   const acc_t share = b.count / count;
-  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
+  const bool finite = a.mean - a.mean == acc_t(0);  // an infinite mean must not turn into NaN
+  return {count, finite ? a.mean + delta * share : a.mean + b.mean,
+          a.m2 + b.m2 + delta * delta * (a.count * share)};
 }
 
 // The same for two sets of equal, non-zero size: no division, as a tree or a shuffle wants it.

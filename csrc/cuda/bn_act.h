@@ -14,25 +14,67 @@ struct ScaleShift {
   __device__ acc_t operator()(acc_t x) const { return k * x + h; }
 };
 
+// The ReLU as a bound, so that no kernel asks whether there is one: the output is at least `least`,
+// and the gradient passes where the input is not at most `blocked`. Without a ReLU these are minus
+// infinity and NaN. A NaN stays NaN and passes.
 template <typename acc_t>
-__device__ __forceinline__ acc_t activate(acc_t before, bool relu) {
-  return relu && before < acc_t(0) ? acc_t(0) : before;
+__device__ __forceinline__ acc_t activate(acc_t before, acc_t least) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<acc_t, float>) {
+    float result;  // the same in one instruction
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(before), "f"(least));
+    return result;
+  }
+#endif
+  return before <= least ? least : before;
+}
+
+// Rounds first, two 16-bit numbers at a time, and then applies the bound to both: the same numbers.
+template <int V, typename scalar_t>
+__device__ __forceinline__ void store_activated(scalar_t* target,
+                                                const acc_type<scalar_t> (&before)[V],
+                                                acc_type<scalar_t> least) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(scalar_t) == 2 && V % 2 == 0) {
+    const uint32_t bound = round_pair<scalar_t>(least, least);
+    Pack<scalar_t, V> pack;
+    pack.round(before);
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      if constexpr (std::is_same_v<scalar_t, __half>)
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(pack.pair[i]) : "r"(pack.pair[i]), "r"(bound));
+      else
+        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(pack.pair[i]) : "r"(pack.pair[i]), "r"(bound));
+    }
+    return store<V>(target, pack);
+  }
+#endif
+  acc_type<scalar_t> values[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) values[i] = activate(before[i], least);
+  store<V>(target, values);
 }
 
 template <typename acc_t>
-__device__ __forceinline__ acc_t pass(acc_t grad, acc_t before, bool relu) {
-  return relu && before <= acc_t(0) ? acc_t(0) : grad;
+__device__ __forceinline__ acc_t pass(acc_t grad, acc_t before, acc_t blocked) {
+  return before <= blocked ? acc_t(0) : grad;
 }
 
-// The residual of each element of a unit, or nothing at all.
-template <typename acc_t, int kCount, bool kPresent>
+// The residual of each element, as it lies in memory, or nothing at all.
+template <typename Raw, bool kPresent>
 struct Residual {
-  acc_t value[kCount];
-  __device__ acc_t add_to(acc_t sum, int i) const { return sum + value[i]; }
+  Raw raw;
+  template <typename acc_t>
+  __device__ acc_t add_to(acc_t sum, int i) const {
+    return sum + raw[i];
+  }
 };
-template <typename acc_t, int kCount>
-struct Residual<acc_t, kCount, false> {
-  __device__ acc_t add_to(acc_t sum, int) const { return sum; }
+template <typename Raw>
+struct Residual<Raw, false> {
+  template <typename acc_t>
+  __device__ acc_t add_to(acc_t sum, int) const {
+    return sum;
+  }
 };
 
 // Calls rows(units) or pixels.template operator()<V>(pixels) for layout, pooling and the widest

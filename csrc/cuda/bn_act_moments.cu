@@ -6,6 +6,8 @@
 // the registers that the moments come from. Traffic: reads x (and residual), writes y.
 // Deterministic: no atomics, and the grid depends on the shape alone.
 
+#include <limits>
+
 #include "bn_act.h"
 
 namespace ltdd::cuda {
@@ -20,41 +22,46 @@ struct BnActEpilogue {
   const acc_t *k, *h;        // [C]
   const scalar_t* residual;  // like x
   scalar_t* y;
-  bool relu;
+  acc_t least;  // see activate
 
+  using Coefficients = ScaleShift<acc_t>;
   template <int V>
   struct ChannelCoefficients {
-    ScaleShift<acc_t> channel[V];
+    Coefficients channel[V];
   };
-  template <int kElements>
+  template <typename Units>
   struct Operands {
-    Residual<acc_t, kElements, kResidual> residual;
+    Residual<typename Units::template Raw<scalar_t>, kResidual> residual;
   };
   template <int kElements, int V>
   struct PixelOperands {
-    Residual<acc_t, V, kResidual> residual[kElements];
+    Residual<Pack<scalar_t, V>, kResidual> residual[kElements];
   };
 
-  __device__ ScaleShift<acc_t> coefficients(int64_t channel) const {
-    return {k[channel], h[channel]};
-  }
+  __device__ Coefficients coefficients(int64_t channel) const { return {k[channel], h[channel]}; }
 
   template <typename Units>
   __device__ void load(const Units& units, int64_t start, int unit,
-                       Operands<Units::kElements>& operands) const {
-    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.value);
+                       Operands<Units>& operands) const {
+    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.raw);
   }
 
   // at(e): the coefficients of element e of the unit; start: where the outputs of its row start.
   template <typename Units, typename Coefficients>
   __device__ void write(const Units& units, int64_t start, int unit, const Coefficients& at,
-                        const Operands<Units::kElements>& operands,
+                        const Operands<Units>& operands,
                         const acc_t (&values)[Units::kElements]) const {
     acc_t out[Units::kElements];
 #pragma unroll
     for (int e = 0; e < Units::kElements; ++e)
-      out[e] = activate(operands.residual.add_to(at(e)(values[e]), e), relu);
+      out[e] = activate(operands.residual.add_to(at(e)(values[e]), e), least);
     units.store_output(y + start, unit, out);
+  }
+
+  // From here on, bytes of pixels count from element `start`, those of outputs from `output_start`.
+  __device__ void start_at(int64_t start, int64_t output_start) {
+    if constexpr (kResidual) residual += start;
+    y += output_start;
   }
 
   template <int V>
@@ -67,7 +74,7 @@ struct BnActEpilogue {
 
   template <int V, typename Operands>
   __device__ void load_pixel(int64_t offset, int e, Operands& operands) const {
-    if constexpr (kResidual) cuda::load<V>(residual + offset, operands.residual[e].value);
+    if constexpr (kResidual) operands.residual[e].raw = cuda::load<V>(bytes_on(residual, offset));
   }
 
   template <int V, int kElements>
@@ -77,13 +84,22 @@ struct BnActEpilogue {
     acc_t out[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      acc_t sum = 0;
+      const auto before = [&](int e) {
+        return operands.residual[e].add_to(at.channel[v](values[e][v]), v);
+      };
+      if constexpr (kElements == 1) {
+        out[v] = before(0);
+      } else {
+        acc_t sum = activate(before(0), least);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e)
-        sum += activate(operands.residual[e].add_to(at.channel[v](values[e][v]), v), relu);
-      out[v] = sum * (acc_t(1) / kElements);
+        for (int e = 1; e < kElements; ++e) sum += activate(before(e), least);
+        out[v] = sum * (acc_t(1) / kElements);
+      }
     }
-    store<V>(y + offset, out);
+    if constexpr (kElements == 1)
+      store_activated<V>(bytes_on(y, offset), out, least);
+    else
+      store<V>(bytes_on(y, offset), out);
   }
 };
 
@@ -105,7 +121,7 @@ void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, 
     using acc_t = acc_type<scalar_t>;
     const Epilogue epilogue{static_cast<const acc_t*>(fused.k), static_cast<const acc_t*>(fused.h),
                             static_cast<const scalar_t*>(fused.residual), static_cast<scalar_t*>(y),
-                            fused.relu};
+                            fused.relu ? acc_t(0) : -std::numeric_limits<acc_t>::infinity()};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     const bool aligned = all_aligned({x, y, fused.residual});
     if (!fused.pool && takes_flat<scalar_t>(shape, aligned))

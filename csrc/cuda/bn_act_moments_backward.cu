@@ -6,6 +6,8 @@
 // The mask of the ReLU is computed again from x, so nothing but x (and the residual) is kept
 // between the passes. Traffic: reads x, grad_y (and residual), writes dx (and dresidual).
 
+#include <limits>
+
 #include "bn_act.h"
 #include "moments_gradient.h"
 
@@ -21,25 +23,21 @@ struct BnActGradient {
   const acc_t *k, *h;  // [C]
   const scalar_t *residual, *grad_y;
   scalar_t* dresidual;
-  bool relu;
+  acc_t blocked;  // see pass
 
   struct Coefficients {
     AffineInX<acc_t> moments;
     ScaleShift<acc_t> channel;
   };
-  template <int V>
-  struct ChannelCoefficients {
-    Coefficients channel[V];
-  };
-  template <int kElements>
+  template <typename Units>
   struct Operands {
-    acc_t grad[kElements];
-    Residual<acc_t, kElements, kResidual> residual;
+    typename Units::template RawGrad<scalar_t> grad;
+    Residual<typename Units::template Raw<scalar_t>, kResidual> residual;
   };
   template <int kElements, int V>
   struct PixelOperands {
-    acc_t grad[V];  // of each element of the unit
-    Residual<acc_t, V, kResidual> residual[kElements];
+    Pack<scalar_t, V> grad;  // of the output of the unit
+    Residual<Pack<scalar_t, V>, kResidual> residual[kElements];
   };
 
   __device__ Coefficients coefficients(int64_t row, int64_t channel) const {
@@ -48,62 +46,67 @@ struct BnActGradient {
 
   template <typename Units>
   __device__ void load(const Units& units, int64_t start, int64_t output_start, int unit,
-                       Operands<Units::kElements>& operands) const {
+                       Operands<Units>& operands) const {
     units.load_output_grad(grad_y + output_start, unit, operands.grad);
-    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.value);
+    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.raw);
   }
 
   // at(e): the coefficients of element e of the unit.
   template <typename Units, typename Lookup>
   __device__ void apply(const Units& units, int64_t start, int unit, const Lookup& at,
-                        const Operands<Units::kElements>& operands,
+                        const Operands<Units>& operands,
+                        const typename Units::template Raw<scalar_t>& raw,
                         acc_t (&values)[Units::kElements]) const {
     acc_t grad[Units::kElements];
 #pragma unroll
     for (int e = 0; e < Units::kElements; ++e) {
       const Coefficients here = at(e);
-      grad[e] = pass(operands.grad[e], operands.residual.add_to(here.channel(values[e]), e), relu);
-      values[e] = here.channel.k * grad[e] + here.moments(values[e]);
+      const acc_t x = raw[e];
+      grad[e] = pass(Units::template output_grad<scalar_t>(operands.grad, e),
+                     operands.residual.add_to(here.channel(x), e), blocked);
+      values[e] = here.channel.k * grad[e] + here.moments(x);
     }
     if constexpr (kResidual) units.store_unit(dresidual + start, unit, grad);
   }
 
-  template <int V>
-  __device__ ChannelCoefficients<V> channel_coefficients(int64_t row, int64_t channel) const {
-    ChannelCoefficients<V> at;
-#pragma unroll
-    for (int v = 0; v < V; ++v) at.channel[v] = coefficients(row + v, channel + v);
-    return at;
+  // From here on, bytes of pixels count from element `start`, those of outputs from `output_start`.
+  __device__ void start_at(int64_t start, int64_t output_start) {
+    grad_y += output_start;
+    if constexpr (kResidual) {
+      residual += start;
+      dresidual += start;
+    }
   }
 
-  // offset is -1 for a window without output.
+  // A window that the plane ends inside of has no output.
   template <int V, int kElements>
-  __device__ void load_output(int64_t offset, PixelOperands<kElements, V>& operands) const {
-#pragma unroll
-    for (int v = 0; v < V; ++v) operands.grad[v] = 0;
-    if (offset < 0) return;
-    cuda::load<V>(grad_y + offset, operands.grad);
-#pragma unroll
-    for (int v = 0; v < V; ++v) operands.grad[v] *= acc_t(1) / kElements;
+  __device__ void load_output(bool exists, int64_t offset,
+                              PixelOperands<kElements, V>& operands) const {
+    if (exists)
+      operands.grad = cuda::load<V>(bytes_on(grad_y, offset));
+    else
+      operands.grad = {};
   }
 
   template <int V, typename Operands>
   __device__ void load_pixel(int64_t offset, int e, Operands& operands) const {
-    if constexpr (kResidual) cuda::load<V>(residual + offset, operands.residual[e].value);
+    if constexpr (kResidual) operands.residual[e].raw = cuda::load<V>(bytes_on(residual, offset));
   }
 
-  template <int V, typename Operands>
-  __device__ void apply_pixel(int64_t offset, int e, const ChannelCoefficients<V>& at,
-                              const Operands& operands, acc_t (&values)[V]) const {
+  template <int V, int kElements>
+  __device__ void apply_pixel(int64_t offset, int e, const Coefficients* at,
+                              const PixelOperands<kElements, V>& operands,
+                              const Pack<scalar_t, V>& raw, acc_t (&values)[V]) const {
     acc_t grad[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const Coefficients& here = at.channel[v];
-      grad[v] =
-          pass(operands.grad[v], operands.residual[e].add_to(here.channel(values[v]), v), relu);
-      values[v] = here.channel.k * grad[v] + here.moments(values[v]);
+      const Coefficients here = at[v];
+      const acc_t x = raw[v];
+      grad[v] = pass(operands.grad[v] * (acc_t(1) / kElements),
+                     operands.residual[e].add_to(here.channel(x), v), blocked);
+      values[v] = here.channel.k * grad[v] + here.moments(x);
     }
-    if constexpr (kResidual) store<V>(dresidual + offset, grad);
+    if constexpr (kResidual) store<V>(bytes_on(dresidual, offset), grad);
   }
 };
 
@@ -123,7 +126,7 @@ void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const 
                             static_cast<const scalar_t*>(fused.residual),
                             static_cast<const scalar_t*>(grad_y),
                             static_cast<scalar_t*>(dresidual),
-                            fused.relu};
+                            fused.relu ? acc_t(0) : std::numeric_limits<acc_t>::quiet_NaN()};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     scalar_t* out = static_cast<scalar_t*>(dx);
     const bool aligned = all_aligned({x, dx, grad_y, fused.residual, dresidual});

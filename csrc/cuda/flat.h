@@ -6,7 +6,8 @@
 // vector. A block takes a run of rows whose length is a multiple of V, fetches it by aligned
 // vectors into shared memory, and computes the moments of each row from there, a few lanes per row,
 // as rows.h does from registers. What else is wanted of x is written by vectors as they pass, with
-// the coefficients of each element's own row. x is read once; no atomics.
+// the coefficients of each element's own row, which the block has put into shared memory before.
+// x is read once; no atomics.
 
 #include "rows.h"
 
@@ -17,6 +18,8 @@ inline constexpr int kFlatBlocks = 4;         // on a multiprocessor; see kRowBl
 inline constexpr int kFlatBytes = 16 * 1024;  // of shared memory: several blocks fit
 inline constexpr int kFlatUnits = 8;          // elements per lane
 inline constexpr int kMaxFlatSize = kWarp * kFlatUnits;
+inline constexpr int kFlatLoads = 4;      // of vectors, in flight in one thread
+inline constexpr int kMaxFlatRows = 256;  // of a block; a multiple of every V
 inline constexpr int64_t kMaxFlatChannels = INT32_MAX;
 
 struct FlatGrid {
@@ -35,37 +38,48 @@ struct FlatGrid {
   }
 };
 
-// The rows of V neighbouring elements of a block's run. They change at most every S elements, so a
-// division finds the first and counting finds the others.
-struct RowCursor {
-  int row, inside, size;
-
-  __device__ RowCursor(int element, int plane)
-      : row(element / plane), inside(element % plane), size(plane) {}
-
-  __device__ bool advance() {
-    if (++inside < size) return false;
-    inside = 0;
-    ++row;
-    return true;
-  }
+// The rows of a block, one after the other; 16-byte loads from shared memory fetch coefficients.
+template <typename Coefficients>
+struct alignas(sizeof(Coefficients) > 8 ? kVectorBytes : 8) FlatRow {
+  Coefficients of;
 };
 
-// Coefficients of each of V elements; lookup(local row) reads those of a row.
-template <int V, typename Lookup>
-__device__ __forceinline__ auto coefficients_of(int element, int size, int rows_here,
-                                                const Lookup& lookup) {
-  struct {
-    decltype(lookup(0)) at[V];
-  } found;
-  RowCursor cursor(element, size);
-  auto current = lookup(cursor.row);
+// Where each of V neighbouring elements finds the coefficients of its row. Rows change at most
+// every S elements, so a division finds the first and counting finds the others.
+template <int V, typename Coefficients>
+struct FlatLookup {
+  const FlatRow<Coefficients>* row[V];
+
+  __device__ FlatLookup(const FlatRow<Coefficients>* rows, int element, int size) {
+    const unsigned first = static_cast<unsigned>(element) / static_cast<unsigned>(size);
+    int left = static_cast<int>(first + 1) * size - element;  // elements until the next row
+    rows += first;
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    found.at[v] = current;
-    if (cursor.advance() && cursor.row < rows_here) current = lookup(cursor.row);
+    for (int v = 0; v < V; ++v) {
+      if (left == 0) {
+        left = size;
+        ++rows;
+      }
+      --left;
+      row[v] = rows;
+    }
   }
-  return found;
+
+  __device__ const Coefficients& operator()(int v) const { return row[v]->of; }
+};
+
+// Calls body.template operator()<kWidth, kUnits>(first, count) for this thread's share of a run: units
+// of kWidth elements at `first` and every kFlatThreads further on, as far as there are `count`. What
+// no vector fits at the end of the run comes element by element.
+template <int V, int kStreams, typename Body>
+__device__ __forceinline__ void for_flat_units(int elements, const Body& body) {
+  constexpr int kUnits = kStreams < kFlatLoads ? kFlatLoads / kStreams : 1;
+  const int thread = static_cast<int>(threadIdx.x), vectors = elements / V;
+#pragma unroll 1
+  for (int first = thread; first < vectors; first += kUnits * kFlatThreads)
+    body.template operator()<V, kUnits>(first, vectors);
+  const int left = vectors * V + thread;
+  if (left < elements) body.template operator()<1, 1>(left, elements);
 }
 
 template <typename scalar_t, int V, int kLanes, typename Epilogue>
@@ -82,31 +96,47 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
   const int elements = rows * grid.size;
   const int64_t start = first_row * grid.size;
   const unsigned first_channel = grid.first_channel();
-  const auto lookup = [&](int row) {
-    return epilogue.coefficients((first_channel + static_cast<unsigned>(row)) % grid.channels);
-  };
-  const auto pass_by = [&]<int kWidth>(int unit) {
+  __shared__ FlatRow<typename Epilogue::Coefficients>
+      of_row[Epilogue::kWrites ? kMaxFlatRows : 1];
+  if constexpr (Epilogue::kWrites) {
+    for (int row = thread; row < rows; row += kFlatThreads)
+      of_row[row].of =
+          epilogue.coefficients((first_channel + static_cast<unsigned>(row)) % grid.channels);
+    __syncthreads();
+  }
+  for_flat_units<V, Epilogue::kStreams>(elements, [&]<int kWidth, int kUnits>(int first,
+                                                                              int count) {
     using Units = LinearUnits<kWidth>;
     const Units units(Plane{1, kWidth});
-    acc_t values[kWidth];
-    typename Epilogue::template Operands<kWidth> operands;
-    units.load_unit(x + start, unit, values);
-    epilogue.load(units, start, unit, operands);
-    store<kWidth>(tile + unit * kWidth, values);  // widened and narrowed: the same number
-    if constexpr (Epilogue::kWrites) {
-      const auto found = coefficients_of<kWidth>(unit * kWidth, grid.size, rows, lookup);
-      epilogue.write(units, start, unit, [&](int e) { return found.at[e]; }, operands, values);
+    typename Units::template Raw<scalar_t> raw[kUnits];
+    typename Epilogue::template Operands<Units> operands[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      if (first + u * kFlatThreads < count) {
+        units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
+        epilogue.load(units, start, first + u * kFlatThreads, operands[u]);
+      }
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int unit = first + u * kFlatThreads;
+      if (unit >= count) break;
+      store<kWidth>(tile + unit * kWidth, raw[u]);
+      if constexpr (Epilogue::kWrites) {
+        acc_t values[kWidth];
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) values[e] = raw[u][e];
+        epilogue.write(units, start, unit,
+                       FlatLookup<kWidth, typename Epilogue::Coefficients>(of_row, unit * kWidth,
+                                                                           grid.size),
+                       operands[u], values);
+      }
     }
-  };
-  const int vectors = elements / V;
-  for (int j = thread; j < vectors; j += kFlatThreads) pass_by.template operator()<V>(j);
-  for (int j = vectors * V + thread; j < elements; j += kFlatThreads)
-    pass_by.template operator()<1>(j);
+  });
   __syncthreads();
 
-  const LinearUnits<1> units(Plane{1, grid.size});
   const int lane = thread % kLanes;
   // All lanes of a warp go through the same number of rows: the shuffles need every one of them.
+#pragma unroll 1
   for (int base = 0; base < rows; base += kFlatThreads / kLanes) {
     const int row = base + thread / kLanes;
     const bool active = row < rows;
@@ -117,7 +147,8 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
 #pragma unroll
     for (int u = 0; u < kFlatUnits; ++u) {
       const int unit = u * kLanes + lane;
-      mask[u] = active && unit < grid.size ? units.load_unit(source, unit, values[u]) : 0;
+      mask[u] = active && unit < grid.size ? 1u : 0u;
+      if (mask[u] != 0) values[u][0] = widen(source[unit]);
     }
     const auto found = register_moments<scalar_t, LinearUnits<1>, kLanes, kFlatUnits>(
         values, mask, pivot, grid.size);
@@ -139,26 +170,35 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
   const int elements = rows * grid.size;
   const int64_t start = first_row * grid.size;
   const unsigned first_channel = grid.first_channel();
-  const auto lookup = [&](int row) {
-    return gradient.coefficients(first_row + row,
-                                 (first_channel + static_cast<unsigned>(row)) % grid.channels);
-  };
-  const auto pass_by = [&]<int kWidth>(int unit) {
+  __shared__ FlatRow<typename Gradient::Coefficients> of_row[kMaxFlatRows];
+  for (int row = static_cast<int>(threadIdx.x); row < rows; row += kFlatThreads)
+    of_row[row].of = gradient.coefficients(
+        first_row + row, (first_channel + static_cast<unsigned>(row)) % grid.channels);
+  __syncthreads();
+  for_flat_units<V, Gradient::kStreams>(elements, [&]<int kWidth, int kUnits>(int first,
+                                                                              int count) {
     using Units = LinearUnits<kWidth>;
     const Units units(Plane{1, kWidth});
-    acc_t values[kWidth];
-    typename Gradient::template Operands<kWidth> operands;
-    units.load_unit(x + start, unit, values);
-    gradient.load(units, start, start, unit, operands);
-    const auto found = coefficients_of<kWidth>(unit * kWidth, grid.size, rows, lookup);
-    gradient.apply(units, start, unit, [&](int e) { return found.at[e]; }, operands, values);
-    units.store_unit(dx + start, unit, values);
-  };
-  const int thread = static_cast<int>(threadIdx.x);
-  const int vectors = elements / V;
-  for (int j = thread; j < vectors; j += kFlatThreads) pass_by.template operator()<V>(j);
-  for (int j = vectors * V + thread; j < elements; j += kFlatThreads)
-    pass_by.template operator()<1>(j);
+    typename Units::template Raw<scalar_t> raw[kUnits];
+    typename Gradient::template Operands<Units> operands[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      if (first + u * kFlatThreads < count) {
+        units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
+        gradient.load(units, start, start, first + u * kFlatThreads, operands[u]);
+      }
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int unit = first + u * kFlatThreads;
+      if (unit >= count) break;
+      acc_t values[kWidth];
+      gradient.apply(units, start, unit,
+                     FlatLookup<kWidth, typename Gradient::Coefficients>(of_row, unit * kWidth,
+                                                                         grid.size),
+                     operands[u], raw[u], values);
+      units.store_unit(dx + start, unit, values);
+    }
+  });
 }
 
 }  // namespace ltdd::cuda

@@ -13,18 +13,21 @@
 
 namespace ltdd::cuda {
 
-inline constexpr int kRegisterElements = 32;  // of x, held by one thread that reads nothing else
-inline constexpr int kMaxLoads = 8;           // of x, in flight in one thread
+inline constexpr int kRegisterElements = 32;  // of x, held by one thread
+inline constexpr int kMaxLoads = 8;           // in flight in one thread
 inline constexpr int kTargetBlocks = 528;     // four per multiprocessor of a large GPU
 inline constexpr int kMaxLines = 32;          // threads of an NHWC block along the pixels
-inline constexpr int kSplitUnits = 512;       // of an NHWC plane, at least, for each of its blocks
-inline constexpr int kMaxSplits = 16;
+// Units of an NHWC plane, at least, for each of its blocks: enough to be worth a merge of their
+// moments, or the coefficients of a gradient.
+inline constexpr int kSplitUnits = 256;
+inline constexpr int kGradientUnits = 256;
+inline constexpr int kMaxSplits = 64;
 
 // Units, V channels wide, that a thread holds which reads `streams` tensors at once.
 template <typename Units>
 constexpr int units_in_registers(int vector, int streams) {
-  const int by_elements = 2 * kRegisterElements / ((streams + 1) * vector * Units::kElements);
-  const int most = std::min(by_elements, kMaxLoads / Units::kLoads);
+  const int by_elements = kRegisterElements / (vector * Units::kElements);
+  const int most = std::min(by_elements, kMaxLoads / (streams * Units::kLoads));
   return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 
@@ -84,18 +87,23 @@ struct PixelPlan {
   dim3 blocks, threads;
 };
 
-// The number of images has no say: a sample's moments do not depend on the batch it is in.
-inline PixelPlan plan_pixels(const Activation& shape, int units, int vector, int units_in_tile) {
+// The number of images has no say: a sample's moments do not depend on the batch it is in. No block
+// gets fewer units than `least`, where there are as many, and no plane more than kMaxSplits blocks.
+template <typename Pixels>
+PixelPlan plan_pixels(const Activation& shape, const Pixels& pixels, int vector, int units_in_tile,
+                      int least) {
   const int64_t vectors = ceil_div<int64_t>(shape.channels, vector);
+  const int units = pixels.count;
   // Narrow blocks make many of them, and eight vectors still fill a line of 128 bytes; small planes
   // have too few lines for that.
   const int lines = power_of_two_above(ceil_div(units, units_in_tile), kMaxLines);
   const int across = power_of_two_above(vectors, std::max(8, std::min(kWarp, 128 / lines)));
   const int64_t tiles = ceil_div<int64_t>(vectors, across);
-  const int parts = std::clamp(units / kSplitUnits, 1, kMaxSplits);
+  const int parts = std::clamp(units / least, 1, kMaxSplits);
   const int share = ceil_div(units, parts);
   const int splits = ceil_div(units, share);
-  return {{shape.images, shape.channels, splits, share},
+  return {{shape.images, static_cast<int>(shape.channels), splits, share,
+           shape.size() * shape.channels, pixels.outputs() * shape.channels},
           dim3(static_cast<unsigned>(shape.images * splits), static_cast<unsigned>(tiles)),
           dim3(static_cast<unsigned>(across), static_cast<unsigned>(lines))};
 }
@@ -115,7 +123,8 @@ size_t scratch_bytes(const Activation& shape, int streams) {
   int splits = 1;
   for (const int vector : {1, 4, 8}) {
     const int units = units_in_registers<Pixels>(vector, streams);
-    const PixelPlan plan = plan_pixels(shape, Pixels(plane_of(shape)).count, vector, units);
+    const PixelPlan plan =
+        plan_pixels(shape, Pixels(plane_of(shape)), vector, units, kSplitUnits);
     splits = std::max(splits, plan.grid.splits);
   }
   if (splits == 1) return 0;
@@ -154,7 +163,7 @@ template <typename scalar_t>
 FlatGrid flat_grid(const Activation& shape) {
   constexpr int V = kVector<scalar_t>;
   const int size = static_cast<int>(shape.size());
-  const int most = kFlatBytes / static_cast<int>(sizeof(scalar_t)) / size;
+  const int most = std::min(kMaxFlatRows, kFlatBytes / static_cast<int>(sizeof(scalar_t)) / size);
   const int64_t fair = ceil_div<int64_t>(shape.rows(), kTargetBlocks);
   const int64_t runs = std::clamp<int64_t>(ceil_div<int64_t>(fair, V), 1, most / V);
   return {shape.rows(), static_cast<unsigned>(shape.channels), size, static_cast<int>(runs) * V};
@@ -194,10 +203,10 @@ template <int V, typename scalar_t, typename Pixels, typename Epilogue>
 void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t* x, double* mean,
                    double* m2, void* scratch, const Epilogue& epilogue, cudaStream_t stream) {
   constexpr int kUnits = units_in_registers<Pixels>(V, Epilogue::kStreams);
-  const PixelPlan plan = plan_pixels(shape, pixels.count, V, kUnits);
+  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kSplitUnits);
   const SplitParts parts = split_parts(plan.grid, scratch);
   launch(&pixel_moments_kernel<scalar_t, V, Pixels, kUnits, Epilogue>, plan.blocks, plan.threads, 0,
-         stream, x, mean, m2, parts, plan.grid, shape.size(), pixels, epilogue);
+         stream, x, mean, m2, parts, plan.grid, pixels, epilogue);
   if (plan.grid.splits == 1) return;
   launch(&merge_splits_kernel,
          dim3(static_cast<unsigned>(ceil_div<int64_t>(shape.rows(), kPixelThreads))),
@@ -208,9 +217,9 @@ template <int V, typename scalar_t, typename Pixels, typename Gradient>
 void launch_pixel_gradient(const Activation& shape, const Pixels& pixels, const scalar_t* x,
                            scalar_t* dx, const Gradient& gradient, cudaStream_t stream) {
   constexpr int kUnits = units_in_registers<Pixels>(V, Gradient::kStreams);
-  const PixelPlan plan = plan_pixels(shape, pixels.count, V, kUnits);
+  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kGradientUnits);
   launch(&pixel_gradient_kernel<scalar_t, V, Pixels, kUnits, Gradient>, plan.blocks, plan.threads,
-         0, stream, x, dx, plan.grid, shape.size(), pixels, gradient);
+         0, stream, x, dx, plan.grid, pixels, gradient);
 }
 
 // Calls body.template operator()<V>(): V is the widest vector that fits the run of neighbours and

@@ -3,11 +3,12 @@
 // Row moments in NHWC, where the C channels of a pixel lie together.
 //
 // A thread owns V channels of one image (one 16-byte vector; V = 1 where C is not a multiple) and
-// walks down the pixels: a tile of units in registers, an exact two-pass over the tile, a Chan
-// merge into the running moments, which are kept about a center of the thread's own. The threads of
-// a block that share the channels are merged through shared memory in double and in a fixed order.
-// Large planes are cut: a block takes one of `splits` parts, and merge_splits_kernel puts the parts
-// together. x is read once; no atomics.
+// walks down the pixels, a tile of units at a time: all loads of the tile first, then one pass over
+// the registers, which adds up d = x - center and d^2 about a center of the thread's own. The
+// threads of a block that share the channels are merged through shared memory in a fixed order: up
+// to V of them in the accumulation type, what these leave in double. Large planes are cut: a
+// block takes one of `splits` parts, and merge_splits_kernel puts the parts together. x is read
+// once; no atomics.
 
 #include "../common/moments.h"
 #include "units.h"
@@ -20,79 +21,131 @@ inline constexpr int kPixelBlocks = 2;  // on a multiprocessor; see kRowBlocks
 // blockDim = (threads along channels, threads along pixels); gridDim = (images * splits, tiles).
 struct PixelGrid {
   int64_t images;
-  int64_t channels;
+  int channels;  // 32 bits, so that one instruction multiplies a pixel by it
   int splits;
-  int share;  // units per split
+  int share;               // units per split
+  int64_t image_elements;  // from one image to the next in x, and in the output
+  int64_t output_elements;
 };
 
 // Where this thread works: image, first channel, units [begin, end) of the plane.
 template <int V>
 struct PixelSeat {
-  int64_t image;
-  int64_t channel;
-  int split, begin, end;
+  int image, channel, split, begin, end;
   bool active;
 
   __device__ PixelSeat(const PixelGrid& grid, int units) {
-    image = blockIdx.x / static_cast<unsigned>(grid.splits);
+    image = static_cast<int>(blockIdx.x / static_cast<unsigned>(grid.splits));
     split = static_cast<int>(blockIdx.x % static_cast<unsigned>(grid.splits));
-    channel = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * V;
+    channel = static_cast<int>((blockIdx.y * blockDim.x + threadIdx.x) * V);
     begin = split * grid.share;
     end = units - begin < grid.share ? units : begin + grid.share;
     active = channel < grid.channels;
   }
 };
 
-// Moments of V channels, one count for all of them. The center is the pivot until the first tile
-// gives a better one, and mean is what the mean has beyond it.
+// Sums of d = x - center and of d^2 over `count` pixels, for V channels.
 template <int V, typename acc_t>
-struct ChannelMoments {
-  acc_t count = 0;
+struct ShiftedSums {
+  int count = 0;
   acc_t center[V] = {};
-  acc_t mean[V] = {};
-  acc_t m2[V] = {};
+  acc_t sum[V] = {};
+  acc_t square[V] = {};
 };
 
-template <typename scalar_t, typename Pixels, int V, int kUnits>
-__device__ __forceinline__ void add_tile(
-    ChannelMoments<V, acc_type<scalar_t>>& running,
-    const acc_type<scalar_t> (&values)[kUnits][Pixels::kElements][V],
-    const unsigned (&mask)[kUnits]) {
+// Sets each center to the mean of the first tile, as near as a plain sum gets: then differences are
+// as good as exact. Where that is not finite, neither are the moments, and any center will do.
+template <typename scalar_t, int V, int kUnits, int kElements>
+__device__ __forceinline__ void find_centers(ShiftedSums<V, acc_type<scalar_t>>& sums,
+                                             const Pack<scalar_t, V> (&raw)[kUnits][kElements],
+                                             const unsigned (&mask)[kUnits]) {
   using acc_t = acc_type<scalar_t>;
-  int elements = 0;
+  int count = 0;
+  acc_t sum[V] = {};
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u) elements += __popc(mask[u]);
-  const acc_t tile = static_cast<acc_t>(elements);
-  const acc_t inverse = acc_t(1) / tile;
-  const acc_t count = running.count + tile;
-  const acc_t share = tile / count;
-  const acc_t weight = running.count * share;
+  for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+    for (int e = 0; e < kElements; ++e)
+      if (mask[u] >> e & 1u) {
+        ++count;
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum[v] += raw[u][e][v];
+      }
+  const acc_t inverse = acc_t(1) / static_cast<acc_t>(count);
+#pragma unroll
+  for (int v = 0; v < V; ++v) sum[v] *= inverse;
+  Pack<scalar_t, V> center;
+  center.round(sum);
+#pragma unroll
+  for (int v = 0; v < V; ++v) sums.center[v] = pivot_from(center[v]);
+}
+
+template <int V, int kElements, typename acc_t>
+__device__ __forceinline__ void add_unit(ShiftedSums<V, acc_t>& sums,
+                                         const acc_t (&values)[kElements][V], unsigned mask) {
+  sums.count += kElements == 1 ? 1 : __popc(mask);
+#pragma unroll
+  for (int e = 0; e < kElements; ++e)
+    if (kElements == 1 || mask >> e & 1u)
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const acc_t gap = values[e][v] - sums.center[v];
+        sums.sum[v] += gap;
+        sums.square[v] += gap * gap;
+      }
+}
+
+// Moves the center to the mean so far. About the mean of half the elements, the sum of squares of
+// all is at most twice what it is about their own mean: done before tiles 2, 4, 8, ..., no start
+// misleads for long, be it ever so far from the rest.
+template <typename scalar_t, int V>
+__device__ __forceinline__ void recenter(ShiftedSums<V, acc_type<scalar_t>>& sums) {
+  using acc_t = acc_type<scalar_t>;
+  const acc_t count = static_cast<acc_t>(sums.count), inverse = acc_t(1) / count;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    acc_t sum = 0;
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-#pragma unroll
-      for (int e = 0; e < Pixels::kElements; ++e)
-        if (mask[u] >> e & 1u) sum += values[u][e][v] - running.center[v];
-    const acc_t center = center_from<scalar_t>(running.center[v] + sum * inverse);
-    acc_t gaps = 0, squares = 0;
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-#pragma unroll
-      for (int e = 0; e < Pixels::kElements; ++e)
-        if (mask[u] >> e & 1u) {
-          const acc_t gap = values[u][e][v] - center;
-          gaps += gap;
-          squares += gap * gap;
-        }
-    const acc_t rest = rest_of_mean(center, gaps * inverse);
-    if (running.count == 0 && is_finite(center)) running.center[v] = center;
-    const acc_t delta = (center - running.center[v]) + rest - running.mean[v];
-    running.mean[v] += delta * share;
-    running.m2[v] += (squares - gaps * rest) + delta * delta * weight;
+    const acc_t next = center_from<scalar_t>(sums.center[v] + sums.sum[v] * inverse);
+    const acc_t shift = is_finite(next) ? next - sums.center[v] : acc_t(0);
+    const acc_t left = sums.sum[v] - count * shift;
+    sums.square[v] -= shift * (sums.sum[v] + left);
+    sums.sum[v] = left;
+    sums.center[v] += shift;
   }
-  running.count = count;
+}
+
+// Moments of each channel of a block, by line; the mean is center + rest.
+template <int V, typename acc_t>
+struct LineMoments {
+  acc_t center[kPixelThreads * V];
+  acc_t rest[kPixelThreads * V];
+  acc_t m2[kPixelThreads * V];
+  int count[kPixelThreads];
+};
+
+// Moments of one channel over the lines [first, last), its mean as the distance to the center of the
+// first of them. As merge_parts, but in the accumulation type.
+template <int V, typename acc_t>
+__device__ __forceinline__ Moments<acc_t> merge_lines(const LineMoments<V, acc_t>& found, int column,
+                                                      int width, int first, int last) {
+  const acc_t origin = found.center[first * width + column];
+  while (last > first && found.count[last - 1] == 0) --last;  // lines without pixels come last
+  const auto gap = [&](int line) {
+    const int at = line * width + column;
+    return (found.center[at] - origin) + found.rest[at];
+  };
+  acc_t count = 0, sum = 0;
+  for (int line = first; line < last; ++line) {
+    const acc_t here = static_cast<acc_t>(found.count[line]);
+    count += here;
+    sum += here * gap(line);
+  }
+  const acc_t mean = count > 0 ? sum / count : acc_t(0);
+  acc_t m2 = 0;
+  for (int line = first; line < last; ++line) {
+    const acc_t far = gap(line) - mean;
+    m2 += found.m2[line * width + column] + static_cast<acc_t>(found.count[line]) * far * far;
+  }
+  return {count, mean, m2};
 }
 
 // Merges P parts with counts n_p: mean = sum n_p mean_p / n, m2 = sum m2_p + sum n_p (mean_p -
@@ -131,27 +184,25 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
     pixel_moments_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
                          double* __restrict__ mean,       // (N, C)
                          double* __restrict__ m2,         // (N, C)
-                         SplitParts parts, PixelGrid grid, int64_t size, Pixels pixels,
-                         Epilogue epilogue) {
+                         SplitParts parts, PixelGrid grid, Pixels pixels, Epilogue epilogue) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kElements = Pixels::kElements;
-  __shared__ double means[kPixelThreads * V];
-  __shared__ acc_t squares[kPixelThreads * V];
-  __shared__ acc_t counts[kPixelThreads];
+  __shared__ LineMoments<V, acc_t> found;
+  __shared__ Moments<double> merged[kPixelThreads];
   const PixelSeat<V> seat(grid, pixels.count);
   const int lines = static_cast<int>(blockDim.y);
   const int line = static_cast<int>(threadIdx.y);
-  const int64_t start = seat.image * size * grid.channels + seat.channel;
-  const int64_t output_start = seat.image * pixels.outputs() * grid.channels + seat.channel;
+  const int pitch = grid.channels * static_cast<int>(sizeof(scalar_t));  // bytes of a pixel
+  const int64_t start = seat.image * grid.image_elements + seat.channel;
+  x += start;
+  epilogue.start_at(start, seat.image * grid.output_elements + seat.channel);
 
-  ChannelMoments<V, acc_t> running;
+  ShiftedSums<V, acc_t> sums;
   if (seat.active) {
-    load<V>(x + start, running.center);
-#pragma unroll
-    for (int v = 0; v < V; ++v) running.center[v] = pivot_from(running.center[v]);
     const auto coefficients = epilogue.template channel_coefficients<V>(seat.channel);
+    int tiles = 0;
     for (int first = seat.begin + line; first < seat.end; first += lines * kUnits) {
-      acc_t values[kUnits][kElements][V];
+      Pack<scalar_t, V> raw[kUnits][kElements];
       typename Epilogue::template PixelOperands<kElements, V> operands[kUnits];
       unsigned mask[kUnits];
 #pragma unroll
@@ -162,45 +213,67 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
 #pragma unroll
         for (int e = 0; e < kElements; ++e)
           if (mask[u] >> e & 1u) {
-            const int64_t offset = start + (at.first + pixels.step(e)) * grid.channels;
-            load<V>(x + offset, values[u][e]);
+            const int64_t offset = wide_product(at.first + pixels.step(e), pitch);
+            raw[u][e] = load<V>(bytes_on(x, offset));
             epilogue.template load_pixel<V>(offset, e, operands[u]);
           }
       }
-      add_tile<scalar_t, Pixels, V, kUnits>(running, values, mask);
-      if constexpr (Epilogue::kWrites) {
+      if (tiles == 0)
+        find_centers(sums, raw, mask);
+      else if (tiles > 1 && (tiles & (tiles - 1)) == 0)
+        recenter<scalar_t>(sums);
+      ++tiles;
 #pragma unroll
-        for (int u = 0; u < kUnits; ++u) {
-          const int64_t output = pixels.position(first + u * lines).output;
-          if (mask[u] != 0 && output >= 0)
-            epilogue.template write_pixel<V>(output_start + output * grid.channels, coefficients,
-                                             operands[u], values[u]);
+      for (int u = 0; u < kUnits; ++u)
+        if (mask[u] != 0) {
+          acc_t values[kElements][V];
+#pragma unroll
+          for (int e = 0; e < kElements; ++e)
+#pragma unroll
+            for (int v = 0; v < V; ++v) values[e][v] = raw[u][e][v];
+          add_unit(sums, values, mask[u]);
+          if constexpr (Epilogue::kWrites) {
+            const int output = pixels.position(first + u * lines).output;
+            if (kElements == 1 || output >= 0)
+              epilogue.template write_pixel<V>(wide_product(output, pitch), coefficients,
+                                               operands[u], values);
+          }
         }
-      }
     }
   }
 
   const int width = static_cast<int>(blockDim.x) * V;
-  const int slot = static_cast<int>(threadIdx.x) * V;
+  const acc_t inverse = sums.count > 0 ? acc_t(1) / static_cast<acc_t>(sums.count) : acc_t(0);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    means[line * width + slot + v] = double(running.center[v]) + double(running.mean[v]);
-    squares[line * width + slot + v] = running.m2[v];
+    const int at = line * width + static_cast<int>(threadIdx.x) * V + v;
+    const acc_t rest = sums.sum[v] * inverse;
+    found.center[at] = sums.center[v];
+    found.rest[at] = rest;
+    found.m2[at] = sums.square[v] - sums.sum[v] * rest;
   }
-  if (threadIdx.x == 0) counts[line] = running.count;
+  if (threadIdx.x == 0) found.count[line] = sums.count;
   __syncthreads();
 
-  // One thread per channel of the block.
+  // All threads merge: a few lines of a channel each. Lines and threads are powers of two.
   const int thread = line * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
   const int threads = lines * static_cast<int>(blockDim.x);
+  const int groups = lines > V ? lines / V : 1;
+  for (int item = thread; item < groups * width; item += threads) {
+    const int column = item % width, begin = item / width * (lines / groups);
+    const Moments<acc_t> part = merge_lines(found, column, width, begin, begin + lines / groups);
+    merged[item] = {double(part.count),
+                    double(found.center[begin * width + column]) + double(part.mean),
+                    double(part.m2)};
+  }
+  __syncthreads();
+
   for (int column = thread; column < width; column += threads) {
-    const int64_t channel = int64_t(blockIdx.y) * width + column;
+    const int channel = static_cast<int>(blockIdx.y) * width + column;
     if (channel >= grid.channels) continue;
-    const Moments<double> all = merge_parts(lines, [&](int p) {
-      return Moments<double>{double(counts[p]), means[p * width + column],
-                             double(squares[p * width + column])};
-    });
-    const int64_t row = seat.image * grid.channels + channel;
+    const Moments<double> all =
+        merge_parts(groups, [&](int p) { return merged[p * width + column]; });
+    const int64_t row = int64_t(seat.image) * grid.channels + channel;
     if (grid.splits == 1) {
       mean[row] = all.mean;
       m2[row] = all.m2;
@@ -231,47 +304,67 @@ template <typename scalar_t, int V, typename Pixels, int kUnits, typename Gradie
 __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
     pixel_gradient_kernel(const scalar_t* __restrict__ x,  // (N, S, C)
                           scalar_t* __restrict__ dx,       // (N, S, C)
-                          PixelGrid grid, int64_t size, Pixels pixels, Gradient gradient) {
+                          PixelGrid grid, Pixels pixels, Gradient gradient) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kElements = Pixels::kElements;
+  __shared__ typename Gradient::Coefficients of_channel[kPixelThreads];
   const PixelSeat<V> seat(grid, pixels.count);
-  if (!seat.active) return;
   const int lines = static_cast<int>(blockDim.y);
-  const int64_t start = seat.image * size * grid.channels + seat.channel;
-  const int64_t output_start = seat.image * pixels.outputs() * grid.channels + seat.channel;
-  const auto coefficients = gradient.template channel_coefficients<V>(
-      seat.image * grid.channels + seat.channel, seat.channel);
+  const int pitch = grid.channels * static_cast<int>(sizeof(scalar_t));  // bytes of a pixel
+  const int64_t start = seat.image * grid.image_elements + seat.channel;
+  x += start;
+  dx += start;
+  gradient.start_at(start, seat.image * grid.output_elements + seat.channel);
+
+  // One thread computes what all lines need of a channel, in double.
+  const int width = static_cast<int>(blockDim.x) * V;
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+#pragma unroll 1
+  for (int column = thread; column < width; column += lines * static_cast<int>(blockDim.x)) {
+    const int channel = static_cast<int>(blockIdx.y) * width + column;
+    if (channel < grid.channels)
+      of_channel[column] =
+          gradient.coefficients(int64_t(seat.image) * grid.channels + channel, channel);
+  }
+  __syncthreads();
+  if (!seat.active) return;
+  const auto* coefficients = of_channel + threadIdx.x * V;
+
   for (int first = seat.begin + static_cast<int>(threadIdx.y); first < seat.end;
        first += lines * kUnits) {
-    acc_t values[kUnits][kElements][V];
+    Pack<scalar_t, V> raw[kUnits][kElements];
     typename Gradient::template PixelOperands<kElements, V> operands[kUnits];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * lines;
-      if (unit >= seat.end) continue;
-      const PixelPosition at = pixels.position(unit);
-      gradient.template load_output<V>(
-          at.output < 0 ? -1 : output_start + at.output * grid.channels, operands[u]);
+      if (unit < seat.end) {
+        const PixelPosition at = pixels.position(unit);
+        gradient.template load_output<V>(kElements == 1 || at.output >= 0,
+                                         wide_product(at.output, pitch), operands[u]);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e)
-        if (at.mask >> e & 1u) {
-          const int64_t offset = start + (at.first + pixels.step(e)) * grid.channels;
-          load<V>(x + offset, values[u][e]);
-          gradient.template load_pixel<V>(offset, e, operands[u]);
-        }
+        for (int e = 0; e < kElements; ++e)
+          if (at.mask >> e & 1u) {
+            const int64_t offset = wide_product(at.first + pixels.step(e), pitch);
+            raw[u][e] = load<V>(bytes_on(x, offset));
+            gradient.template load_pixel<V>(offset, e, operands[u]);
+          }
+      }
     }
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * lines;
-      if (unit >= seat.end) continue;
-      const PixelPosition at = pixels.position(unit);
+      if (unit < seat.end) {
+        const PixelPosition at = pixels.position(unit);
 #pragma unroll
-      for (int e = 0; e < kElements; ++e)
-        if (at.mask >> e & 1u) {
-          const int64_t offset = start + (at.first + pixels.step(e)) * grid.channels;
-          gradient.template apply_pixel<V>(offset, e, coefficients, operands[u], values[u][e]);
-          store<V>(dx + offset, values[u][e]);
-        }
+        for (int e = 0; e < kElements; ++e)
+          if (at.mask >> e & 1u) {
+            const int64_t offset = wide_product(at.first + pixels.step(e), pitch);
+            acc_t values[V];
+            gradient.template apply_pixel<V>(offset, e, coefficients, operands[u], raw[u][e],
+                                             values);
+            store<V>(bytes_on(dx, offset), values);
+          }
+      }
     }
   }
 }

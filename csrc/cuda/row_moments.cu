@@ -19,15 +19,16 @@ struct NoEpilogue {
   static constexpr bool kWrites = false;
   static constexpr int kStreams = 1;
   struct Coefficients {};
-  template <int kElements>
+  template <typename Units>
   struct Operands {};
   template <int kElements, int V>
   struct PixelOperands {};
 
   __device__ Coefficients coefficients(int64_t) const { return {}; }
   template <typename Units>
-  __device__ void load(const Units&, int64_t, int, Operands<Units::kElements>&) const {}
+  __device__ void load(const Units&, int64_t, int, Operands<Units>&) const {}
 
+  __device__ void start_at(int64_t, int64_t) {}
   template <int V>
   __device__ Coefficients channel_coefficients(int64_t) const {
     return {};
@@ -36,51 +37,42 @@ struct NoEpilogue {
   __device__ void load_pixel(int64_t, int, Operands&) const {}
 };
 
-template <typename acc_t>
+template <typename scalar_t>
 struct MomentsGradient {
+  using acc_t = acc_type<scalar_t>;
+  using Coefficients = AffineInX<acc_t>;
   static constexpr int kStreams = 1;
   RowGradients<acc_t> moments;
 
-  template <int V>
-  struct ChannelCoefficients {
-    AffineInX<acc_t> moments[V];
-  };
-  template <int kElements>
+  template <typename Units>
   struct Operands {};
   template <int kElements, int V>
   struct PixelOperands {};
 
-  __device__ AffineInX<acc_t> coefficients(int64_t row, int64_t) const { return moments.at(row); }
+  __device__ Coefficients coefficients(int64_t row, int64_t) const { return moments.at(row); }
 
   template <typename Units>
-  __device__ void load(const Units&, int64_t, int64_t, int, Operands<Units::kElements>&) const {}
+  __device__ void load(const Units&, int64_t, int64_t, int, Operands<Units>&) const {}
 
-  template <typename Units, typename Coefficients>
-  __device__ void apply(const Units&, int64_t, int, const Coefficients& at,
-                        const Operands<Units::kElements>&,
+  template <typename Units, typename Lookup>
+  __device__ void apply(const Units&, int64_t, int, const Lookup& at, const Operands<Units>&,
+                        const typename Units::template Raw<scalar_t>& raw,
                         acc_t (&values)[Units::kElements]) const {
 #pragma unroll
-    for (int e = 0; e < Units::kElements; ++e) values[e] = at(e)(values[e]);
+    for (int e = 0; e < Units::kElements; ++e) values[e] = at(e)(raw[e]);
   }
 
-  template <int V>
-  __device__ ChannelCoefficients<V> channel_coefficients(int64_t row, int64_t) const {
-    ChannelCoefficients<V> at;
-#pragma unroll
-    for (int v = 0; v < V; ++v) at.moments[v] = moments.at(row + v);
-    return at;
-  }
-
+  __device__ void start_at(int64_t, int64_t) {}
   template <int V, typename Operands>
-  __device__ void load_output(int64_t, Operands&) const {}
+  __device__ void load_output(bool, int64_t, Operands&) const {}
   template <int V, typename Operands>
   __device__ void load_pixel(int64_t, int, Operands&) const {}
 
   template <int V, typename Operands>
-  __device__ void apply_pixel(int64_t, int, const ChannelCoefficients<V>& at, const Operands&,
-                              acc_t (&values)[V]) const {
+  __device__ void apply_pixel(int64_t, int, const Coefficients* at, const Operands&,
+                              const Pack<scalar_t, V>& raw, acc_t (&values)[V]) const {
 #pragma unroll
-    for (int v = 0; v < V; ++v) values[v] = at.moments[v](values[v]);
+    for (int v = 0; v < V; ++v) values[v] = at[v](raw[v]);
   }
 };
 
@@ -116,9 +108,8 @@ void row_moments_backward(const Activation& shape, const double* grad_mean, cons
   if (shape.rows() == 0 || shape.size() == 0) return;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   for_type(shape.type, [&]<typename scalar_t>() {
-    using acc_t = acc_type<scalar_t>;
-    const MomentsGradient<acc_t> gradient{
-        row_gradients<acc_t>(grad_mean, grad_m2, mean, shape.size())};
+    const MomentsGradient<scalar_t> gradient{
+        row_gradients<acc_type<scalar_t>>(grad_mean, grad_m2, mean, shape.size())};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     scalar_t* out = static_cast<scalar_t*>(dx);
     const int64_t run = shape.channels_last ? shape.channels : shape.size();

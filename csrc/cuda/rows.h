@@ -147,23 +147,28 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
 
   Moments<double> found{};
   for (int first = seat.begin; first < seat.end; first += kLanes * kUnits) {
-    acc_t values[kUnits][kElements];
-    typename Epilogue::template Operands<kElements> operands[kUnits];
+    typename Units::template Raw<scalar_t> raw[kUnits];
+    typename Epilogue::template Operands<Units> operands[kUnits];
     unsigned mask[kUnits];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * kLanes + seat.lane;
       mask[u] = 0;
       if (active && unit < seat.end) {
-        mask[u] = units.load_unit(source, unit, values[u]);
+        mask[u] = units.load_unit(source, unit, raw[u]);
         epilogue.load(units, row * size, unit, operands[u]);
       }
     }
+    acc_t values[kUnits][kElements];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) values[u][e] = raw[u][e];
     const int left = seat.end - first;
     const int full = (left < kLanes * kUnits ? left : kLanes * kUnits) * kElements;
     const auto part = register_moments<scalar_t, Units, kLanes, kUnits>(values, mask, pivot, full);
-    // Fewer lanes than a warp hold their row at once.
-    found = kLanes == kWarp ? merge(found, part) : part;
+    // Most rows are a single part; merging costs doubles, which many GPUs have few units for.
+    found = first == seat.begin ? part : merge(found, part);
     if constexpr (Epilogue::kWrites) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
@@ -196,13 +201,13 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
   const int64_t start = seat.row * size;
   const auto coefficients = gradient.coefficients(seat.row, grid.channel_of(seat.row));
   for (int first = seat.begin; first < seat.end; first += kLanes * kUnits) {
-    acc_t values[kUnits][kElements];
-    typename Gradient::template Operands<kElements> operands[kUnits];
+    typename Units::template Raw<scalar_t> raw[kUnits];
+    typename Gradient::template Operands<Units> operands[kUnits];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * kLanes + seat.lane;
       if (unit < seat.end) {
-        units.load_unit(x + start, unit, values[u]);
+        units.load_unit(x + start, unit, raw[u]);
         gradient.load(units, start, seat.row * units.output_size(), unit, operands[u]);
       }
     }
@@ -210,9 +215,10 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
     for (int u = 0; u < kUnits; ++u) {
       const int unit = first + u * kLanes + seat.lane;
       if (unit < seat.end) {
+        acc_t values[kElements];
         gradient.apply(
-            units, start, unit, [&](int) { return coefficients; }, operands[u], values[u]);
-        units.store_unit(dx + start, unit, values[u]);
+            units, start, unit, [&](int) { return coefficients; }, operands[u], raw[u], values);
+        units.store_unit(dx + start, unit, values);
       }
     }
   }

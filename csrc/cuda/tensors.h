@@ -149,6 +149,7 @@ inline ActivationTensor as_activation(const char* op, const Tensor& x) {
   constexpr int64_t kMost = int64_t(1) << 30;  // sums of such indices still fit in an int
   if (height > kMost || width > kMost || height * width > kMost)
     refuse(op, "at most 2^30 elements per channel, got ", shape_of(x));
+  if (x.size(1) > kMost / 8) refuse(op, "at most 2^27 channels, got ", shape_of(x));
   Activation shape{type_of(op, x),          x.size(0), x.size(1), static_cast<int>(height),
                    static_cast<int>(width), false};
   if (x.numel() == 0 || has_layout(x, false)) return {x, shape};

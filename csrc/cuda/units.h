@@ -35,11 +35,16 @@ struct LinearUnits {
 
   __device__ int64_t output_size() const { return size; }
 
+  // A unit, and the gradient of its outputs, as they lie in memory.
+  template <typename scalar_t>
+  using Raw = Pack<scalar_t, V>;
+  template <typename scalar_t>
+  using RawGrad = Pack<scalar_t, V>;
+
   // Returns which elements of the unit exist, as a bit mask.
   template <typename scalar_t>
-  __device__ unsigned load_unit(const scalar_t* row, int unit,
-                                acc_type<scalar_t> (&values)[V]) const {
-    load<V>(row + int64_t(unit) * V, values);
+  __device__ unsigned load_unit(const scalar_t* row, int unit, Raw<scalar_t>& raw) const {
+    raw = load<V>(row + int64_t(unit) * V);
     return ~0u;
   }
 
@@ -54,11 +59,15 @@ struct LinearUnits {
     store_unit(row, unit, values);
   }
 
-  // The gradient that each element of the unit gets from the output.
   template <typename scalar_t>
-  __device__ void load_output_grad(const scalar_t* row, int unit,
-                                   acc_type<scalar_t> (&grad)[V]) const {
-    load_unit(row, unit, grad);
+  __device__ void load_output_grad(const scalar_t* row, int unit, RawGrad<scalar_t>& raw) const {
+    load_unit(row, unit, raw);
+  }
+
+  // The gradient that element e of the unit gets from the output.
+  template <typename scalar_t>
+  __device__ static acc_type<scalar_t> output_grad(const RawGrad<scalar_t>& raw, int e) {
+    return raw[e];
   }
 };
 
@@ -106,28 +115,30 @@ struct PooledUnits {
   }
 
   template <typename scalar_t>
-  __device__ unsigned load_unit(const scalar_t* row, int unit,
-                                acc_type<scalar_t> (&values)[kElements]) const {
-    using acc_t = acc_type<scalar_t>;
+  struct Raw {
+    static constexpr int kWidth = kPartial ? 1 : V;
+    Pack<scalar_t, kWidth> pack[kElements / kWidth];
+
+    __device__ acc_type<scalar_t> operator[](int e) const { return pack[e / kWidth][e % kWidth]; }
+  };
+  template <typename scalar_t>
+  using RawGrad = Pack<scalar_t, kOutputs>;
+
+  template <typename scalar_t>
+  __device__ unsigned load_unit(const scalar_t* row, int unit, Raw<scalar_t>& raw) const {
     const Position at = position(unit);
     if constexpr (kPartial) {
       unsigned mask = 0;
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
         const bool here = exists(at, e);
-        values[e] = here ? widen(row[offset(at, e)]) : acc_t(0);
+        raw.pack[e].lane[0] = here ? row[offset(at, e)] : scalar_t{};
         mask |= here ? 1u << e : 0u;
       }
       return mask;
     } else {
-      acc_t upper[V], lower[V];
-      load<V>(row + offset(at, 0), upper);
-      load<V>(row + offset(at, V), lower);
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        values[e] = upper[e];
-        values[V + e] = lower[e];
-      }
+      raw.pack[0] = load<V>(row + offset(at, 0));
+      raw.pack[1] = load<V>(row + offset(at, V));
       return ~0u;
     }
   }
@@ -168,21 +179,24 @@ struct PooledUnits {
   }
 
   template <typename scalar_t>
-  __device__ void load_output_grad(const scalar_t* row, int unit,
-                                   acc_type<scalar_t> (&grad)[kElements]) const {
-    using acc_t = acc_type<scalar_t>;
+  __device__ void load_output_grad(const scalar_t* row, int unit, RawGrad<scalar_t>& raw) const {
     const int64_t source = output_offset(position(unit));
-    acc_t pooled[kOutputs] = {};
-    if (!kPartial || source >= 0) load<kOutputs>(row + source, pooled);
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) grad[e] = acc_t(0.25) * pooled[(e % V) / 2];
+    if (kPartial && source < 0)
+      raw = {};
+    else
+      raw = load<kOutputs>(row + source);
+  }
+
+  template <typename scalar_t>
+  __device__ static acc_type<scalar_t> output_grad(const RawGrad<scalar_t>& raw, int e) {
+    return acc_type<scalar_t>(0.25) * raw[(e % V) / 2];
   }
 };
 
 // Where a unit of pixels lies: its first pixel, which elements exist (a bit mask), and its output
 // pixel, -1 for a window that the plane ends inside of.
 struct PixelPosition {
-  int64_t first, output;
+  int first, output;
   unsigned mask;
 };
 
@@ -197,7 +211,7 @@ struct LinearPixels {
 
   __host__ __device__ int64_t outputs() const { return count; }
   __device__ PixelPosition position(int unit) const { return {unit, unit, 1u}; }
-  __device__ int64_t step(int) const { return 0; }
+  __device__ int step(int) const { return 0; }
 };
 
 // NHWC with pooling: the 2x2 window of one output pixel.
@@ -222,13 +236,13 @@ struct PooledPixels {
     const int pair = unit / columns;
     const int column = unit - pair * columns;
     const bool right = 2 * column + 1 < plane.width, below = 2 * pair + 1 < plane.height;
-    return {int64_t(2 * pair) * plane.width + 2 * column,
-            right && below ? int64_t(pair) * (plane.width / 2) + column : -1,
+    return {2 * pair * plane.width + 2 * column,
+            right && below ? pair * (plane.width / 2) + column : -1,
             1u | (right ? 2u : 0u) | (below ? 4u : 0u) | (right && below ? 8u : 0u)};
   }
 
   // From the first pixel of a window to its element e.
-  __device__ int64_t step(int e) const { return int64_t(e / 2) * plane.width + e % 2; }
+  __device__ int step(int e) const { return e / 2 * plane.width + e % 2; }
 };
 
 }  // namespace ltdd::cuda

@@ -237,6 +237,12 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 // The 16-bit types, converted as the hardware does: exactly, and back to nearest even.
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -256,8 +262,20 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
+
 struct __half {
   uint16_t bits;
+};
+
+struct __half2 {
+  __half x, y;
 };
 
 inline float __half2float(__half value) {
@@ -280,6 +298,10 @@ inline __half __float2half_rn(float value) {
   const int steps = static_cast<int>(std::nearbyint(std::ldexp(size, -step)));
   // Subnormals and the first normal binade share a step; a carry moves on to the next binade.
   return {static_cast<uint16_t>(sign | (steps + (step + 24) * 1024))};
+}
+
+inline __half2 __floats2half2_rn(float x, float y) {
+  return {__float2half_rn(x), __float2half_rn(y)};
 }
 
 namespace ltdd::cuda {

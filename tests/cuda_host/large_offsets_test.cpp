@@ -36,7 +36,7 @@ class Reserved {
 
 struct Nothing {
   static constexpr bool kWrites = false;
-  template <int>
+  template <typename>
   struct Operands {};
   template <int, int>
   struct PixelOperands {};
@@ -46,6 +46,7 @@ struct Nothing {
   Coefficients coefficients(int64_t channel) const { return {static_cast<int>(channel)}; }
   template <typename Units, typename Into>
   void load(const Units&, int64_t, int, Into&) const {}
+  void start_at(int64_t, int64_t) {}
   template <int>
   Coefficients channel_coefficients(int64_t channel) const {
     return {static_cast<int>(channel)};
@@ -73,17 +74,18 @@ void check_rows() {
 }
 
 void check_pixels() {
-  constexpr int64_t kImages = (int64_t(1) << 26) + 1, kChannels = 8, kSize = 8;
+  constexpr int64_t kImages = (int64_t(1) << 26) + 1;
+  constexpr int kChannels = 8, kSize = 8;
   Reserved x(kImages * kChannels * kSize * sizeof(__half)), mean(kImages * kChannels * 8),
       m2(kImages * kChannels * 8);
-  for (int64_t s = 0; s < kSize; ++s)
+  for (int s = 0; s < kSize; ++s)
     x.as<__half>()[((kImages - 1) * kSize + s) * kChannels + 7] = narrow<__half>(float(kLast[s]));
-  const PixelGrid grid{kImages, kChannels, 1, static_cast<int>(kSize)};
-  const LinearPixels pixels(Plane{1, static_cast<int>(kSize)});
+  const PixelGrid grid{kImages, kChannels, 1, kSize, kSize * kChannels, kSize * kChannels};
+  const LinearPixels pixels(Plane{1, kSize});
   const dim3 blocks(static_cast<unsigned>(kImages)), threads(1, 8);
   cuda_emulation::run_block_at(blocks, threads, dim3(blocks.x - 1, 0, 0), [&] {
     pixel_moments_kernel<__half, 8, LinearPixels, 4, Nothing>(
-        x.as<__half>(), mean.as<double>(), m2.as<double>(), {}, grid, kSize, pixels, {});
+        x.as<__half>(), mean.as<double>(), m2.as<double>(), {}, grid, pixels, {});
   });
   const int64_t row = kImages * kChannels - 1;
   expect_close("mean of the last of many pixels", 0, mean.as<double>()[row], 31.0 / 8, 1e-6);

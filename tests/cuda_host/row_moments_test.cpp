@@ -154,20 +154,24 @@ void check_batching() {
   }
 }
 
+// In rows of one part and of several: chunks, warps, threads, blocks.
 void check_not_finite() {
   for (const bool channels_last : {false, true})
-    for (const int place : {0, 5})
-      for (const float value : {INFINITY, NAN}) {
-        const Shape shape{1, 2, 4, 4, channels_last};
-        auto x = numbers<float>(4, shape.elements());
-        x[shape.index(1, place)] = value;
-        Buffer<double> mean(2), m2(2);
-        ltdd::cuda::row_moments(shape.activation(Type::kFloat32), x.data(), mean.data(), m2.data(),
-                                nullptr, nullptr);
-        expect(std::isfinite(mean[0]) && std::isfinite(m2[0]), "a finite row stays finite");
-        expect_close("mean of a row that is not finite", place, mean[1], value, 0);
-        expect(std::isnan(m2[1]), "m2 of a row that is not finite is NaN");
-      }
+    for (const int side : {4, 64, 80, 112})
+      for (const int place : {0, 5, side * side - 1})
+        for (const float value : {INFINITY, -INFINITY, NAN}) {
+          const Shape shape{1, 2, side, side, channels_last};
+          const Activation a = shape.activation(Type::kFloat32);
+          auto x = numbers<float>(4, shape.elements());
+          x[shape.index(1, place)] = value;
+          Buffer<double> mean(2), m2(2);
+          Buffer<char> scratch(ltdd::cuda::row_moments_scratch_bytes(a));
+          ltdd::cuda::row_moments(a, x.data(), mean.data(), m2.data(), scratch.data(), nullptr);
+          expect(std::isfinite(mean[0]) && std::isfinite(m2[0]), "a finite row stays finite");
+          expect_close("mean of a row that is not finite, " + shape.text(), place, mean[1], value,
+                       0);
+          expect(std::isnan(m2[1]), "m2 of a row that is not finite is NaN");
+        }
 }
 
 }  // namespace
