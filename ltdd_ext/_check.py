@@ -7,11 +7,12 @@ for a wrong type or dtype and as a ValueError for anything else, the same on CPU
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _library
 
@@ -149,13 +150,22 @@ def labels(op: str, value: Tensor, rows: int, device: torch.device) -> None:
     fits(op, "labels", value, (torch.int64,), (rows,), device)
 
 
+# Labels on a GPU that were in range: how often they had been changed, and the number of classes.
+_in_range: MutableMapping[Tensor, tuple[int, int]] = WeakIdKeyDictionary()
+
+
 def label_range(op: str, value: Tensor, num_classes: int) -> None:
     """Refuse labels outside [0, num_classes), as the CPU kernels do by themselves.
 
-    Reading labels waits for the device, which a compiled graph or a CUDA graph under capture
-    cannot do: there the kernels skip such a label or answer with NaN.
+    Reading labels waits for the device, so a tensor is read once, and again after it was changed in
+    place. A compiled graph or a CUDA graph under capture cannot wait at all: there, and after
+    changes that torch does not count, the kernels skip such a label or answer with NaN.
     """
     if torch.compiler.is_compiling() or value.device.type == "meta" or value.numel() == 0:
+        return
+    counted = value.is_cuda and not value.is_inference()
+    state = (value._version, num_classes) if counted else None
+    if state is not None and _in_range.get(value) == state:
         return
     if value.is_cuda and torch.cuda.is_current_stream_capturing():
         return
@@ -163,6 +173,8 @@ def label_range(op: str, value: Tensor, num_classes: int) -> None:
     low, high = smallest.item(), largest.item()
     if low < 0 or high >= num_classes:
         bad_value(op, "labels", f"in [0, {num_classes})", low if low < 0 else high)
+    if state is not None:
+        _in_range[value] = state
 
 
 def module(op: str, argument: str, value: object) -> None:

@@ -95,7 +95,9 @@ def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoment
         ValueError: A shape, device, label or the number of classes does not fit.
 
     Note:
-        Not differentiable: the result is a constant. Deterministic.
+        Not differentiable: the result is a constant. Deterministic. On a GPU, labels are looked at
+        once; where that cannot be (in a graph under capture), one out of range makes all of the
+        result NaN.
 
     Example:
         >>> import torch, ltdd_ext

@@ -209,17 +209,6 @@ inline __device__ double weight_of_class(const Problem& p) {
   return present > 0 ? p.class_weight / static_cast<double>(present) : 0.0;
 }
 
-// Whether a label lies out of [0, K); called by whole warps.
-inline __device__ bool any_stray_label(const Problem& p) {
-  bool stray = false;
-  for (int64_t base = 0; base < p.images; base += kWarp) {
-    const int64_t n = base + lane_id();
-    const bool here = n < p.images && (p.labels[n] < 0 || p.labels[n] >= p.classes);
-    stray = stray || __ballot_sync(kFullWarp, here) != 0;
-  }
-  return stray;
-}
-
 template <typename row_t>
 __global__ void __launch_bounds__(kTile* kLines)
     spread_kernel(const __grid_constant__ LayerTable table, const __grid_constant__ Problem p,
@@ -233,7 +222,7 @@ __global__ void __launch_bounds__(kTile* kLines)
     for (int64_t i = threadIdx.x; i < p.groups * p.layers; i += kWarp)
       sum += p.terms[i] * (i < p.layers ? 1.0 : class_weight);
     sum = sum_over_lanes<kWarp>(sum);
-    if (p.groups > 1 && any_stray_label(p)) sum = p.not_a_number;
+    if (p.groups > 1 && any_stray_label(p.labels, p.images, p.classes)) sum = p.not_a_number;
     if (threadIdx.x == 0) *loss = static_cast<row_t>(sum);
   }
 

@@ -63,49 +63,51 @@ void class_moments_merge_cuda(const Tensor& count, const Tensor& mu, const Tenso
   class_moments_merge(state, other, current_stream(mu));
 }
 
-using Finished = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-Finished finish(const ClassState& state, const Tensor& like) {
+// Mean, within, between and total, (K, C) each.
+struct Finished {
   Tensor out[4];
   double* to[4];
-  for (int i = 0; i < 4; ++i) {
-    out[i] = new_empty(like, {state.classes, state.channels}, ScalarType::Double);
-    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
+
+  Finished(const Tensor& like, int64_t classes, int64_t channels) {
+    for (int i = 0; i < 4; ++i) {
+      out[i] = new_empty(like, {classes, channels}, ScalarType::Double);
+      to[i] = row_data(out[i]);
+    }
   }
-  class_moments_finish(state, to[0], to[1], to[2], to[3], current_stream(like));
-  return {out[0], out[1], out[2], out[3]};
-}
+  std::tuple<Tensor, Tensor, Tensor, Tensor> tensors() const {
+    return {out[0], out[1], out[2], out[3]};
+  }
+};
 
-Finished class_moments_finish_cuda(const Tensor& count, const Tensor& mu, const Tensor& within,
-                                   const Tensor& between) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cuda(const Tensor& count,
+                                                                     const Tensor& mu,
+                                                                     const Tensor& within,
+                                                                     const Tensor& between) {
   const torch::stable::accelerator::DeviceGuard guard(mu.get_device_index());
-  return finish(as_state("class_moments_finish", mu, count, mu, within, between), mu);
+  const ClassState state = as_state("class_moments_finish", mu, count, mu, within, between);
+  const Finished found(mu, state.classes, state.channels);
+  class_moments_finish(state, found.to[0], found.to[1], found.to[2], found.to[3],
+                       current_stream(mu));
+  return found.tensors();
 }
 
-Finished class_moments_cuda(const Tensor& x, const Tensor& labels, int64_t num_classes) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_cuda(const Tensor& x,
+                                                              const Tensor& labels,
+                                                              int64_t num_classes) {
   const char* op = "class_moments";
   check_activation(op, x);
   check_vector(op, "labels", labels, x.size(0));
   if (num_classes < 1) refuse(op, "num_classes >= 1, got ", num_classes);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const auto [mean, m2] = row_moments_cuda(x);
-  const int64_t channels = x.size(1), size = x.size(2) * (x.dim() == 4 ? x.size(3) : 1);
-  Tensor count = new_empty(x, {num_classes}, ScalarType::Long);
-  Tensor sums = new_empty(x, {3 * num_classes, channels}, ScalarType::Double);
-  torch::stable::zero_(count);
-  torch::stable::zero_(sums);
-  double *mu = row_data(sums), *within = mu + num_classes * channels;
-  const ClassState state{static_cast<int64_t*>(count.mutable_data_ptr()),
-                         mu,
-                         within,
-                         within + num_classes * channels,
-                         num_classes,
-                         channels};
   const Tensor classes = dense(op, "labels", labels, x, ScalarType::Long);
-  class_moments_update(state, Type::kFloat64, mean.const_data_ptr(), m2.const_data_ptr(), size,
-                       static_cast<const int64_t*>(classes.const_data_ptr()), x.size(0),
-                       current_stream(x));
-  return finish(state, x);
+  const auto [mean, m2] = row_moments_cuda(x);
+  const Finished found(x, num_classes, x.size(1));
+  class_moments_batch(const_row_data(mean), const_row_data(m2),
+                      x.size(2) * (x.dim() == 4 ? x.size(3) : 1),
+                      static_cast<const int64_t*>(classes.const_data_ptr()), x.size(0),
+                      num_classes, x.size(1), found.to[0], found.to[1], found.to[2], found.to[3],
+                      current_stream(x));
+  return found.tensors();
 }
 
 }  // namespace

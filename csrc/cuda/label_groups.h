@@ -48,4 +48,15 @@ __device__ void for_members(const int64_t* labels, int64_t end, int64_t label, c
   }
 }
 
+// Whether a label of the batch lies out of [0, classes).
+inline __device__ bool any_stray_label(const int64_t* labels, int64_t end, int64_t classes) {
+  bool stray = false;
+  for (int64_t base = 0; base < end; base += kWarp) {
+    const int64_t i = base + lane_id();
+    const bool here = i < end && (labels[i] < 0 || labels[i] >= classes);
+    stray = stray || __ballot_sync(kFullWarp, here) != 0;
+  }
+  return stray;
+}
+
 }  // namespace ltdd::cuda

@@ -51,6 +51,13 @@ void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const 
                              const double* grad_mean, const double* grad_m2, const void* x,
                              const double* mean, void* dx, void* dresidual, Stream stream);
 
+// Statistics of every class in a batch of row moments, (K, C) each; NaN where a class has no image,
+// and everywhere if a label lies out of [0, K).
+void class_moments_batch(const double* mean, const double* m2, int64_t spatial_size,
+                         const int64_t* labels, int64_t images, int64_t classes, int64_t channels,
+                         double* to_mean, double* within, double* between, double* total,
+                         Stream stream);
+
 // State of K classes, C channels, as in csrc/common/moments.h.
 struct ClassState {
   int64_t* count;                 // [K]

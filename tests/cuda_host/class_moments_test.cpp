@@ -1,6 +1,7 @@
 // class_moments_* against a plain two-pass in double, and bit for bit against another batching.
 
 #include <cmath>
+#include <vector>
 
 #include "harness.h"
 
@@ -62,6 +63,49 @@ void update(State& state, const Rows<row_t>& rows, int64_t begin, int64_t end) {
                                    rows.label.data() + begin, end - begin, nullptr);
 }
 
+// The statistics of one batch are those of an empty state with this batch, bit for bit; a label out
+// of range leaves no number.
+template <typename row_t>
+void check_batch(const std::string& what, const Rows<row_t>& rows, const State& state,
+                 const std::vector<const Buffer<double>*>& wanted) {
+  const int64_t entries = state.classes * state.channels;
+  const int64_t images = static_cast<int64_t>(rows.label.size());
+  Buffer<double> mean(rows.mean.size()), m2(rows.mean.size());
+  for (size_t i = 0; i < mean.size(); ++i) {
+    mean[i] = rows.mean.value(i);
+    m2[i] = rows.m2.value(i);
+  }
+  bool stray = false;
+  for (int64_t i = 0; i < images; ++i)
+    stray = stray || rows.label[i] < 0 || rows.label[i] >= state.classes;
+  Buffer<int64_t> label(images);
+  for (const bool keep : {true, false}) {
+    for (int64_t i = 0; i < images; ++i) {
+      const bool inside = rows.label[i] >= 0 && rows.label[i] < state.classes;
+      label[i] = inside || keep ? rows.label[i] : 0;
+    }
+    State other(state.classes, state.channels);
+    Buffer<double> expected[4] = {Buffer<double>(entries), Buffer<double>(entries),
+                                  Buffer<double>(entries), Buffer<double>(entries)};
+    ltdd::cuda::class_moments_update(other.view(), Type::kFloat64, mean.data(), m2.data(), kSize,
+                                     label.data(), images, nullptr);
+    ltdd::cuda::class_moments_finish(other.view(), expected[0].data(), expected[1].data(),
+                                     expected[2].data(), expected[3].data(), nullptr);
+    Buffer<double> got[4] = {Buffer<double>(entries), Buffer<double>(entries),
+                             Buffer<double>(entries), Buffer<double>(entries)};
+    ltdd::cuda::class_moments_batch(mean.data(), m2.data(), kSize, label.data(), images,
+                                    state.classes, state.channels, got[0].data(), got[1].data(),
+                                    got[2].data(), got[3].data(), nullptr);
+    for (int part = 0; part < 4; ++part)
+      for (int64_t i = 0; i < entries; ++i) {
+        const double want = stray && keep ? NAN : expected[part][i];
+        expect(got[part][i] == want || (std::isnan(got[part][i]) && std::isnan(want)),
+               what + ": one batch at once");
+        if (!stray) expect_close(what + " batch", i, got[part][i], (*wanted[part])[i], 0);
+      }
+  }
+}
+
 template <typename row_t>
 void check_update(int64_t images, int64_t channels, int64_t classes) {
   const std::string what = "class_moments " + std::to_string(images) + "x" +
@@ -93,6 +137,8 @@ void check_update(int64_t images, int64_t channels, int64_t classes) {
       expect_close(what + " between", at, between[at], across, 1e-13);
       expect_close(what + " total", at, total[at], inside + across, 1e-13);
     }
+
+  check_batch(what, rows, state, {&mean, &within, &between, &total});
 
   State in_parts(classes, channels);
   for (int64_t begin = 0; begin < images; begin += 7)

@@ -19,7 +19,7 @@ SHAPES = [
     (3, 5, 17),
 ]
 EMPTY_SHAPES = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (0, 0, 0)]
-LAYOUTS = ["rows", "pixels", "expanded", "sliced", "transposed"]
+LAYOUTS = ["rows", "pixels", "expanded", "sliced", "transposed", "shifted"]
 ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 DTYPES = list(ROUNDING)
 
@@ -48,6 +48,8 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
         return torch.cat([x, x], dim=1)[:, : x.shape[1]]
     if layout == "transposed":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "shifted":  # contiguous, but off the 16-byte boundaries of a new tensor
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
     return x.contiguous()
 
 

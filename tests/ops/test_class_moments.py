@@ -7,7 +7,7 @@ import torch
 from ops.cases import activation, relative_error
 
 import ltdd_ext
-from ltdd_ext import ClassMoments, reference
+from ltdd_ext import ClassMoments, _check, reference
 
 CLASSES, CHANNELS, SIZE = 6, 70, 20
 
@@ -223,3 +223,31 @@ def test_bad_merge_and_unchecked_call():
             *state.state, torch.zeros(1, 3), torch.zeros(1, 3), 16, torch.tensor([9])
         )
     assert int(state.count.sum()) == 0
+
+
+class OnAGpu(torch.Tensor):
+    """Labels that say they lie on a GPU and count how often they are read from there."""
+
+    is_cuda = True
+    read = 0
+
+    def cpu(self) -> torch.Tensor:
+        OnAGpu.read += 1
+        return self.as_subclass(torch.Tensor)
+
+
+def test_labels_on_a_gpu_are_read_once_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    labels = torch.tensor([0, 3, 1]).as_subclass(OnAGpu)
+    OnAGpu.read = 0
+    for _ in range(3):
+        _check.label_range("op", labels, 4)
+    assert OnAGpu.read == 1
+    _check.label_range("op", labels, 5)
+    assert OnAGpu.read == 2
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"labels in \[0, 3\), got 3"):
+            _check.label_range("op", labels, 3)
+    labels.add_(1)
+    with pytest.raises(ValueError, match=r"labels in \[0, 4\), got 4"):
+        _check.label_range("op", labels, 4)

@@ -7,6 +7,7 @@ only a GPU has.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -184,6 +185,48 @@ def test_class_moments_are_captured_in_a_graph() -> None:
     check_graph(call, x)
 
 
+def test_a_label_out_of_range_leaves_no_number_in_a_graph() -> None:
+    x = activation((16, 40, 4, 4), device="cuda")
+    labels = torch.arange(16, device="cuda") % 5
+    fresh = labels.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        labels.copy_(fresh)
+        found = ltdd_ext.class_moments(x, labels, 5)
+    for label, finite in ((4, True), (5, False), (-1, False)):
+        fresh[3] = label
+        graph.replay()
+        for table in found:
+            assert bool(table.isfinite().all()) == finite
+            assert bool(table.isnan().all()) != finite
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 8, 8), (2, 3, 7, 7), (1, 4, 64, 64)], ids=str)
+def test_tensors_off_the_boundaries_of_vectors(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Each of x, residual and grad_y in turn; the numbers are those of aligned tensors."""
+    k = torch.ones(shape[1], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    k, h = k.cuda(), k.cuda() * 0.25
+
+    def results(layouts: tuple[str, str, str]) -> Outputs:
+        x, residual, grad = (
+            activation(shape, dtype, layout, "cuda", seed=seed)
+            for seed, layout in enumerate(layouts)
+        )
+        x.requires_grad_(), residual.requires_grad_()
+        y, mean, m2 = ltdd_ext.bn_act_moments(x, k, h, residual)
+        rows = torch.ones_like(mean)
+        grads = torch.autograd.grad((y, mean, m2), (x, residual), (grad, rows, rows))
+        return (y.detach(), mean.detach(), m2.detach(), *grads)
+
+    wanted = results(("rows", "rows", "rows"))
+    for odd in range(3):
+        layouts = ["rows"] * 3
+        layouts[odd] = "shifted"
+        for got, want in zip(results((layouts[0], layouts[1], layouts[2])), wanted, strict=True):
+            assert relative_error(got, want) <= 1e-6 + ROUNDING[dtype]
+
+
 def check_graph(call: Call, source: Tensor) -> None:
     """Capture, change an input, replay: the replay must follow the input."""
     side = torch.cuda.Stream()
@@ -287,6 +330,27 @@ def test_the_device_of_the_tensors_is_used() -> None:
         assert torch.cuda.current_device() == 0
     assert mean.device == x.device
     assert relative_error(mean, reference.row_moments(x.double())[0]) <= 5e-7
+
+
+def test_a_thread_of_its_own_computes_on_another_device() -> None:
+    """Backward passes run in threads of autograd, which have a current device of their own."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    wanted = [call() for call in (make() for make in CASES.values())]
+    got: list[Outputs] = []
+
+    def compute() -> None:
+        with torch.cuda.device(1):
+            calls = [make() for make in CASES.values()]
+        with torch.cuda.device(0):
+            got.extend(call() for call in calls)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    for here, there in zip(wanted, got, strict=True):
+        assert all(one.device.index == 1 for one in there)
+        assert equal(tuple(one.cpu() for one in here), tuple(one.cpu() for one in there))
 
 
 def test_labels_out_of_range_are_refused_as_on_the_cpu():
