@@ -11,17 +11,12 @@
 
 namespace ltdd {
 
-// An uninitialised contiguous tensor of these sizes on the device of x. torch::stable::new_empty
-// makes the same, but by way of the dispatcher: four times as long, as much as a small operator.
-inline torch::stable::Tensor new_empty(const torch::stable::Tensor& x,
-                                       torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                                       torch::headeronly::ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t step = 1;
-  for (size_t dim = sizes.size(); dim-- > 0;) {
-    strides[dim] = step;
-    step *= std::max<int64_t>(1, sizes[dim]);
-  }
+// An uninitialised tensor of these sizes and strides on the device of x. torch::stable makes the
+// same, but by way of the dispatcher: four times as long, as much as a small operator.
+inline torch::stable::Tensor new_strided(const torch::stable::Tensor& x,
+                                         torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                         torch::headeronly::IntHeaderOnlyArrayRef strides,
+                                         torch::headeronly::ScalarType dtype) {
   int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &device_index));
@@ -32,6 +27,19 @@ inline torch::stable::Tensor new_empty(const torch::stable::Tensor& x,
                                                          sizes.data(), strides.data(), code,
                                                          device_type, device_index, &handle));
   return torch::stable::Tensor(handle);
+}
+
+// The same, contiguous.
+inline torch::stable::Tensor new_empty(const torch::stable::Tensor& x,
+                                       torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                       torch::headeronly::ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = step;
+    step *= std::max<int64_t>(1, sizes[dim]);
+  }
+  return new_strided(x, sizes, {strides.data(), strides.size()}, dtype);
 }
 
 }  // namespace ltdd

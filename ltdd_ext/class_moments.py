@@ -109,7 +109,7 @@ def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoment
     check_batch(op, x, labels, num_classes)
     if labels.is_cuda:
         _check.label_range(op, labels, num_classes)
-    return FinishedMoments(*torch.ops.ltdd_ext.class_moments(x.detach(), labels, num_classes))
+    return FinishedMoments(*torch.ops.ltdd_ext.class_moments.default(x.detach(), labels, num_classes))
 
 
 def class_moments_update_(
@@ -160,7 +160,7 @@ def class_moments_update_(
     check_update(op, state, mean, m2, spatial_size, labels)
     if labels.is_cuda:
         _check.label_range(op, labels, mu.shape[0])
-    torch.ops.ltdd_ext.class_moments_update_(
+    torch.ops.ltdd_ext.class_moments_update_.default(
         *state, mean.detach(), m2.detach(), spatial_size, labels
     )
 
@@ -198,7 +198,7 @@ def class_moments_merge_(
     state = (count, mu, within, between)
     other = (other_count, other_mu, other_within, other_between)
     check_merge(op, state, other)
-    torch.ops.ltdd_ext.class_moments_merge_(*state, *other)
+    torch.ops.ltdd_ext.class_moments_merge_.default(*state, *other)
 
 
 def check_merge(op: str, state: State, other: State) -> None:
@@ -236,7 +236,7 @@ def class_moments_finish(
     """
     state = (count, mu, within, between)
     check_state("class_moments_finish", state)
-    return FinishedMoments(*torch.ops.ltdd_ext.class_moments_finish(*state))
+    return FinishedMoments(*torch.ops.ltdd_ext.class_moments_finish.default(*state))
 
 
 @dataclass(eq=False)

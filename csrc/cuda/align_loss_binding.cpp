@@ -77,11 +77,11 @@ std::tuple<Tensor, Tensors, Tensors> align_loss_cuda(
   const Tensor loss = new_empty(x, {}, row_dtype);
   const Tensor label = dense(kOp, "labels", labels, x, ScalarType::Long);
   const int number = static_cast<int>(count);
-  const Tensor scratch = new_scratch(
+  const Scratch scratch(
       x, align_loss_scratch_bytes(layers.data(), number, images, classes, class_weight));
   align_loss(layers.data(), number, type_of(kOp, keep.front()),
              static_cast<const int64_t*>(label.const_data_ptr()), images, classes, class_weight,
-             loss.mutable_data_ptr(), scratch.mutable_data_ptr(), current_stream(x));
+             loss.mutable_data_ptr(), scratch.data(), current_stream(x));
   return {loss, grad_means, grad_m2s};
 }
 

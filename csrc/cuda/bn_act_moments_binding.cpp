@@ -69,10 +69,10 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Te
     torch::stable::fill_(m2, 0.0);
     return {y, mean, m2};
   }
-  const Tensor scratch =
-      new_scratch(x, bn_act_moments_scratch_bytes(shape, all.residual.has_value(), all.fused.pool));
+  const Scratch scratch(
+      x, bn_act_moments_scratch_bytes(shape, all.residual.has_value(), all.fused.pool));
   bn_act_moments(shape, all.fused, all.a.data(), y.mutable_data_ptr(), row_data(mean), row_data(m2),
-                 scratch.mutable_data_ptr(), current_stream(x));
+                 scratch.data(), current_stream(x));
   return {y, mean, m2};
 }
 

@@ -18,8 +18,8 @@ std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x) {  // x (N, C, H, W
     torch::stable::fill_(m2, 0.0);
     return {mean, m2};
   }
-  const Tensor scratch = new_scratch(x, row_moments_scratch_bytes(a.shape));
-  row_moments(a.shape, a.data(), row_data(mean), row_data(m2), scratch.mutable_data_ptr(),
+  const Scratch scratch(x, row_moments_scratch_bytes(a.shape));
+  row_moments(a.shape, a.data(), row_data(mean), row_data(m2), scratch.data(),
               current_stream(x));
   return {mean, m2};
 }

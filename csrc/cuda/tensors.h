@@ -78,10 +78,15 @@ inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> shape, S
   return ltdd::new_empty(x, {shape.begin(), shape.size()}, dtype);
 }
 
-// Scratch comes from torch's caching allocator, so a captured graph owns it.
-inline Tensor new_scratch(const Tensor& x, size_t bytes) {
-  return new_empty(x, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-}
+// Scratch comes from torch's caching allocator, so a captured graph owns it; most launches need none.
+struct Scratch {
+  std::optional<Tensor> tensor;
+
+  Scratch(const Tensor& x, size_t bytes) {
+    if (bytes > 0) tensor = new_empty(x, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+  }
+  void* data() const { return tensor ? tensor->mutable_data_ptr() : nullptr; }
+};
 
 // True when walking the dimensions in the given order, innermost first, meets no gap; a dimension
 // of size 1 has no say.
@@ -109,7 +114,8 @@ struct ActivationTensor {
 
   // A new tensor of the same shape, dtype and layout.
   Tensor like() const {
-    if (shape.channels_last) return torch::stable::empty_like(tensor);
+    if (shape.channels_last)
+      return new_strided(tensor, tensor.sizes(), tensor.strides(), tensor.scalar_type());
     return ltdd::new_empty(tensor, tensor.sizes(), tensor.scalar_type());
   }
 
