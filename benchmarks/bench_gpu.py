@@ -1,23 +1,24 @@
-"""Operators and recovery steps on a GPU: CUDA events, the cache flushed, with and without a graph.
+"""Operators and recovery steps on a GPU: CUDA events, the cache emptied, with and without a graph.
 
-``graph`` is our form replayed from a CUDA graph, ``compile`` is torch.compile, launched the
-ordinary way. The yardstick is a copy (a sum for class statistics) of the same number of bytes.
+``graph`` is our form replayed from a CUDA graph and ``compile, graph`` the compiled one; the others
+are launched the ordinary way. The yardstick is a copy (a sum for class statistics) of the same
+number of bytes.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-import ltdd_ext
-from benchmarks import report, rivals
+from benchmarks import report
+from benchmarks.bench_step import convnet
 from benchmarks.cases import (
     CLASSES,
     DTYPES,
@@ -26,10 +27,10 @@ from benchmarks.cases import (
     activation,
     agree,
     bn_act_forms,
-    compiled,
     moments_forms,
     statistics_forms,
 )
+from benchmarks.recovery_forms import recovery_forms
 from benchmarks.shapes import EVERY, Shape
 
 pytestmark = [
@@ -37,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-SETTING = "CUDA events, 256 MiB written between runs to empty the cache; torch's caching allocator"
+SETTING = "CUDA events, 256 MiB written and read before each run; torch's caching allocator"
 ROUNDS = 30
 
 
@@ -55,17 +56,33 @@ def graphed(form: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
+def with_graphs(forms: Forms) -> Forms:
+    """Add the forms that are replayed from a graph."""
+    return {
+        **forms,
+        "graph": graphed(forms["ours"]),
+        "compile, graph": graphed(forms["compile"]),
+    }
+
+
 def median_milliseconds(forms: Forms) -> dict[str, float]:
-    """Run the forms in turn, after warm-ups, and return the median time of each."""
+    """Run the forms in turn, each round in another order, and return the median time of each.
+
+    The cache is written and then read: lines that wait to be written back would cost the form that
+    is timed next as much as its own.
+    """
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     for form in forms.values():
         for _ in range(3):
             form()
     events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in forms}
+    turns, shuffle = list(forms.items()), random.Random(0).shuffle
     for _ in range(ROUNDS):
-        for name, form in forms.items():
+        shuffle(turns)
+        for name, form in turns:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
+            flush.sum()
             start.record()
             form()
             end.record()
@@ -83,7 +100,7 @@ def measure(group: str, forms: Forms, shape: Shape, layout: str, dtype: str, pas
     size = torch.Size(shape).numel() * DTYPES[dtype].itemsize
     source = torch.ones(size // 4, device="cuda")
     target = torch.empty_like(source)
-    forms = {**forms, "graph": graphed(forms["ours"])}
+    forms = with_graphs(forms)
     forms["yardstick"] = source.sum if passes <= 1 else lambda: target.copy_(source)
     times = median_milliseconds(forms)
     moved = (1 if passes <= 1 else 2) * size
@@ -125,75 +142,25 @@ def test_bn_act_moments(shape: Shape, layout: str, dtype: str, pool: bool) -> No
     measure(group, forms, shape, layout, dtype, 3 + 2 * quarter)
 
 
-def recovery_forms(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Forms:
-    """Return a recovery step of a frozen network: ours, with the hooks of others, with neither."""
-    model = model.eval().requires_grad_(False)
-    labels = torch.arange(x.shape[0], device=x.device) % CLASSES
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    means = [torch.zeros(norm.num_features, device=x.device) for norm in norms]
-    variances = [torch.ones(norm.num_features, device=x.device) for norm in norms]
-    observed = ltdd_ext.nn.convert_observer(model, strict=True)
-
-    def fused(x: Tensor) -> Tensor:
-        logits, seen = observed(x)
-        loss = ltdd_ext.align_loss(
-            [one.mean for one in seen],
-            [one.m2 for one in seen],
-            [one.spatial_size for one in seen],
-            labels,
-            means,
-            variances,
-        )
-        return F.cross_entropy(logits.float(), labels) + loss
-
-    def hooked(gap: Callable[..., Tensor] | None) -> Callable[[Tensor], Tensor]:
-        def loss(x: Tensor) -> Tensor:
-            gaps: list[Tensor] = []
-            handles = [
-                norm.register_forward_pre_hook(
-                    lambda _, inputs, i=i: gaps.append(gap(inputs[0], means[i], variances[i]))
-                )
-                for i, norm in enumerate(norms)
-                if gap is not None
-            ]
-            total = F.cross_entropy(model(x).float(), labels)
-            for handle in handles:
-                handle.remove()
-            return total + sum(gaps)
-
-        return loss
-
-    def run(form: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-                loss = form(x)
-            return torch.autograd.grad(loss, x)[0]
-
-        return step
-
-    return {
-        "ours": run(fused),
-        "peer": run(hooked(rivals.published_gap)),
-        "plain": run(hooked(rivals.plain_gap)),
-        "compile": run(compiled(hooked(rivals.plain_gap))),
-        "no alignment": run(hooked(None)),
-    }
+def network(name: str) -> tuple[nn.Module, Shape]:
+    """Return a network and the batch that recovery gives it."""
+    if name == "convnet3":
+        return convnet(), (100, 3, 32, 32)
+    torch.manual_seed(0)
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=CLASSES)
+    return model, (100, 3, 224, 224)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["convnet3", "resnet18", "resnet50"])
 def test_recovery(name: str, layout: str, dtype: str) -> None:
-    torch.manual_seed(0)
-    model = getattr(torchvision.models, name)(num_classes=CLASSES)
+    model, shape = network(name)
     model = model.to("cuda", memory_format=LAYOUTS[layout])
-    shape = (100, 3, 224, 224)
     forms = recovery_forms(model, activation(shape, layout, "fp32", "cuda"), DTYPES[dtype])
     want = forms["plain"]()
     error = float((forms["ours"]() - want).norm() / want.norm())
     assert error <= (1e-3 if dtype == "fp32" else 0.2), f"relative error {error:.1e}"
-    forms["graph"] = graphed(forms["ours"])
+    times = median_milliseconds(with_graphs(forms))
     text = "x".join(map(str, shape))
-    report.add_row(
-        f"recovery step, {name}", text, layout, dtype, median_milliseconds(forms), SETTING
-    )
+    report.add_row(f"recovery step, {name}", text, layout, dtype, times, SETTING)

@@ -27,10 +27,13 @@ def activation(shape: Shape, layout: str, dtype: str, device: str = "cpu") -> Te
     return x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile for exactly these shapes, forgetting what was compiled before."""
+def compiled(function: Callable[..., Any], fullgraph: bool = False) -> Callable[..., Any]:
+    """Compile for exactly these shapes, forgetting what was compiled before.
+
+    With ``fullgraph`` what cannot be one graph is an error.
+    """
     torch._dynamo.reset()
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, fullgraph=fullgraph)
 
 
 def _targets(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,10 +17,10 @@ inline constexpr int kRegisterElements = 32;  // of x, held by one thread
 inline constexpr int kMaxLoads = 8;           // in flight in one thread
 inline constexpr int kTargetBlocks = 528;     // four per multiprocessor of a large GPU
 inline constexpr int kMaxLines = 32;          // threads of an NHWC block along the pixels
-// Units of an NHWC plane, at least, for each of its blocks: enough to be worth a merge of their
-// moments, or the coefficients of a gradient.
-inline constexpr int kSplitUnits = 256;
-inline constexpr int kGradientUnits = 256;
+// Pixels of an NHWC plane for each of its blocks: enough to be worth a merge of their moments, or the
+// coefficients of a gradient.
+inline constexpr int kSplitPixels = 256;
+inline constexpr int kGradientPixels = 256;
 inline constexpr int kMaxSplits = 64;
 
 // Units, V channels wide, that a thread holds which reads `streams` tensors at once.
@@ -87,8 +87,9 @@ struct PixelPlan {
   dim3 blocks, threads;
 };
 
-// The number of images has no say: a sample's moments do not depend on the batch it is in. No block
-// gets fewer units than `least`, where there are as many, and no plane more than kMaxSplits blocks.
+// The number of images has no say: a sample's moments do not depend on the batch it is in. A block
+// gets whole tiles, `least` pixels or more where there are as many, and a plane at most kMaxSplits
+// blocks.
 template <typename Pixels>
 PixelPlan plan_pixels(const Activation& shape, const Pixels& pixels, int vector, int units_in_tile,
                       int least) {
@@ -99,8 +100,9 @@ PixelPlan plan_pixels(const Activation& shape, const Pixels& pixels, int vector,
   const int lines = power_of_two_above(ceil_div(units, units_in_tile), kMaxLines);
   const int across = power_of_two_above(vectors, std::max(8, std::min(kWarp, 128 / lines)));
   const int64_t tiles = ceil_div<int64_t>(vectors, across);
-  const int parts = std::clamp(units / least, 1, kMaxSplits);
-  const int share = ceil_div(units, parts);
+  const int tile = lines * units_in_tile;
+  const int wanted = std::max(least / Pixels::kElements, ceil_div(units, kMaxSplits));
+  const int share = ceil_div(wanted, tile) * tile;
   const int splits = ceil_div(units, share);
   return {{shape.images, static_cast<int>(shape.channels), splits, share,
            shape.size() * shape.channels, pixels.outputs() * shape.channels},
@@ -124,7 +126,7 @@ size_t scratch_bytes(const Activation& shape, int streams) {
   for (const int vector : {1, 4, 8}) {
     const int units = units_in_registers<Pixels>(vector, streams);
     const PixelPlan plan =
-        plan_pixels(shape, Pixels(plane_of(shape)), vector, units, kSplitUnits);
+        plan_pixels(shape, Pixels(plane_of(shape)), vector, units, kSplitPixels);
     splits = std::max(splits, plan.grid.splits);
   }
   if (splits == 1) return 0;
@@ -203,7 +205,7 @@ template <int V, typename scalar_t, typename Pixels, typename Epilogue>
 void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t* x, double* mean,
                    double* m2, void* scratch, const Epilogue& epilogue, cudaStream_t stream) {
   constexpr int kUnits = units_in_registers<Pixels>(V, Epilogue::kStreams);
-  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kSplitUnits);
+  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kSplitPixels);
   const SplitParts parts = split_parts(plan.grid, scratch);
   launch(&pixel_moments_kernel<scalar_t, V, Pixels, kUnits, Epilogue>, plan.blocks, plan.threads, 0,
          stream, x, mean, m2, parts, plan.grid, pixels, epilogue);
@@ -217,7 +219,7 @@ template <int V, typename scalar_t, typename Pixels, typename Gradient>
 void launch_pixel_gradient(const Activation& shape, const Pixels& pixels, const scalar_t* x,
                            scalar_t* dx, const Gradient& gradient, cudaStream_t stream) {
   constexpr int kUnits = units_in_registers<Pixels>(V, Gradient::kStreams);
-  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kGradientUnits);
+  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kGradientPixels);
   launch(&pixel_gradient_kernel<scalar_t, V, Pixels, kUnits, Gradient>, plan.blocks, plan.threads,
          0, stream, x, dx, plan.grid, pixels, gradient);
 }

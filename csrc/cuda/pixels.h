@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
   ShiftedSums<V, acc_t> sums;
   if (seat.active) {
     const auto coefficients = epilogue.template channel_coefficients<V>(seat.channel);
-    int tiles = 0;
+    int tiles = 0, next_center = 0;
     for (int first = seat.begin + line; first < seat.end; first += lines * kUnits) {
       Pack<scalar_t, V> raw[kUnits][kElements];
       typename Epilogue::template PixelOperands<kElements, V> operands[kUnits];
@@ -218,11 +218,13 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
             epilogue.template load_pixel<V>(offset, e, operands[u]);
           }
       }
-      if (tiles == 0)
-        find_centers(sums, raw, mask);
-      else if (tiles > 1 && (tiles & (tiles - 1)) == 0)
-        recenter<scalar_t>(sums);
-      ++tiles;
+      if (tiles++ == next_center) {
+        if (next_center == 0)
+          find_centers(sums, raw, mask);
+        else
+          recenter<scalar_t>(sums);
+        next_center = next_center == 0 ? 2 : 2 * next_center;
+      }
 #pragma unroll
       for (int u = 0; u < kUnits; ++u)
         if (mask[u] != 0) {

@@ -49,6 +49,7 @@ namespace cuda_emulation {
 enum class Order { kForward, kReversed };
 inline Order thread_order = Order::kForward;
 inline cudaError_t last_error = cudaSuccess;
+inline bool only_list = false;  // print what is launched and do not run it
 inline constexpr unsigned kLanes = 32;
 inline constexpr size_t kStackBytes = 256 * 1024;
 
@@ -189,6 +190,10 @@ inline void run_grid(dim3 grid, dim3 block, const std::function<void()>& body) {
     return;
   }
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+  if (only_list) {
+    std::printf("%llu %u ", static_cast<unsigned long long>(blocks), block.x * block.y * block.z);
+    return;
+  }
   for (uint64_t i = 0; i < blocks; ++i) {
     const uint64_t b = thread_order == Order::kForward ? i : blocks - 1 - i;
     const dim3 at(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),

@@ -101,6 +101,7 @@ struct Shape {
 
 }  // namespace harness
 
+int list_launches();
 void test_row_moments();
 void test_bn_act_moments();
 void test_class_moments();

@@ -1,7 +1,7 @@
 // Runs the emulated tests (all, or the suites named) with the threads in order and
 // again in reverse; the outputs of both runs must agree bit for bit. Exit status 0 when all is
 // well, 1 for a wrong number; the emulation itself ends the program with 86 where a GPU would do
-// something undefined.
+// something undefined. `launches` lists what would be launched instead (launches.cpp).
 
 #include <algorithm>
 #include <cmath>
@@ -60,6 +60,7 @@ std::string Shape::text() const {
 }  // namespace harness
 
 int main(int count, char** names) {
+  if (count == 2 && std::string(names[1]) == "launches") return list_launches();
   struct Suite {
     const char* name;
     void (*run)();

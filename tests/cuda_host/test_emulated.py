@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from cuda_host import build as host
+
+from benchmarks.shapes import EVERY, NETWORKS
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -54,8 +57,48 @@ def test_kernels_agree_when_optimised(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+# Blocks of an NHWC kernel that one multiprocessor of a large GPU holds, by the registers that
+# test_machine_code.py allows; 2 if not said. NCHW kernels have up to 96 registers.
+RESIDENT = {"row_moments": 3, "row_moments_backward": 4}
+MULTIPROCESSORS = 132
+
+
+def test_large_activations_fill_a_large_gpu(sanitized: Path) -> None:
+    """From 32 MB on, at least one and a half rounds of blocks, and no nearly empty last one."""
+    cases = [
+        (operator, shape, dtype, layout, pool)
+        for operator in (
+            "row_moments",
+            "row_moments_backward",
+            "bn_act_moments",
+            "bn_act_moments_backward",
+        )
+        for shape in [*EVERY, *((100, *rest) for _, *rest in NETWORKS["ResNet-50, 224 px"])]
+        for dtype, size in (("fp32", 4), ("bf16", 2))
+        for layout in ("NCHW", "NHWC")
+        for pool in ((0, 1) if operator.startswith("bn_act") else (0,))
+        if math.prod(shape) * size >= 32e6
+    ]
+    lines = "".join(
+        f"{op} {' '.join(map(str, shape))} {rest[0]} {rest[1]} {rest[2]}\n"
+        for op, shape, *rest in cases
+    )
+    result = subprocess.run(
+        [sanitized, "launches"], input=lines, capture_output=True, text=True, check=True
+    )
+    planned = result.stdout.splitlines()
+    assert len(planned) == len(cases) > 100
+    for (operator, shape, dtype, layout, pool), line in zip(cases, planned, strict=True):
+        blocks, threads = map(int, line.split()[:2])
+        resident = RESIDENT.get(operator, 2) if layout == "NHWC" else 5 * 128 // threads
+        rounds = blocks / (MULTIPROCESSORS * resident)
+        what = f"{operator} {shape} {dtype} {layout} pool {pool}: {rounds:.2f} rounds"
+        assert rounds >= 1.5, what
+        assert 1 - rounds / math.ceil(rounds) <= 0.25, what
+
+
 def test_a_missing_barrier_is_noticed(sanitized: Path, tmp_path: Path) -> None:
-    program = plant(sanitized, tmp_path, "pixels.h", "  __syncthreads();\n", "")
+    program = plant(sanitized, tmp_path, "pixels.h", "  __syncthreads();\n\n  // All", "\n  // All")
     result = run(program, "row_moments")
     assert result.returncode == 1
     assert "differ between the two orders" in result.stderr or "wrong:" in result.stderr

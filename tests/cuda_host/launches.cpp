@@ -1,0 +1,52 @@
+// Says what would be launched, without running it: "blocks threads" of each launch in a line for each
+// line of the input, "operator N C H W type layout pool", e.g. "bn_act_moments 20 64 56 56 bf16 NHWC 0".
+
+#include <iostream>
+#include <sstream>
+
+#include "harness.h"
+
+namespace {
+
+using namespace harness;
+
+// An address that all vectors like; nothing is read from it.
+void* somewhere() {
+  return reinterpret_cast<void*>(uintptr_t(1) << 20);
+}
+
+bool launch_one(const std::string& line) {
+  std::istringstream words(line);
+  std::string op, type, layout;
+  Activation shape{};
+  bool pool = false;
+  words >> op >> shape.images >> shape.channels >> shape.height >> shape.width >> type >> layout >>
+      pool;
+  shape.type = type == "fp32" ? Type::kFloat32 : Type::kBFloat16;
+  shape.channels_last = layout == "NHWC";
+  double* rows = static_cast<double*>(somewhere());
+  void* x = somewhere();
+  const ltdd::cuda::BnAct fused{x, x, nullptr, true, pool};
+  if (op == "row_moments")
+    ltdd::cuda::row_moments(shape, x, rows, rows, x, nullptr);
+  else if (op == "row_moments_backward")
+    ltdd::cuda::row_moments_backward(shape, rows, rows, x, rows, x, nullptr);
+  else if (op == "bn_act_moments")
+    ltdd::cuda::bn_act_moments(shape, fused, x, x, rows, rows, x, nullptr);
+  else if (op == "bn_act_moments_backward")
+    ltdd::cuda::bn_act_moments_backward(shape, fused, x, rows, rows, x, rows, x, nullptr, nullptr);
+  else
+    return false;
+  return true;
+}
+
+}  // namespace
+
+int list_launches() {
+  cuda_emulation::only_list = true;
+  for (std::string line; std::getline(std::cin, line);) {
+    if (!launch_one(line)) return 2;
+    std::printf("\n");
+  }
+  return 0;
+}

@@ -1,0 +1,45 @@
+"""The forms that benchmarks compare compute the same, and compilers see each as one graph."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import torch
+
+from benchmarks import gpu_plan, recovery_forms, rivals
+from benchmarks.bench_step import convnet
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(4, 3, 32, 32, generator=generator).requires_grad_()
+
+
+def test_a_compiler_sees_hooks_and_loss_as_one_graph(images: torch.Tensor) -> None:
+    labels = torch.arange(4)
+    for gap in (rivals.plain_gap, None):
+        hooked = recovery_forms.Hooked(convnet(), gap)
+        whole = torch.compile(hooked, fullgraph=True, backend="eager")
+        for _ in range(2):  # the gaps of one call must not reach the next
+            torch.testing.assert_close(whole(images, labels), hooked(images, labels))
+
+
+def test_forms_of_a_recovery_step_agree(images: torch.Tensor) -> None:
+    forms = recovery_forms.recovery_forms(convnet(), images, torch.float32)
+    want = forms["plain"]()
+    for name in ("ours", "peer"):
+        assert float((forms[name]() - want).norm() / want.norm()) <= 1e-4
+    assert float((forms["no alignment"]() - want).norm() / want.norm()) > 1e-2
+
+
+def test_the_plan_names_commands_that_exist() -> None:
+    for part in gpu_plan.plan("cifar10", "9.0").values():
+        assert part.minutes <= 9
+        for command in part.commands:
+            words = [word for word in shlex.split(command) if "=" not in word or "/" in word]
+            assert words[0] in ("python", "ncu")
+            for word in words:
+                if word.startswith("tests/"):
+                    assert (gpu_plan.Path(__file__).parents[1] / word).exists(), word
