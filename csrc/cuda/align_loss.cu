@@ -3,10 +3,11 @@
 //   loss = sum_l w_l (|m_l - gm_l| + |v_l - gv_l|)
 //        + class_weight mean_k sum_l w_l (|m_lk - cm_lk| + |v_lk - cv_lk|),  k the classes present
 //
-// Group 0 is the whole batch, the others are classes. Three launches for up to kMaxLayers layers,
-// whose pointers travel in the kernel's parameters:
+// Group 0 is the whole batch, the others are classes. Layers go by chunks: up to kMaxLayers, whose
+// pointers travel in the kernel's parameters, and no more than kGapBytes of scratch hold. Two
+// launches a chunk, three where there are very many groups and channels:
 //   measure: block (group, 32 channels) -> gaps to the targets and their sums of squares;
-//   close:   block (group, layer)       -> norms, terms of the loss, factors of the gradient;
+//   close:   warp (group, layer)        -> terms of the loss, where one block would be long at it;
 //   spread:  block (samples, 32 channels) -> the gradient of every row, and once the loss.
 // A class gets a group by its label, or, with more classes than samples, by its first sample, so
 // the host never needs to know which classes are present. Arithmetic is double, sums are in fixed
@@ -26,40 +27,46 @@ constexpr int kTile = kWarp;    // channels of a block
 constexpr int kLines = 8;       // warps of a block
 constexpr int kRounds = 4;      // samples per thread in the last kernel
 constexpr int kMaxLayers = 40;  // what fits beside a Problem in 4 KiB of kernel parameters
+#ifdef LTDD_CUDA_EMULATION  // where small problems are to take every way
+constexpr int64_t kGapBytes = 12 << 10, kMostSquares = 24;
+#else
+constexpr int64_t kGapBytes = 32 << 20;
+constexpr int64_t kMostSquares = 8192;  // that one block adds up to the loss
+#endif
 
 struct LayerEntry {
   const void *mean, *m2, *global_mean, *global_var, *class_mean, *class_var;
   void *grad_mean, *grad_m2;
   double size, weight;
   int channels;
-  int channel_begin;  // in the scratch, where all layers lie side by side
-  int tile_begin;     // first block of the layer in this launch
+  int tile_begin;  // first block of the layer in this chunk, and its place in the scratch
   int tiles;
 };
 
 struct LayerTable {
   LayerEntry layer[kMaxLayers];
   int count;
-  int first;  // layers before this launch
+  bool first, last;  // of the chunks
 };
 
-// What all launches share. G groups, C channels and L layers in total.
+// What all launches share. G groups; T tiles and L layers at most in a chunk.
 struct Problem {
   const int64_t* labels;
   int64_t images, classes;
   int64_t groups;
-  int64_t channels;
-  int layers, tiles;
+  int tiles;
   bool double_targets, groups_by_sample;
   double class_weight;
   double not_a_number;  // the loss of labels that are out of range
 
-  double* squares;           // (2, G, tiles)
-  double* factors;           // (2, G, L): d loss / d gap = factor * gap, per row of the group
-  double* terms;             // (G, L)
+  double* squares;           // (2, G, T)
+  double* terms;             // (G, L), only if they are closed apart
+  double* total;             // the loss of the chunks so far
   int64_t* group_rows;       // (G); 0 for a group without samples
   int64_t* group_of;         // (N), only if groups_by_sample
-  void *mean_gap, *var_gap;  // (G, C) of the row type
+  void *mean_gap, *var_gap;  // (G, T * kTile) of the row type
+
+  __host__ __device__ bool closes_apart() const { return groups * tiles > kMostSquares; }
 };
 static_assert(sizeof(LayerTable) + sizeof(Problem) + sizeof(void*) <= 4096);
 
@@ -122,6 +129,12 @@ __global__ void __launch_bounds__(kTile* kLines)
   __shared__ double shared[kLines][kTile];
   const int64_t g = blockIdx.x;
   const Group group = find_group(p, g);
+  if (table.first && blockIdx.y == 0 && threadIdx.y == 0) {
+    const int64_t first =
+        g > 0 && p.groups_by_sample ? first_member(p.labels, g, group.label) : 0;
+    if (threadIdx.x == 0) p.group_rows[g] = group.rows;
+    if (threadIdx.x == 0 && g > 0 && p.groups_by_sample) p.group_of[g - 1] = first + 1;
+  }
   if (g > 0 && group.rows == 0) return;
   const LayerEntry& layer = entry_of_tile(table, static_cast<int>(blockIdx.y));
   const int tile = static_cast<int>(blockIdx.y) - layer.tile_begin;
@@ -155,48 +168,54 @@ __global__ void __launch_bounds__(kTile* kLines)
     const bool whole = group.label < 0;
     mean_gap = mean - target(whole ? layer.global_mean : layer.class_mean, p.double_targets, at);
     var_gap = var - target(whole ? layer.global_var : layer.class_var, p.double_targets, at);
-    const int64_t slot = g * p.channels + layer.channel_begin + channel;
+    const int64_t slot = (g * p.tiles + layer.tile_begin) * kTile + channel;
     static_cast<row_t*>(p.mean_gap)[slot] = static_cast<row_t>(mean_gap);
     static_cast<row_t*>(p.var_gap)[slot] = static_cast<row_t>(var_gap);
   }
   const double mean_square = sum_over_lanes<kWarp>(mean_gap * mean_gap);
   const double var_square = sum_over_lanes<kWarp>(var_gap * var_gap);
   if (threadIdx.x == 0) {
-    const int64_t at = g * p.tiles + layer.channel_begin / kTile + tile;
+    const int64_t at = g * p.tiles + layer.tile_begin + tile;
     p.squares[at] = mean_square;
     p.squares[p.groups * p.tiles + at] = var_square;
   }
 }
 
+// Lengths of the gaps of a group in a layer.
+struct Norms {
+  double mean, var;
+};
+
+// The sums of squares of lanes first, first + step, ...
+inline __device__ Norms add_squares(const Problem& p, const LayerEntry& layer, int64_t g, int first,
+                                    int step) {
+  const double* squares = p.squares + g * p.tiles + layer.tile_begin;
+  Norms sums{0, 0};
+  for (int t = first; t < layer.tiles; t += step) {
+    sums.mean += squares[t];
+    sums.var += squares[p.groups * p.tiles + t];
+  }
+  return sums;
+}
+
+// Called by whole warps.
+inline __device__ Norms find_norms(const Problem& p, const LayerEntry& layer, int64_t g) {
+  const Norms sums = add_squares(p, layer, g, lane_id(), kWarp);
+  return {sqrt(sum_over_lanes<kWarp>(sums.mean)), sqrt(sum_over_lanes<kWarp>(sums.var))};
+}
+
+inline __device__ bool is_used(const Problem& p, int64_t g) { return g == 0 || p.group_rows[g] > 0; }
+
 __global__ void __launch_bounds__(kWarp)
     close_kernel(const __grid_constant__ LayerTable table, const __grid_constant__ Problem p) {
   const int64_t g = blockIdx.x;
   const LayerEntry& layer = table.layer[blockIdx.y];
-  const int l = table.first + static_cast<int>(blockIdx.y);
-  const Group group = find_group(p, g);
-  const int lane = static_cast<int>(threadIdx.x);
-  if (l == 0 && lane == 0) p.group_rows[g] = group.rows;
-  if (l == 0 && g > 0 && p.groups_by_sample) {
-    const int64_t first = first_member(p.labels, g, group.label);
-    if (lane == 0) p.group_of[g - 1] = first + 1;
+  double term = 0;
+  if (is_used(p, g)) {
+    const Norms norms = find_norms(p, layer, g);
+    term = layer.weight * (norms.mean + norms.var);
   }
-  double norm[2];
-#pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    const double* squares =
-        p.squares + (which * p.groups + g) * p.tiles + layer.channel_begin / kTile;
-    double sum = 0;
-    if (g == 0 || group.rows > 0)
-      for (int t = lane; t < layer.tiles; t += kWarp) sum += squares[t];
-    norm[which] = sqrt(sum_over_lanes<kWarp>(sum));
-  }
-  if (lane != 0) return;
-  const int64_t at = g * p.layers + l;
-  const double share = layer.weight / static_cast<double>(group.rows);
-  const bool used = g == 0 || group.rows > 0;
-  p.terms[at] = used ? layer.weight * (norm[0] + norm[1]) : 0;
-  p.factors[at] = used ? norm_gradient(share, 1.0, norm[0]) : 0;
-  p.factors[p.groups * p.layers + at] = used ? norm_gradient(share, 1.0, norm[1]) : 0;
+  if (threadIdx.x == 0) p.terms[g * table.count + blockIdx.y] = term;
 }
 
 // class_weight over the number of classes present; called by whole warps.
@@ -209,56 +228,88 @@ inline __device__ double weight_of_class(const Problem& p) {
   return present > 0 ? p.class_weight / static_cast<double>(present) : 0.0;
 }
 
+// Adds the terms of this chunk to those before, by one block; thread 0 gets the sum.
+inline __device__ double add_terms(const LayerTable& table, const Problem& p, double class_weight) {
+  __shared__ double of_line[kLines];
+  const int thread = static_cast<int>(threadIdx.y) * kTile + static_cast<int>(threadIdx.x);
+  double sum = 0;
+  for (int64_t i = thread; i < p.groups * table.count; i += kTile * kLines) {
+    const int64_t g = i / table.count;
+    double term = 0;
+    if (p.closes_apart()) {
+      term = p.terms[i];
+    } else if (is_used(p, g)) {
+      const LayerEntry& layer = table.layer[i % table.count];
+      const Norms squares = add_squares(p, layer, g, 0, 1);
+      term = layer.weight * (sqrt(squares.mean) + sqrt(squares.var));
+    }
+    sum += g == 0 ? term : class_weight * term;
+  }
+  sum = sum_over_lanes<kWarp>(sum);
+  if (threadIdx.x == 0) of_line[threadIdx.y] = sum;
+  __syncthreads();
+  sum = table.first ? 0 : *p.total;
+  for (int line = 0; line < kLines; ++line) sum += of_line[line];
+  return sum;
+}
+
 template <typename row_t>
 __global__ void __launch_bounds__(kTile* kLines)
     spread_kernel(const __grid_constant__ LayerTable table, const __grid_constant__ Problem p,
                   row_t* __restrict__ loss) {
   const double class_weight = weight_of_class(p);
-  const LayerEntry& layer = entry_of_tile(table, static_cast<int>(blockIdx.y));
-  const int l = table.first + static_cast<int>(&layer - table.layer);
-
-  if (table.first == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.y == 0) {
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < p.groups * p.layers; i += kWarp)
-      sum += p.terms[i] * (i < p.layers ? 1.0 : class_weight);
-    sum = sum_over_lanes<kWarp>(sum);
-    if (p.groups > 1 && any_stray_label(p.labels, p.images, p.classes)) sum = p.not_a_number;
-    if (threadIdx.x == 0) *loss = static_cast<row_t>(sum);
+  if (blockIdx.x == 0 && blockIdx.y == 0) {
+    const double sum = add_terms(table, p, class_weight);
+    const bool stray = p.groups > 1 && any_stray_label(p.labels, p.images, p.classes);
+    __syncthreads();  // all have read the total
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+      *p.total = sum;
+      if (table.last) *loss = static_cast<row_t>(stray ? p.not_a_number : sum);
+    }
   }
 
-  const int channel =
-      (static_cast<int>(blockIdx.y) - layer.tile_begin) * kTile + static_cast<int>(threadIdx.x);
-  if (channel >= layer.channels) return;
-  const row_t* mean_gap = static_cast<const row_t*>(p.mean_gap) + layer.channel_begin + channel;
-  const row_t* var_gap = static_cast<const row_t*>(p.var_gap) + layer.channel_begin + channel;
-  const double* mean_factor = p.factors + l;
-  const double* var_factor = p.factors + p.groups * p.layers + l;
+  const LayerEntry& layer = entry_of_tile(table, static_cast<int>(blockIdx.y));
+  const int tile = static_cast<int>(blockIdx.y) - layer.tile_begin;
+  const int channel = tile * kTile + static_cast<int>(threadIdx.x);
+  const bool active = channel < layer.channels;  // the others stay: norms need whole warps
+  const int64_t slot_begin = int64_t(layer.tile_begin) * kTile + (active ? channel : 0);
+  const row_t* mean_gap = static_cast<const row_t*>(p.mean_gap) + slot_begin;
+  const row_t* var_gap = static_cast<const row_t*>(p.var_gap) + slot_begin;
 
-  // The factors hold 1 / rows already, hence groups of one row here.
-  const auto from_group = [&](int64_t g, double weight, double row_mean) {
-    const bool whole = g == 0;
-    const int64_t slot = g * p.channels;
-    const int64_t label = whole ? 0 : p.groups_by_sample ? p.labels[g - 1] : g - 1;
-    const double gap = static_cast<double>(mean_gap[slot]);
-    const double group_mean = gap + target(whole ? layer.global_mean : layer.class_mean,
-                                           p.double_targets, label * layer.channels + channel);
-    return row_gradient(weight * mean_factor[g * p.layers] * gap,
-                        weight * var_factor[g * p.layers] * static_cast<double>(var_gap[slot]),
-                        row_mean, group_mean, 1.0, layer.size);
+  // What a group adds to the gradient of its rows: gaps over norms, the rows shared among.
+  struct Pull {
+    double mean, var, group_mean;
   };
+  const auto pull_of = [&](int64_t g, double weight, int64_t label) -> Pull {
+    const Norms norms = find_norms(p, layer, g);
+    const double share = weight * layer.weight / static_cast<double>(p.group_rows[g]);
+    const double gap = static_cast<double>(mean_gap[g * p.tiles * kTile]);
+    const double to = target(g == 0 ? layer.global_mean : layer.class_mean, p.double_targets,
+                             label * layer.channels + (active ? channel : 0));
+    return {norm_gradient(share, gap, norms.mean),
+            norm_gradient(share, static_cast<double>(var_gap[g * p.tiles * kTile]), norms.var),
+            gap + to};
+  };
+  if (int64_t(blockIdx.x) * kRounds * kLines + threadIdx.y >= p.images) return;
+  const Pull whole = pull_of(0, 1.0, 0);
   for (int round = 0; round < kRounds; ++round) {
     const int64_t n = (int64_t(blockIdx.x) * kRounds + round) * kLines + threadIdx.y;
     if (n >= p.images) return;
-    const int64_t row = n * layer.channels + channel;
+    const int64_t row = n * layer.channels + (active ? channel : 0);
     const double row_mean = static_cast<double>(static_cast<const row_t*>(layer.mean)[row]);
-    RowGradient gradient = from_group(0, 1.0, row_mean);
+    // The shares hold 1 / rows already, hence groups of one row here.
+    RowGradient gradient =
+        row_gradient(whole.mean, whole.var, row_mean, whole.group_mean, 1.0, layer.size);
     const int64_t label = p.labels[n];
     if (p.groups > 1 && label >= 0 && label < p.classes) {
-      const RowGradient own =
-          from_group(p.groups_by_sample ? p.group_of[n] : label + 1, class_weight, row_mean);
-      gradient.mean += own.mean;
-      gradient.m2 += own.m2;
+      const int64_t g = p.groups_by_sample ? p.group_of[n] : label + 1;
+      const Pull own = pull_of(g, class_weight, label);
+      const RowGradient more =
+          row_gradient(own.mean, own.var, row_mean, own.group_mean, 1.0, layer.size);
+      gradient.mean += more.mean;
+      gradient.m2 += more.m2;
     }
+    if (!active) continue;
     static_cast<row_t*>(layer.grad_mean)[row] = static_cast<row_t>(gradient.mean);
     static_cast<row_t*>(layer.grad_m2)[row] = static_cast<row_t>(gradient.m2);
   }
@@ -273,18 +324,48 @@ size_t lay_out(Problem& p, char* base, size_t row_bytes) {
   };
   const size_t groups = static_cast<size_t>(p.groups);
   take(p.squares, 2 * groups * p.tiles * sizeof(double));
-  take(p.factors, 2 * groups * p.layers * sizeof(double));
-  take(p.terms, groups * p.layers * sizeof(double));
+  take(p.terms, p.closes_apart() ? groups * kMaxLayers * sizeof(double) : 0);
+  take(p.total, sizeof(double));
   take(p.group_rows, groups * sizeof(int64_t));
-  take(p.group_of, static_cast<size_t>(p.images) * sizeof(int64_t));
-  take(p.mean_gap, groups * p.channels * row_bytes);
-  take(p.var_gap, groups * p.channels * row_bytes);
+  take(p.group_of, p.groups_by_sample ? static_cast<size_t>(p.images) * sizeof(int64_t) : 0);
+  take(p.mean_gap, groups * p.tiles * kTile * row_bytes);
+  take(p.var_gap, groups * p.tiles * kTile * row_bytes);
   return used;
 }
 
 // At least one, so that every launch has a block even where a layer has no channel.
 int tiles_of(const AlignLayer& layer) {
   return static_cast<int>(std::max<int64_t>(1, ceil_div<int64_t>(layer.channels, kTile)));
+}
+
+// Calls body(table, tiles) for each chunk of layers, and returns the most tiles of any.
+template <typename Body>
+int for_chunks(const AlignLayer* layers, int count, int64_t groups, const Body& body) {
+  const int64_t most_tiles = kGapBytes / (groups * 2 * kTile * static_cast<int>(sizeof(double)));
+  int most = 0;
+  for (int first = 0; first < count;) {
+    LayerTable table{};
+    int tiles = 0;
+    for (int l = first; l < count && table.count < kMaxLayers; ++l) {
+      const AlignLayer& from = layers[l];
+      const int own = tiles_of(from);
+      if (table.count > 0 && tiles + own > most_tiles) break;
+      table.layer[table.count++] = {from.mean,       from.m2,
+                                    from.global_mean, from.global_var,
+                                    from.class_mean,  from.class_var,
+                                    from.grad_mean,   from.grad_m2,
+                                    from.size,        from.weight,
+                                    static_cast<int>(from.channels), tiles,
+                                    own};
+      tiles += own;
+    }
+    table.first = first == 0;
+    first += table.count;
+    table.last = first == count;
+    most = std::max(most, tiles);
+    body(table, tiles);
+  }
+  return most;
 }
 
 Problem make_problem(const AlignLayer* layers, int count, int64_t images, int64_t classes,
@@ -296,59 +377,25 @@ Problem make_problem(const AlignLayer* layers, int count, int64_t images, int64_
   p.not_a_number = std::numeric_limits<double>::quiet_NaN();
   p.groups = 1 + (class_weight != 0.0 ? std::min(images, classes) : 0);
   p.groups_by_sample = classes > images;
-  p.layers = count;
   p.double_targets = layers[0].double_targets;
-  for (int l = 0; l < count; ++l) p.tiles += tiles_of(layers[l]);
-  p.channels = int64_t(p.tiles) * kTile;
+  p.tiles = for_chunks(layers, count, p.groups, [](const LayerTable&, int) {});
   return p;
 }
 
 template <typename row_t>
-void run(const AlignLayer* layers, const Problem& p, row_t* loss, cudaStream_t stream) {
-  // Each step over all layers before the next step: the loss needs the norms of every layer.
-  for (int step = 0; step < 3; ++step) {
-    int channel_begin = 0;
-    for (int first = 0; first < p.layers; first += kMaxLayers) {
-      LayerTable table{};
-      table.first = first;
-      table.count = std::min(kMaxLayers, p.layers - first);
-      int tiles = 0;
-      for (int l = 0; l < table.count; ++l) {
-        const AlignLayer& from = layers[first + l];
-        const int own = tiles_of(from);
-        table.layer[l] = {from.mean,
-                          from.m2,
-                          from.global_mean,
-                          from.global_var,
-                          from.class_mean,
-                          from.class_var,
-                          from.grad_mean,
-                          from.grad_m2,
-                          from.size,
-                          from.weight,
-                          static_cast<int>(from.channels),
-                          channel_begin,
-                          tiles,
-                          own};
-        channel_begin += own * kTile;
-        tiles += own;
-      }
-      const unsigned groups = static_cast<unsigned>(p.groups);
-      const dim3 threads(kTile, kLines);
-      if (step == 0)
-        launch(&measure_kernel<row_t>, dim3(groups, static_cast<unsigned>(tiles)), threads, 0,
-               stream, table, p);
-      else if (step == 1)
-        launch(&close_kernel, dim3(groups, static_cast<unsigned>(table.count)), dim3(kWarp), 0,
-               stream, table, p);
-      else
-        launch(&spread_kernel<row_t>,
-               dim3(static_cast<unsigned>(
-                        std::max<int64_t>(1, ceil_div<int64_t>(p.images, kLines * kRounds))),
-                    static_cast<unsigned>(tiles)),
-               threads, 0, stream, table, p, loss);
-    }
-  }
+void run(const AlignLayer* layers, int count, const Problem& p, row_t* loss, cudaStream_t stream) {
+  const unsigned groups = static_cast<unsigned>(p.groups);
+  const unsigned samples = static_cast<unsigned>(
+      std::max<int64_t>(1, ceil_div<int64_t>(p.images, kLines * kRounds)));
+  const dim3 threads(kTile, kLines);
+  for_chunks(layers, count, p.groups, [&](const LayerTable& table, int tiles) {
+    const unsigned columns = static_cast<unsigned>(tiles);
+    launch(&measure_kernel<row_t>, dim3(groups, columns), threads, 0, stream, table, p);
+    if (p.closes_apart())
+      launch(&close_kernel, dim3(groups, static_cast<unsigned>(table.count)), dim3(kWarp), 0,
+             stream, table, p);
+    launch(&spread_kernel<row_t>, dim3(samples, columns), threads, 0, stream, table, p, loss);
+  });
   check_launch("align_loss");
 }
 
@@ -369,9 +416,9 @@ void align_loss(const AlignLayer* layers, int count, Type row_type, const int64_
   lay_out(p, static_cast<char*>(scratch), is_double ? sizeof(double) : sizeof(float));
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   if (is_double)
-    run(layers, p, static_cast<double*>(loss), on);
+    run(layers, count, p, static_cast<double*>(loss), on);
   else
-    run(layers, p, static_cast<float*>(loss), on);
+    run(layers, count, p, static_cast<float*>(loss), on);
 }
 
 }  // namespace ltdd::cuda

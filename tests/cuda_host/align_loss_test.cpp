@@ -147,9 +147,24 @@ void check(int64_t images, int64_t classes, const std::vector<int64_t>& channels
   expect_close(what + " loss", 0, loss.value(0), expected, 4 * rounding * std::fabs(expected));
 }
 
+// A large batch of many classes, every layer of a ResNet-50: scratch that fits beside the images.
+void check_scratch() {
+  std::vector<AlignLayer> layers;
+  for (const int64_t channels : {64, 256, 512, 1024, 2048})
+    for (int i = 0; i < 11; ++i) {
+      AlignLayer layer{};
+      layer.channels = channels;
+      layers.push_back(layer);
+    }
+  const size_t bytes = ltdd::cuda::align_loss_scratch_bytes(
+      layers.data(), static_cast<int>(layers.size()), 1000, 1000, 1.0);
+  expect(bytes < size_t(64) << 20, "scratch of 1,000 groups: " + std::to_string(bytes));
+}
+
 }  // namespace
 
 void test_align_loss() {
+  check_scratch();
   check<float, float>(12, 4, {5, 40}, 0.5);
   check<float, double>(20, 6, {33, 64, 7}, 2.0);
   check<float, float>(9, 50, {35, 1}, 1.0);
@@ -162,4 +177,5 @@ void test_align_loss() {
   check<float, float>(0, 3, {4}, 0.0);
   check<float, float>(1, 1, {4, 5}, 0.0, true);
   check<float, float>(3, 2, std::vector<int64_t>(43, 2), 1.0);
+  check<float, float>(9, 12, {100, 40, 70}, 0.5);  // chunks of one layer, terms closed apart
 }

@@ -158,8 +158,8 @@ void check_batching() {
 void check_not_finite() {
   for (const bool channels_last : {false, true})
     for (const int side : {4, 64, 80, 112})
-      for (const int place : {0, 5, side * side - 1})
-        for (const float value : {INFINITY, -INFINITY, NAN}) {
+      for (const int place : {0, 5})
+        for (const float value : {-INFINITY, NAN}) {
           const Shape shape{1, 2, side, side, channels_last};
           const Activation a = shape.activation(Type::kFloat32);
           auto x = numbers<float>(4, shape.elements());
