@@ -12,6 +12,7 @@ from . import _autograd, _check, _composed
 
 _OP = "align_loss"
 _TARGET_DTYPES = (torch.float32, torch.float64)
+_operator = torch.ops.ltdd_ext.align_loss.default
 
 
 def check_arguments(
@@ -154,8 +155,11 @@ def align_loss(
         loss = _composed.align_loss(means, m2s, *arguments)
     elif torch.compiler.is_compiling():
         loss = torch.ops.ltdd_ext.align_loss(list(means), list(m2s), *arguments)[0]
-    else:
+    elif torch.is_grad_enabled() and torch._C._any_requires_grad(*means, *m2s):
         loss = _EagerAlignLoss.apply(arguments, *means, *m2s)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            loss = _operator(list(means), list(m2s), *arguments)[0]
     return loss
 
 
@@ -171,7 +175,7 @@ class _EagerAlignLoss(torch.autograd.Function):
         layers = len(rows) // 2
         inputs = (list(rows[:layers]), list(rows[layers:]), *arguments)
         with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.ltdd_ext.align_loss.default(*inputs)
+            output = _operator(*inputs)
         _keep(ctx, inputs, output)
         return output[0]  # type: ignore[no-any-return]
 

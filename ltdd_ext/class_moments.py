@@ -109,7 +109,9 @@ def class_moments(x: Tensor, labels: Tensor, num_classes: int) -> FinishedMoment
     check_batch(op, x, labels, num_classes)
     if labels.is_cuda:
         _check.label_range(op, labels, num_classes)
-    return FinishedMoments(*torch.ops.ltdd_ext.class_moments.default(x.detach(), labels, num_classes))
+    return FinishedMoments(
+        *torch.ops.ltdd_ext.class_moments.default(x.detach(), labels, num_classes)
+    )
 
 
 def class_moments_update_(

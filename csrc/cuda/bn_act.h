@@ -79,8 +79,7 @@ struct Residual<Raw, false> {
 
 // Calls rows(units) or pixels.template operator()<V>(pixels) for layout, pooling and the widest
 // vectors that shape and pointers allow. No network pools right behind a residual: that goes
-// element by element. Windows of NHWC take four vectors each, so half vectors must do for 16-bit
-// types.
+// element by element.
 template <typename scalar_t, bool kResidual, typename Rows, typename ByPixels>
 void for_units(const Activation& shape, bool pool, bool aligned, const Rows& rows,
                const ByPixels& pixels) {
@@ -91,7 +90,7 @@ void for_units(const Activation& shape, bool pool, bool aligned, const Rows& row
   for_vector<scalar_t>(aligned && even && run % kWide == 0, [&]<int V>() {
     constexpr int kPoolVector = kResidual ? 1 : V;
     if (shape.channels_last && pool)
-      pixels.template operator()<std::min(kPoolVector, 4)>(PooledPixels(plane));
+      pixels.template operator()<kPoolVector>(PooledPixels(plane));
     else if (shape.channels_last)
       pixels.template operator()<V>(LinearPixels(plane));
     else if (pool)
