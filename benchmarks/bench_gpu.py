@@ -156,7 +156,7 @@ def network(name: str) -> tuple[nn.Module, Shape]:
 @pytest.mark.parametrize("name", ["convnet3", "resnet18", "resnet50"])
 def test_recovery(name: str, layout: str, dtype: str) -> None:
     model, shape = network(name)
-    model = model.to("cuda", memory_format=LAYOUTS[layout])
+    model = model.to("cuda").to(memory_format=LAYOUTS[layout])
     forms = recovery_forms(model, activation(shape, layout, "fp32", "cuda"), DTYPES[dtype])
     want = forms["plain"]()
     error = float((forms["ours"]() - want).norm() / want.norm())

@@ -88,7 +88,7 @@ def gpu_microseconds(call: Callable[[], object]) -> float:
             call()
 
     replay = graphed(several)
-    times = []
+    times: list[float] = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

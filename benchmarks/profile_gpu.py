@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench_gpu import network
@@ -46,8 +47,8 @@ def by_kind(step: Callable[[], object]) -> dict[str, tuple[float, float]]:
         torch.cuda.synchronize()
     found: dict[str, list[float]] = defaultdict(list)
     for event in profiled.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            found[kind_of(event.name)].append(event.device_time)
+        if event.device_type == DeviceType.CUDA:
+            found[kind_of(event.name)].append(event.time_range.elapsed_us())
     return {kind: (sum(times) / STEPS, len(times) / STEPS) for kind, times in found.items()}
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default="NHWC")
     given = parser.parse_args()
     model, shape = network(given.model)
-    model = model.to("cuda", memory_format=LAYOUTS[given.layout])
+    model = model.to("cuda").to(memory_format=LAYOUTS[given.layout])
     x = activation(shape, given.layout, "fp32", "cuda")
     forms = recovery_forms(model, x, DTYPES[given.dtype])
     unknown = sorted(set(given.forms) - set(forms))

@@ -190,6 +190,6 @@ def choose_kernels(device: torch.device, deterministic: bool) -> bool:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # Or the mode would write NaN into every new tensor: one more pass over memory for each result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic  # times its kernels for each new shape
     return deterministic
