@@ -3,6 +3,9 @@ r"""Read this first: the six stages in order, and what flows between them.
     data --> experts --> statistics --> recovery --> relabeling --> evaluation
                  \--> initialization --^
 
+Methods that match trajectories also train experts whose paths initialization and recovery follow
+(``stages/trajectories``).
+
 Every arrow is stored under a hash of everything that decides it: the settings of its stage that
 differ from their defaults, the hashes of its inputs, the data. The same command therefore goes on
 where an earlier one stopped, and other runs take from the shared store what they have in common.
@@ -40,6 +43,7 @@ from ltdd.stages.recovery import recover_images
 from ltdd.stages.relabeling import SoftLabels, relabel_images
 from ltdd.stages.run import Run
 from ltdd.stages.statistics import calibrate_statistics, measure_drift
+from ltdd.stages.trajectories import train_trajectories
 
 
 @public(
@@ -90,17 +94,21 @@ def _distill(
         run = Run.create(config, data, out, options)
         introduce(run)
         experts = train_experts(run)
+        trajectories = train_trajectories(run)
         statistics = calibrate_statistics(run, experts.observers)
-        start = initialize_images(run, experts.teacher)
-        images = recover_images(run, experts.observers, statistics, start).images
-        labels = relabel_images(run, experts.teacher, images)
-        ranks.first_only(lambda: publish(run, images.value, labels))
+        start = initialize_images(run, experts.teacher, trajectories)
+        recovered = recover_images(run, experts.observers, statistics, start, trajectories)
+        images, run = recovered.images, run.with_learned_rate(recovered.learned)
+        labels = relabel_images(run, experts.teacher, images, recovered.learned)
+        ranks.first_only(lambda: publish(run, config, images.value, labels))
         drift = measure_drift(run, experts.observers[0], statistics[0], start, images)
         nearest = measure_nearness(run, experts.teacher, images)
         students = evaluate_students(run, training_sets(run, images, labels))
         predictions = students | evaluate_references(run, experts)
         results = score(run, images.value, labels, predictions)
         results |= {"drift": drift, "nearest": nearest, "originals": data.originals}
+        if recovered.measured is not None:
+            results["matching"] = recovered.measured
         seconds = sum(stage["seconds"] for stage in results["stages"].values())
         results["provenance"] = origin | {"seconds": seconds}
         ranks.first_only(lambda: write_results(out, results))
@@ -167,16 +175,23 @@ def introduce(run: Run) -> None:
     run.log.write("data", **facts(run.data))
 
 
-def publish(run: Run, images: ImageSet, labels: SoftLabels) -> None:
-    """Write the distilled set and its manifest."""
-    config, data, views = run.config, run.data, labels.views
+def publish(run: Run, config: DistillConfig, images: ImageSet, labels: SoftLabels) -> None:
+    """Write the distilled set and its manifest.
+
+    Args:
+        run: its configuration has the learned rate, where one is learned.
+        config: as it was given.
+        images: with their classes.
+        labels: of the images.
+    """
+    data, views = run.data, labels.views
     save_distilled(
         run.out,
         images,
         labels.static.value,
         Origin(data.class_names, data.counts, data.split_sha256, data.normalization),
         config.to_dict(),
-        dataclasses.asdict(config.evaluation)
+        dataclasses.asdict(run.config.evaluation)
         | {
             "labels": config.relabeling.labels,
             "calibration": config.relabeling.calibration,

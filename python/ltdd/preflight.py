@@ -10,19 +10,23 @@ from torch import nn
 
 from ltdd.config import (
     AnyExperts,
+    CorrectReal,
     DistillConfig,
     DistributionMatching,
     GradientMatching,
     InitializationConfig,
     RecoveryConfig,
     Tiled,
+    TrajectoryRecovery,
 )
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import check_packing, packed_bytes
 from ltdd.errors import UserError
 from ltdd.models import build_model
+from ltdd.models.flat_network import FlatNetwork
 from ltdd.models.observer import watched_layers
 from ltdd.models.weights import given_weights, load_body, load_weights, starting_weights
+from ltdd.stages.trajectories import trajectory_bytes
 
 _SMALL_FILES = 16 << 20  # events, metrics, manifest, results, report and its figures
 _ADAM_STATES = 4  # parameters, their average and two moments of the gradient
@@ -44,6 +48,9 @@ def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
     if "full_long_tailed" in config.evaluation.baselines:
         experts.append(student)
     shown = config.ipc * data.num_classes * config.evaluation.decode**2
+    paths = 0
+    if isinstance(config.recovery, TrajectoryRecovery):
+        paths = trajectory_bytes(config.recovery, _matched_network(config.recovery, data))
     images = config.ipc * data.num_classes
     pixels = images * data.channels * data.image_size**2
     labels = 0
@@ -60,7 +67,7 @@ def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
             largest = max(largest, 2 * network(name) + 2 * 4 * pixels)
         case DistributionMatching(network=name, pool=pool):
             largest = max(largest, 2 * pool * network(name) + 2 * 4 * pixels)
-    return stored + predictions + 2 * largest + _SMALL_FILES
+    return stored + paths + predictions + 2 * largest + _SMALL_FILES
 
 
 def check_disk_space(config: DistillConfig, data: LongTailedData, out: Path) -> int:
@@ -98,6 +105,13 @@ def check_networks(config: DistillConfig, data: LongTailedData) -> None:
             start = starting_weights(experts.init_weights)
         except UserError as error:
             raise UserError(f"experts.init_weights: {error}") from error
+    if isinstance(config.recovery, TrajectoryRecovery):
+        _matched_network(config.recovery, data)
+    elif isinstance(config.initialization, CorrectReal):
+        raise UserError(
+            "expected recovery.method trajectory, whose experts initialization.method correct_real "
+            f"asks, got recovery.method {config.recovery.method}"
+        )
     student = ("evaluation.student", config.evaluation.student, None)
     for field, name, file in [*expert_networks(experts), *matching_networks(config), student]:
         try:
@@ -164,6 +178,14 @@ def matching_networks(config: DistillConfig) -> list[tuple[str, str, None]]:
     if isinstance(config.recovery, GradientMatching | DistributionMatching):
         networks.append(("recovery.network", config.recovery.network, None))
     return networks
+
+
+def _matched_network(recovery: TrajectoryRecovery, data: LongTailedData) -> FlatNetwork:
+    try:
+        model = build_model(recovery.network, data.num_classes, data.image_size, data.channels)
+        return FlatNetwork(model, recovery.network)
+    except UserError as error:
+        raise UserError(f"recovery.network: {error}") from error
 
 
 def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:

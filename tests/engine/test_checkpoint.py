@@ -17,6 +17,7 @@ from ltdd.config import (
     GradientMatching,
     RecoveryConfig,
     StatisticsConfig,
+    TrajectoryRecovery,
     form_of,
 )
 from ltdd.data.augmentation.student_views import ViewSchedule
@@ -24,17 +25,23 @@ from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine import interruption
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.checkpoint import StageCheckpoint
 from ltdd.errors import UserError
 from ltdd.models import build_model
+from ltdd.models.flat_network import FlatNetwork
 from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.experts import train_expert
 from ltdd.stages.label_sources import StaticLabels
 from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.recovery.distribution import match_distributions
 from ltdd.stages.recovery.gradient import match_gradients
+from ltdd.stages.recovery.trajectory import match_trajectories
 from ltdd.stages.run import InitialImages
 from ltdd.stages.statistics import class_statistics
+from ltdd.stages.trajectories import Trajectories, Trajectory
+from ltdd.stages.trajectories.training import Course
+from ltdd.stages.trajectories.training import train_expert as train_expert_path
 
 KEY = "ab" * 32
 Stage = Callable[[Runtime], list[Tensor]]
@@ -126,6 +133,34 @@ def stage(
         trained = train_student(model, shown, source, schedule, spec, name, runtime)
         return list(trained.state_dict().values())
 
+    def trajectory(runtime: Runtime) -> list[Tensor]:
+        config = TrajectoryRecovery(
+            network="convnet1", trajectories=1, trajectory_batch_size=20, sharpness="gsam",
+            dsa_operations=("color", "crop"),
+        )  # fmt: skip
+        with runtime.global_stream("network"):
+            network = FlatNetwork(build_model("convnet1", 3, 8, 3), "convnet1")
+        course = Course("expert", 0, network.vector(), torch.empty(0), 3, 2, 0.01)
+        return list(train_expert_path(network, course, data, config, True, runtime).values())
+
+    def matching(runtime: Runtime) -> list[Tensor]:
+        config = TrajectoryRecovery(
+            network="convnet1", iterations=6, steps=2, start_max=1, expert_epochs=1,
+            learned_labels=True, synthetic_batch=4, student_learning_rate=0.05,
+        )  # fmt: skip
+        with runtime.global_stream("network"):
+            network = FlatNetwork(build_model("convnet1", 3, 8, 3), "convnet1")
+        generator = torch.Generator().manual_seed(0)
+        steps = 0.02 * torch.randn(2, network.size, generator=generator)
+        snapshots = network.vector() + steps.cumsum(0)
+        path = Stored(Trajectory(snapshots, snapshots[1]), "path")
+        labels = torch.arange(3).repeat_interleave(2)
+        images = torch.rand(6, 3, 8, 8, generator=generator)
+        start, counts = InitialImages(images, labels, labels), data.counts
+        experts = Trajectories(network, [path])
+        found = match_trajectories(start, experts, counts, spec, config, runtime)
+        return [found[name] for name in ("images", "logits", "learning_rate", "matching_loss")]
+
     stages: dict[str, Stage] = {
         "experts, cosine": lambda r: expert(r, schedule="cosine"),
         "experts, one cycle": lambda r: expert(r, schedule="one_cycle", loss="ce"),
@@ -148,6 +183,8 @@ def stage(
         "recovery, characteristic": lambda r: distribution(
             r, distance="characteristic", entry_steps=2, trained_networks=1, frequencies=32
         ),
+        "trajectory": trajectory,
+        "matching": matching,
         "student": student,
     }
     return stages[request.param]
@@ -165,6 +202,8 @@ EVERY_STAGE = pytest.mark.parametrize(
         "recovery, representatives",
         "recovery, distribution",
         "recovery, characteristic",
+        "trajectory",
+        "matching",
         "student",
     ],
     indirect=True,

@@ -18,6 +18,7 @@ from ltdd.config.experts import AnyExperts, ExpertsConfig, PlainExperts, UniMixE
 from ltdd.config.initialization import (
     AnyInitialization,
     ClusteredCrops,
+    CorrectReal,
     GraphCut,
     InitializationConfig,
     KCenter,
@@ -31,6 +32,7 @@ from ltdd.config.recovery import (
     GradientMatching,
     NoRecovery,
     RecoveryConfig,
+    TrajectoryRecovery,
 )
 from ltdd.config.settings import (
     Count,
@@ -75,6 +77,7 @@ __all__ = [
     "AnyRecovery",
     "Backend",
     "ClusteredCrops",
+    "CorrectReal",
     "Device",
     "DistillConfig",
     "DistributionMatching",
@@ -101,6 +104,7 @@ __all__ = [
     "StatisticsConfig",
     "TeacherMode",
     "Tiled",
+    "TrajectoryRecovery",
     "UniMixExperts",
     "WatchedLayers",
     "deciding_settings",
@@ -109,6 +113,10 @@ __all__ = [
     "override",
     "with_form",
 ]
+
+
+UNLABELLED = {"random_real_soft", "random_real_bare", "all_real_soft"}
+"""Baselines of real images with soft labels."""
 
 
 @settings
@@ -154,6 +162,13 @@ class DistillConfig(Settings):
     relabeling: RelabelingConfig = dataclasses.field(default_factory=RelabelingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.recovery, TrajectoryRecovery):
+            learns = {"rate", "labels"} if self.recovery.learned_labels else {"rate"}
+        else:
+            learns = set()
+        _check_learned(self, learns)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON types."""
         listed: dict[str, Any] = _listed(dataclasses.asdict(self))
@@ -171,6 +186,35 @@ class DistillConfig(Settings):
             k: _stage_of(k, v) if k in STAGES else v for k, v in values.items()
         }
         return cls(**given)
+
+
+def _check_learned(config: DistillConfig, learns: set[str]) -> None:
+    """Refuse settings that want what recovery does not learn, or have no use for it.
+
+    Raises:
+        UserError: names the setting.
+    """
+    learned = config.relabeling.labels == "learned"
+    if learned and "labels" not in learns:
+        raise UserError(
+            "expected recovery.method trajectory with recovery.learned_labels for "
+            f"relabeling.labels learned, got recovery.method {config.recovery.method} without"
+        )
+    if learned and config.relabeling.calibration != "none":
+        raise UserError(
+            "expected relabeling.calibration none with relabeling.labels learned, which no teacher "
+            f"gives, got {config.relabeling.calibration}"
+        )
+    if learned and (unlabelled := UNLABELLED.intersection(config.evaluation.baselines)):
+        raise UserError(
+            "expected no baseline of real images with soft labels with relabeling.labels learned, "
+            f"which those have not, got {min(unlabelled)}"
+        )
+    if config.evaluation.learning_rate is None and "rate" not in learns:
+        raise UserError(
+            "expected recovery.method trajectory, which learns evaluation.learning_rate, or a "
+            f"number for it, got null with recovery.method {config.recovery.method}"
+        )
 
 
 def _listed(value: Any) -> Any:

@@ -63,6 +63,13 @@ class RandomReal(_Initialization):
 
 
 @settings
+class CorrectReal(_Initialization):
+    """Real images that experts get right, for `recovery.method trajectory` (DATM)."""
+
+    method: Literal["correct_real"] = "correct_real"
+
+
+@settings
 class Noise(_Initialization):
     """Gaussian noise with the mean and the deviation of the data."""
 
@@ -102,6 +109,13 @@ class Tiled(_Initialization):
 
 
 AnyInitialization: TypeAlias = (
-    InitializationConfig | ClusteredCrops | RandomReal | Noise | KCenter | GraphCut | Tiled
+    InitializationConfig
+    | ClusteredCrops
+    | RandomReal
+    | CorrectReal
+    | Noise
+    | KCenter
+    | GraphCut
+    | Tiled
 )
 STAGES["initialization"] = get_args(AnyInitialization)

@@ -31,7 +31,8 @@ class RelabelingConfig(Stage):
 
     labels: Labels = "fkd"
     """`static`: one logit vector per image; `fkd`: logits of every augmented view, replayed from
-    seeds; `online`: the teacher labels each view while the student trains; `hard`: classes only."""
+    seeds; `online`: the teacher labels each view while the student trains; `hard`: classes only;
+    `learned`: one logit vector per image, which recovery learned with the images."""
     teacher_mode: TeacherMode = "eval"
     """What the teacher's batch norms normalise views by: `eval`, their running statistics, or
     `batch`, those of the student's batch (SRe2L's code, by accident); not with static labels."""
@@ -71,8 +72,8 @@ class EvaluationConfig(Stage):
     """Images per step."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     """Optimizer of the student; `muon` is for convolutions, with `adamw` for the rest."""
-    learning_rate: Weight = 1e-3
-    """Learning rate."""
+    learning_rate: Weight | None = 1e-3
+    """Learning rate; None: the one that recovery learned with the images."""
     momentum: Weight = 0.875
     """Momentum of `sgd`."""
     weight_decay: Weight = 0.01

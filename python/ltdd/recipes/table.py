@@ -5,9 +5,12 @@ from __future__ import annotations
 from ltdd.config.settings import close_match
 from ltdd.errors import UserError
 from ltdd.recipes.coresets import GRAPH_CUT, K_CENTER, RANDOM
+from ltdd.recipes.damed import DAMED
+from ltdd.recipes.datm import DATM
 from ltdd.recipes.distribution_matching import CSDM, DM, IDM
 from ltdd.recipes.edc import ADSA, EDC, G_VBSM
 from ltdd.recipes.gradient_matching import DC, DREAM, DSA, IDC
+from ltdd.recipes.mtt import FTD, MTT, TESLA
 from ltdd.recipes.rded import RDED
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
@@ -17,9 +20,9 @@ from ltdd.recipes.unimix import UNIMIX
 _CORESETS = (RANDOM, K_CENTER, GRAPH_CUT)
 _ONE_LEVEL = (SRE2L, RDED, G_VBSM, EDC, ADSA, UNIMIX)
 _MATCHING = (DC, DSA, IDC, DREAM, DM, IDM, CSDM)
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (RLDD, *_CORESETS, *_ONE_LEVEL, *_MATCHING)
-}
+_TRAJECTORIES = (MTT, TESLA, FTD, DATM, DAMED)
+_ALL = (RLDD, *_CORESETS, *_ONE_LEVEL, *_MATCHING, *_TRAJECTORIES)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 """Name -> method."""
 
 

@@ -58,7 +58,8 @@ class DistilledSet:
     Args:
         images: uint8 (M, C, H, W), M = ipc * K.
         labels: int64 (M,), positions in ``class_names``.
-        logits: float32 (M, K), the teacher's answer to each un-augmented image, unpacked.
+        logits: float32 (M, K), the teacher's answer to each un-augmented image, or what recovery
+            learned for it (`student_training.labels` of the manifest), unpacked.
         class_names: K names in label order.
         normalization: what the teacher saw and a student should see.
         manifest: everything else known about the set (split hash, configuration, versions, ...).
@@ -182,7 +183,7 @@ def save_distilled(
     Args:
         out: the run folder.
         shown: images and labels.
-        logits: (M, K), static teacher logits; a float32 tensor is stored as it is.
+        logits: (M, K), static logits; a float32 tensor is stored as it is.
         origin: what is said about the real images.
         config: the run's configuration.
         student_training: how to train on the set (architecture, optimizer, augmentation, labels).
@@ -206,6 +207,8 @@ def save_distilled(
         soft_labels["fkd"] = _describe_labels(views)
         files.append(FKD)
     mean, std = origin.normalization
+    learned = student_training.get("labels") == "learned"
+    source = "learned with the images" if learned else "teacher, un-augmented image"
     manifest: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -216,7 +219,7 @@ def save_distilled(
         "tensors": {
             "images": _describe(images, "M C H W, 0..255"),
             "labels": _describe(labels, "M, position in class_names"),
-            "logits": _describe(logits.values, "M K, teacher, un-augmented image"),
+            "logits": _describe(logits.values, f"M K, {source}"),
         },
         "soft_labels": soft_labels,
         "student_training": dict(student_training),

@@ -132,7 +132,8 @@ def _labels(folder: Path, distilled: DistilledSet) -> None:
     tau = float(manifest["student_training"].get("calibration_tau", 0.0))
     shift = label_shift(tau, manifest["counts"])
     found: dict[int, list[Tensor]] = {2: [], 3: []}  # static logits, logits of every view
-    for path in sorted((folder / "stages").glob("relabeling-*.safetensors")):
+    stage = "recovery" if settings.labels == "learned" else "relabeling"
+    for path in sorted((folder / "stages").glob(f"{stage}-*.safetensors")):
         with contextlib.suppress(UserError):  # damaged, which is said of the file itself
             logits = read_stage(path).tensors.get("logits")
             if logits is not None and logits.ndim in found:

@@ -23,7 +23,7 @@ from ltdd.engine.cuda_graphs import RecordedSteps
 from ltdd.engine.distributed.units import Units
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
-from ltdd.engine.storage.files import fingerprint
+from ltdd.engine.storage.files import fingerprint, tensors_sha256
 from ltdd.models.inference import check_logits, predict_logits
 from ltdd.stages.label_calibration import calibration_strength, label_shift
 from ltdd.stages.label_sources import (
@@ -35,7 +35,7 @@ from ltdd.stages.label_sources import (
     answer_views,
     as_asked,
 )
-from ltdd.stages.run import Run
+from ltdd.stages.run import Learned, Run
 
 VIEW_FIELDS = (
     "epochs",
@@ -67,7 +67,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The teacher's labels of a set, and what gives labels to other images alike.
+    """The labels of a set, and what gives labels to other images alike.
 
     Stages store the teacher's own logits. Calibration is applied when they are read, so that it
     needs no second table, and packing too, so that students learn from what is published.
@@ -78,7 +78,8 @@ class SoftLabels:
         images: the distilled images.
         shown: what students are shown of them.
         calibration: of all soft labels.
-        static: of the un-augmented distilled images, (M, K).
+        static: of the un-augmented distilled images, (M, K): the teacher's, or those that recovery
+            learned.
         views: of every view of what is shown, (epochs, M * f^2, K); None unless asked for.
     """
 
@@ -107,6 +108,8 @@ class SoftLabels:
                 asked = OnlineLabels(self.teacher.value, run.runtime, shift, mode)
                 decides = [kind, self.teacher.key, calibration.tau]
                 return Stored(asked, fingerprint(decides if mode == "eval" else [*decides, mode]))
+            case "learned":
+                return self.static.map(lambda packed: StaticLabels(packed[:], device))
             case "static":
                 static = self.static
                 if not own:
@@ -122,8 +125,20 @@ class SoftLabels:
                 return views.map(StoredLabels)
 
 
-def relabel_images(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]) -> SoftLabels:
-    """Stage 5: return the teacher's labels of the images."""
+def relabel_images(
+    run: Run,
+    teacher: Stored[nn.Module],
+    images: Stored[ImageSet],
+    learned: Learned | None = None,
+) -> SoftLabels:
+    """Stage 5: return the teacher's labels of the images, or those that recovery learned."""
+    if run.config.relabeling.labels == "learned":
+        assert learned is not None
+        assert learned.logits is not None
+        packed = pack(learned.logits, run.config.relabeling)
+        static = Stored(packed, tensors_sha256({"logits": packed[:]}))
+        none, shown = Calibration(0.0, torch.zeros(())), run.shown(images)
+        return SoftLabels(run, teacher, images, shown, none, static, None)
     logits = static_logits(run, teacher, images)
     calibration = calibrate_labels(run, logits, images)
     static, views, shown = pack_static(run, logits, calibration), None, run.shown(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,18 @@ class InitialImages(NamedTuple):
     images: Tensor
     labels: Tensor
     source: Tensor
+
+
+class Learned(NamedTuple):
+    """What recovery learned beside the images.
+
+    Attributes:
+        logits: float32 (M, K), of the images; None where labels are not learned.
+        learning_rate: of students.
+    """
+
+    logits: Tensor | None
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,15 @@ class Run:
         return cls(
             config, data, out, log, runtime, StageRunner(out, common, runtime, options, finished)
         )
+
+    def with_learned_rate(self, learned: Learned | None) -> Run:
+        """Return the run with the learned rate in its configuration, where that leaves it open."""
+        evaluation = self.config.evaluation
+        if learned is None or evaluation.learning_rate is not None:
+            return self
+        evaluation = dataclasses.replace(evaluation, learning_rate=learned.learning_rate)
+        config = dataclasses.replace(self.config, evaluation=evaluation)
+        return dataclasses.replace(self, config=config)
 
     @property
     def spec(self) -> ImageSpec:

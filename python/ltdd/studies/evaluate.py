@@ -23,7 +23,7 @@ from ltdd.stages.baselines import evaluate_references, training_sets
 from ltdd.stages.evaluation import evaluate_students
 from ltdd.stages.experts import train_experts
 from ltdd.stages.relabeling import relabel_images
-from ltdd.stages.run import Run
+from ltdd.stages.run import Learned, Run
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
         distilled: the set of a finished run.
         students: architectures.
         seeds: number of students of each.
-        labels: ``static``, ``fkd``, ``online`` or ``hard``.
+        labels: ``static``, ``fkd``, ``online``, ``hard``, or ``learned`` where the run's are.
         baselines: what each architecture is compared with, as in ``evaluation.baselines``.
         options: as the run was made with; None for the defaults.
         data: those the run was made from, where they were given to `distill`.
@@ -57,6 +57,11 @@ def evaluate(
     """
     options, stored = options or RunOptions(), distilled.manifest
     config = DistillConfig.from_dict(stored.get("config"))
+    if labels == "learned" != config.relabeling.labels:
+        raise UserError(
+            f"evaluate: expected a set whose labels were learned for labels learned, got one with "
+            f"{config.relabeling.labels} labels in {distilled.root}"
+        )
     relabeling = dataclasses.replace(config.relabeling, labels=labels)
     configs = [
         dataclasses.replace(
@@ -114,10 +119,13 @@ def evaluate_as(
     logs = out / "evaluations" / name
     shown = ImageSet(distilled.images, distilled.labels)
     images = Stored(shown, tensors_sha256(shown._asdict()))
+    rate = float(distilled.manifest["student_training"]["learning_rate"])
+    learned = Learned(distilled.logits, rate)
     with open_run(out, distilled.manifest["config"], data.split_sha256):
         run = Run.create(wanted, data, out, options, finished=finished, logs=logs)
+        run = run.with_learned_rate(learned)
         experts = train_experts(run)
-        soft = relabel_images(run, experts.teacher, images)
+        soft = relabel_images(run, experts.teacher, images, learned)
         predictions = evaluate_students(run, training_sets(run, images, soft))
         predictions |= evaluate_references(run, experts)
         results = score(run, shown, soft, predictions)

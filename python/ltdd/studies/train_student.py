@@ -66,9 +66,9 @@ def train_student(
         model: maps normalised float32 images (B, C, H, W) to logits (B, K), or to an object with
             ``logits`` such as GoogLeNet's, whose auxiliary heads are then not trained. It is
             trained in place.
-        labels: ``static``, one logit vector an image; ``fkd``, the stored logits of every view;
-            ``hard``, class labels alone. None takes ``fkd`` where the folder has them, else
-            ``static``.
+        labels: ``static``, one logit vector an image, of the teacher or learned; ``fkd``, the
+            stored logits of every view; ``hard``, class labels alone. None takes ``fkd`` where the
+            folder has them, else ``static``.
         test: images and labels as `ltdd.data.from_tensors` takes them, not normalised: uint8 or
             floating point in [0, 1], of the set's channels and size; every class occurs.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -90,7 +90,7 @@ def train_student(
     distilled = load(folder)
     stored = DistillConfig.from_dict(distilled.manifest["config"])
     config = DistillConfig.from_dict(
-        stored.to_dict() | {"evaluation": stored.to_dict()["evaluation"] | {"seeds": 1} | changes}
+        stored.to_dict() | {"evaluation": _recipe(distilled, stored) | {"seeds": 1} | changes}
     )
     runtime = Runtime.from_config(
         dataclasses.replace(config, device=device, precision=precision), NullLog(), quiet
@@ -128,6 +128,14 @@ def train_student(
         predictions = predict_logits(student, tested[0], spec.normalization, runtime).argmax(1)
         report = accuracy_report(predictions, tested[1], distilled.manifest["counts"])
     return TrainedStudent(model.eval(), report)
+
+
+def _recipe(distilled: DistilledSet, stored: DistillConfig) -> dict[str, Any]:
+    """Return the settings of the students' training, with the learned rate where one was."""
+    evaluation: dict[str, Any] = stored.to_dict()["evaluation"]
+    if evaluation["learning_rate"] is None:
+        evaluation["learning_rate"] = distilled.manifest["student_training"]["learning_rate"]
+    return evaluation
 
 
 def _label_source(

@@ -30,10 +30,11 @@ def loss_charts(events: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
     for event in events:
         kind = event.get("event")
         if kind == "train":
-            experts.setdefault(event["role"], {})[event["epoch"], 0] = event["loss"]
+            step = event["epoch"], event.get("seed", 0)
+            experts.setdefault(event["role"], {})[step] = event["loss"]
         elif kind == "recover":
             step = event["iteration"], event["batch"]
-            for name in ("loss", "alignment", "cross_entropy"):
+            for name in ("loss", "alignment", "cross_entropy", "backbone", "classifier"):
                 if name in event:
                     recovery.setdefault(name.replace("_", "-"), {})[step] = event[name]
         elif kind == "student":

@@ -38,6 +38,7 @@ def build_optimizer(
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    assert config.learning_rate is not None  # the learned one is in its place by now
     rate, on_gpu = adjustable_rate(config.learning_rate, device), device.type == "cuda"
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=on_gpu)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ltdd.config import (
     AnyInitialization,
     ClusteredCrops,
+    CorrectReal,
     GraphCut,
     InitializationConfig,
     KCenter,
@@ -21,25 +24,32 @@ from ltdd.engine.distributed.units import Units
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.stages.initialization.coresets import Coreset
+from ltdd.stages.initialization.correct_real import draw_correct_real
 from ltdd.stages.initialization.crops import Cropping
 from ltdd.stages.initialization.random_real import draw_random_real
 from ltdd.stages.initialization.tiled import Tiling
 from ltdd.stages.run import InitialImages, Run
+from ltdd.stages.trajectories import Trajectories
 
 SCORING_BATCH = 500  # crops rendered at once, fewer if memory does not suffice
 REAL_EXAMPLES = 5  # of a class, kept for the report
 
 
-def initialize_images(run: Run, teacher: Stored[nn.Module]) -> Stored[InitialImages]:
+def initialize_images(
+    run: Run, teacher: Stored[nn.Module], trajectories: Trajectories | None = None
+) -> Stored[InitialImages]:
     """Stage 3: return the images that recovery starts from."""
     config, ipc = run.config.initialization, run.config.ipc
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
-        start = initial_images(teacher.value, run.data, ipc, config, runtime)
+        start = initial_images(teacher.value, run.data, ipc, config, runtime, trajectories)
         return {**start._asdict(), "real_examples": real_examples(run.data)}
 
     settings = deciding_settings(config) | {"ipc": ipc}
-    stored = run.stages.run("initialization", settings, [teacher], compute)
+    inputs: list[Stored[Any]] = [teacher]
+    if isinstance(config, CorrectReal) and trajectories is not None:
+        inputs = [*trajectories.paths]
+    stored = run.stages.run("initialization", settings, inputs, compute)
     return stored.map(
         lambda tensors: InitialImages(*(tensors[name] for name in InitialImages._fields))
     )
@@ -60,6 +70,7 @@ def initial_images(
     ipc: int,
     config: AnyInitialization,
     runtime: Runtime,
+    trajectories: Trajectories | None = None,
 ) -> InitialImages:
     """Return ``ipc`` images of every class.
 
@@ -70,6 +81,7 @@ def initial_images(
         ipc: images per class.
         config: method and crop settings.
         runtime: device, precision, seed.
+        trajectories: of the experts that ``correct_real`` asks.
     """
     teacher.eval()
     chunks = Chunks("initialization", SCORING_BATCH, runtime)
@@ -89,6 +101,10 @@ def initial_images(
                 chosen = data.train_images[source] / 255
             case Tiled():
                 chosen, source = Tiling(data, ipc, config, runtime, chunks).images(members, label)
+            case CorrectReal():
+                assert trajectories is not None
+                source = draw_correct_real(trajectories, data, label, ipc, runtime, chunks)
+                chosen = data.train_images[source] / 255
             case Noise():
                 chosen = _noise(data, ipc, label, runtime)
                 source = torch.full((ipc,), -1)
