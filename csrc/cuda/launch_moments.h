@@ -75,8 +75,9 @@ void for_row_grid(const Activation& shape, const Units& units, const Body& body)
   if (units.count <= 8 * kFew) return with_lanes.template operator()<8, kFew>();
   if (units.count <= 32 * kMost) return with_lanes.template operator()<32, kMost>();
 
-  grid.warps_per_row = power_of_two_above(ceil_div(units.count, 32 * kMost), kMaxWarpsPerRow);
-  grid.share = ceil_div(units.count, kWarp * grid.warps_per_row) * kWarp;
+  const int warps = std::min(ceil_div(units.count, kWarp * kMost), kMaxWarpsPerRow);
+  grid.share = ceil_div(units.count, kWarp * warps) * kWarp;
+  grid.warps_per_row = ceil_div(units.count, grid.share);  // none is left without a unit
   body.template operator()<32, kMost>(grid, dim3(static_cast<unsigned>(grid.rows)),
                                       dim3(static_cast<unsigned>(kWarp * grid.warps_per_row)));
 }
