@@ -54,7 +54,7 @@ struct ShiftedSums {
 };
 
 // Sets each center to the mean of the first tile, as near as a plain sum gets: then differences are
-// as good as exact. Where that is not finite, neither are the moments, and any center will do.
+// as good as exact. Where that sum overflows or is not finite, the first element serves.
 template <typename scalar_t, int V, int kUnits, int kElements>
 __device__ __forceinline__ void find_centers(ShiftedSums<V, acc_type<scalar_t>>& sums,
                                              const Pack<scalar_t, V> (&raw)[kUnits][kElements],
@@ -77,7 +77,8 @@ __device__ __forceinline__ void find_centers(ShiftedSums<V, acc_type<scalar_t>>&
   Pack<scalar_t, V> center;
   center.round(sum);
 #pragma unroll
-  for (int v = 0; v < V; ++v) sums.center[v] = pivot_from(center[v]);
+  for (int v = 0; v < V; ++v)
+    sums.center[v] = is_finite(center[v]) ? center[v] : pivot_from(raw[0][0][v]);
 }
 
 template <int V, int kElements, typename acc_t>

@@ -174,6 +174,17 @@ void check_not_finite() {
         }
 }
 
+// Four of these add up to infinity.
+template <typename scalar_t>
+void check_huge() {
+  for (const bool channels_last : {false, true}) {
+    const Shape shape{1, 8, 12, 12, channels_last};
+    Buffer<scalar_t> x(shape.elements());
+    for (size_t i = 0; i < x.size(); ++i) x[i] = ltdd::cuda::narrow<scalar_t>(3e38f);
+    check_moments(name_of<scalar_t>(shape) + " of huge numbers", shape, x);
+  }
+}
+
 }  // namespace
 
 void test_row_moments() {
@@ -186,5 +197,7 @@ void test_row_moments() {
   check_far_elements<__nv_bfloat16>();
   check_offset();
   check_batching();
+  check_huge<float>();
+  check_huge<__nv_bfloat16>();
   check_not_finite();
 }
