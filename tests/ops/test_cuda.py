@@ -127,6 +127,20 @@ def test_every_run_gives_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_every_element_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its deterministic mode torch fills new tensors with NaN, unless told otherwise."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    wanted = CASES[name]()()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(3, device="cuda").isnan().all()
+        got = CASES[name]()()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_runs_on_the_current_stream(name: str) -> None:
     """An operator follows the work of its stream; those that read no label do not wait either."""
     call = CASES[name]()
