@@ -189,11 +189,12 @@ def test_class_weights_stand_inside_the_sum_over_classes() -> None:
     labels = torch.randn(4, 3, generator=generator)
     weights = torch.tensor([0.6, 0.3, 0.1])
     theta = network.vector()
-    got = student_loss(network, True, weights)(theta, images, labels, DsaDraw())
+    got = student_loss(network, True, weights)(theta[:0], theta, images, labels, DsaDraw())
     logs, shares = F.log_softmax(network(theta, images), 1), labels.softmax(1)
     wanted = sum(-weights[k] * shares[i, k] * logs[i, k] for i in range(4) for k in range(3)) / 4
     assert float(got) == pytest.approx(float(wanted), rel=1e-5)
-    hard = student_loss(network, False)(theta, images, F.one_hot(torch.arange(4) % 3), DsaDraw())
+    one_hot = F.one_hot(torch.arange(4) % 3)
+    hard = student_loss(network, False)(theta[:0], theta, images, one_hot, DsaDraw())
     plain = F.cross_entropy(network(theta, images), torch.arange(4) % 3)
     assert float(hard) == pytest.approx(float(plain), rel=1e-5)
 

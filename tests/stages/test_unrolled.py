@@ -64,7 +64,7 @@ def by_autograd(
     theta = way.start.clone().requires_grad_()
     for rows, draw in taken:
         place = theta.detach().requires_grad_() if detached else theta
-        value = loss(torch.cat([way.frozen, place]), images[rows], labels[rows], draw)
+        value = loss(way.frozen, place, images[rows], labels[rows], draw)
         (gradient,) = torch.autograd.grad(value, place, create_graph=True)
         theta = theta - rate * gradient
     ends = [place[: way.matched] for place in (theta, way.start, way.target)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -52,12 +54,29 @@ class FlatNetwork:
         named = dict(self.network.named_parameters())
         return torch.cat([named[key].detach().flatten() for key in self._names])
 
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Return the logits (N, K) of images (N, C, H, W) with parameters ``theta`` (P,)."""
-        parts = zip(self._names, theta.split(self._sizes), self._shapes, strict=True)
-        parameters = {name: part.view(shape) for name, part, shape in parts}
+    def __call__(self, theta: Tensor, images: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """Return the logits of images.
+
+        Args:
+            theta: parameters, (P,) or what ``frozen`` leaves of them.
+            images: (N, C, H, W).
+            frozen: whole parameters in front of ``theta``, apart from it so that a gradient by
+                ``theta`` costs nothing for them.
+
+        Returns:
+            (N, K).
+        """
+        first = 0 if frozen is None else self._whole(len(frozen))
+        parts = [] if frozen is None or not first else [*frozen.split(self._sizes[:first])]
+        parts += theta.split(self._sizes[first:])
+        named = zip(self._names, parts, self._shapes, strict=True)
+        parameters = {name: part.view(shape) for name, part, shape in named}
         logits: Tensor = functional_call(self.network, parameters, (images,))
         return logits
+
+    def _whole(self, length: int) -> int:
+        """Return how many parameters the first values of a vector are."""
+        return list(itertools.accumulate(self._sizes, initial=0)).index(length)
 
     def with_parameters(self, theta: Tensor) -> nn.Module:
         """Return the network with these parameters, in evaluation mode; it is the same object."""

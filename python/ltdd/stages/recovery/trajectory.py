@@ -61,7 +61,7 @@ def match_trajectories(
         ``images`` float32 (M, C, H, W) in [0, 1]; ``logits`` (M, K) if they are learned;
         ``learning_rate``, a scalar; ``matching_loss`` float64 (3,), of the same students on the
         first set, on the last one, and on the last one as it is published; ``clipped``, the share
-        of pixels that were out of range.
+        of pixels that were out of range by more than rounding takes away.
 
     Raises:
         UserError: the loss is no number, again and again.
@@ -100,7 +100,7 @@ def match_trajectories(
     published = _normalized(to_uint8(images) / 255, spec, device)
     after = stock.probe(phases, last)
     rounded = stock.probe(phases, last._replace(images=published))
-    clipped = (images != images.clamp(0, 1)).double().mean()
+    clipped = ((images - images.clamp(0, 1)).abs() > 0.5 / 255).double().mean()
     views = sum(phase.steps * stock.batch for phase in phases)
     runtime.tell(
         "matched",
@@ -157,11 +157,13 @@ def student_loss(network: FlatNetwork, soft: bool, weights: Tensor | None = None
         weights: w (K,); None for ones.
     """
 
-    def loss(theta: Tensor, images: Tensor, labels: Tensor, draw: DsaDraw) -> Tensor:
+    def loss(
+        frozen: Tensor, theta: Tensor, images: Tensor, labels: Tensor, draw: DsaDraw
+    ) -> Tensor:
         shares = labels.softmax(1) if soft else labels
         if weights is not None:
             shares = weights * shares
-        logits = network(theta, apply_dsa(images, draw))
+        logits = network(theta, apply_dsa(images, draw), frozen)
         return -(shares * F.log_softmax(logits, 1)).sum(1).mean()
 
     return loss

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ltdd.engine.cuda_graphs import RecordedSteps
 from ltdd.engine.runtime import Runtime
 
-Loss = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-"""Function of parameters, images (B, ...), labels (B, K) and what was drawn for them."""
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
+"""Function of parameters that stay and that move, images (B, ...), labels (B, K) and a draw."""
 
 
 class Synthetic(NamedTuple):
@@ -128,7 +128,7 @@ class Unrolled:
         self, frozen: Tensor, theta: Tensor, images: Tensor, labels: Tensor, rate: Tensor, draw: Any
     ) -> Tensor:
         theta = theta.detach().requires_grad_()
-        loss = self._loss(torch.cat([frozen, theta]), images, labels, draw)
+        loss = self._loss(frozen, theta, images, labels, draw)
         (gradient,) = torch.autograd.grad(loss, theta)
         return theta.detach() - rate * gradient
 
@@ -143,7 +143,7 @@ class Unrolled:
     ) -> Tensor:
         """Return s and its derivatives by images, labels and parameters, one after another."""
         by = [part.detach().requires_grad_() for part in (images, labels, theta)]
-        loss = self._loss(torch.cat([frozen, by[2]]), by[0], by[1], draw)
+        loss = self._loss(frozen, by[2], by[0], by[1], draw)
         (gradient,) = torch.autograd.grad(loss, by[2], create_graph=True)
         slope = torch.dot(gradient, adjoint)
         derivatives = torch.autograd.grad(slope, by, materialize_grads=True)

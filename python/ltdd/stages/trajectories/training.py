@@ -85,7 +85,7 @@ def train_expert(
 
         def gradient(place: Tensor) -> Tensor:
             place = place.detach().requires_grad_()
-            loss = F.cross_entropy(network(torch.cat([frozen, place]), images), labels)
+            loss = F.cross_entropy(network(place, images, frozen), labels)
             losses.append(loss.detach())
             (by,) = torch.autograd.grad(loss, place)
             return by
