@@ -31,7 +31,8 @@ struct BatchRows {
   int64_t images;
 };
 
-// Adds the images of one class in the order of the batch; called by whole warps, one channel a lane.
+// Adds the images of one class in the order of the batch; called by whole warps, one channel a
+// lane.
 template <typename row_t>
 __device__ __forceinline__ void add_images(ClassChannelState& one, int64_t& count,
                                            const BatchRows<row_t>& rows, int64_t label,
@@ -92,8 +93,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename row_t>
-__global__ void __launch_bounds__(kThreads)
-    update_kernel(ClassState state, BatchRows<row_t> rows) {
+__global__ void __launch_bounds__(kThreads) update_kernel(ClassState state, BatchRows<row_t> rows) {
   const int64_t label = rows.labels[blockIdx.x];
   if (label < 0 || label >= state.classes) return;
   if (first_member(rows.labels, blockIdx.x + 1, label) != blockIdx.x) return;
@@ -198,8 +198,8 @@ void class_moments_finish(const ClassState& state, double* mean, double* within,
   const int64_t entries = state.classes * state.channels;
   if (entries == 0) return;
   launch(&finish_kernel, dim3(static_cast<unsigned>(ceil_div<int64_t>(entries, kThreads))),
-         dim3(kThreads), 0, static_cast<cudaStream_t>(stream), state,
-         kNone, Finished{mean, within, between, total});
+         dim3(kThreads), 0, static_cast<cudaStream_t>(stream), state, kNone,
+         Finished{mean, within, between, total});
   check_launch("class_moments_finish");
 }
 

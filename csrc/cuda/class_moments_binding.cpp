@@ -91,8 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_finish_cuda(const Tenso
   return found.tensors();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_cuda(const Tensor& x,
-                                                              const Tensor& labels,
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_cuda(const Tensor& x, const Tensor& labels,
                                                               int64_t num_classes) {
   const char* op = "class_moments";
   check_activation(op, x);
@@ -102,11 +101,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_cuda(const Tensor& x,
   const Tensor classes = dense(op, "labels", labels, x, ScalarType::Long);
   const auto [mean, m2] = row_moments_cuda(x);
   const Finished found(x, num_classes, x.size(1));
-  class_moments_batch(const_row_data(mean), const_row_data(m2),
-                      x.size(2) * (x.dim() == 4 ? x.size(3) : 1),
-                      static_cast<const int64_t*>(classes.const_data_ptr()), x.size(0),
-                      num_classes, x.size(1), found.to[0], found.to[1], found.to[2], found.to[3],
-                      current_stream(x));
+  class_moments_batch(
+      const_row_data(mean), const_row_data(m2), x.size(2) * (x.dim() == 4 ? x.size(3) : 1),
+      static_cast<const int64_t*>(classes.const_data_ptr()), x.size(0), num_classes, x.size(1),
+      found.to[0], found.to[1], found.to[2], found.to[3], current_stream(x));
   return found.tensors();
 }
 

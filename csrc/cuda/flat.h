@@ -68,9 +68,9 @@ struct FlatLookup {
   __device__ const Coefficients& operator()(int v) const { return row[v]->of; }
 };
 
-// Calls body.template operator()<kWidth, kUnits>(first, count) for this thread's share of a run: units
-// of kWidth elements at `first` and every kFlatThreads further on, as far as there are `count`. What
-// no vector fits at the end of the run comes element by element.
+// Calls body.template operator()<kWidth, kUnits>(first, count) for this thread's share of a run:
+// units of kWidth elements at `first` and every kFlatThreads further on, as far as there are
+// `count`. What no vector fits at the end of the run comes element by element.
 template <int V, int kStreams, typename Body>
 __device__ __forceinline__ void for_flat_units(int elements, const Body& body) {
   constexpr int kUnits = kStreams < kFlatLoads ? kFlatLoads / kStreams : 1;
@@ -96,42 +96,41 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
   const int elements = rows * grid.size;
   const int64_t start = first_row * grid.size;
   const unsigned first_channel = grid.first_channel();
-  __shared__ FlatRow<typename Epilogue::Coefficients>
-      of_row[Epilogue::kWrites ? kMaxFlatRows : 1];
+  __shared__ FlatRow<typename Epilogue::Coefficients> of_row[Epilogue::kWrites ? kMaxFlatRows : 1];
   if constexpr (Epilogue::kWrites) {
     for (int row = thread; row < rows; row += kFlatThreads)
       of_row[row].of =
           epilogue.coefficients((first_channel + static_cast<unsigned>(row)) % grid.channels);
     __syncthreads();
   }
-  for_flat_units<V, Epilogue::kStreams>(elements, [&]<int kWidth, int kUnits>(int first,
-                                                                              int count) {
-    using Units = LinearUnits<kWidth>;
-    const Units units(Plane{1, kWidth});
-    typename Units::template Raw<scalar_t> raw[kUnits];
-    typename Epilogue::template Operands<Units> operands[kUnits];
+  for_flat_units<V, Epilogue::kStreams>(
+      elements, [&]<int kWidth, int kUnits>(int first, int count) {
+        using Units = LinearUnits<kWidth>;
+        const Units units(Plane{1, kWidth});
+        typename Units::template Raw<scalar_t> raw[kUnits];
+        typename Epilogue::template Operands<Units> operands[kUnits];
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-      if (first + u * kFlatThreads < count) {
-        units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
-        epilogue.load(units, start, first + u * kFlatThreads, operands[u]);
-      }
+        for (int u = 0; u < kUnits; ++u)
+          if (first + u * kFlatThreads < count) {
+            units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
+            epilogue.load(units, start, first + u * kFlatThreads, operands[u]);
+          }
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      const int unit = first + u * kFlatThreads;
-      if (unit >= count) break;
-      store<kWidth>(tile + unit * kWidth, raw[u]);
-      if constexpr (Epilogue::kWrites) {
-        acc_t values[kWidth];
+        for (int u = 0; u < kUnits; ++u) {
+          const int unit = first + u * kFlatThreads;
+          if (unit >= count) break;
+          store<kWidth>(tile + unit * kWidth, raw[u]);
+          if constexpr (Epilogue::kWrites) {
+            acc_t values[kWidth];
 #pragma unroll
-        for (int e = 0; e < kWidth; ++e) values[e] = raw[u][e];
-        epilogue.write(units, start, unit,
-                       FlatLookup<kWidth, typename Epilogue::Coefficients>(of_row, unit * kWidth,
-                                                                           grid.size),
-                       operands[u], values);
-      }
-    }
-  });
+            for (int e = 0; e < kWidth; ++e) values[e] = raw[u][e];
+            epilogue.write(units, start, unit,
+                           FlatLookup<kWidth, typename Epilogue::Coefficients>(
+                               of_row, unit * kWidth, grid.size),
+                           operands[u], values);
+          }
+        }
+      });
   __syncthreads();
 
   const int lane = thread % kLanes;
@@ -175,30 +174,30 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
     of_row[row].of = gradient.coefficients(
         first_row + row, (first_channel + static_cast<unsigned>(row)) % grid.channels);
   __syncthreads();
-  for_flat_units<V, Gradient::kStreams>(elements, [&]<int kWidth, int kUnits>(int first,
-                                                                              int count) {
-    using Units = LinearUnits<kWidth>;
-    const Units units(Plane{1, kWidth});
-    typename Units::template Raw<scalar_t> raw[kUnits];
-    typename Gradient::template Operands<Units> operands[kUnits];
+  for_flat_units<V, Gradient::kStreams>(
+      elements, [&]<int kWidth, int kUnits>(int first, int count) {
+        using Units = LinearUnits<kWidth>;
+        const Units units(Plane{1, kWidth});
+        typename Units::template Raw<scalar_t> raw[kUnits];
+        typename Gradient::template Operands<Units> operands[kUnits];
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-      if (first + u * kFlatThreads < count) {
-        units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
-        gradient.load(units, start, start, first + u * kFlatThreads, operands[u]);
-      }
+        for (int u = 0; u < kUnits; ++u)
+          if (first + u * kFlatThreads < count) {
+            units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
+            gradient.load(units, start, start, first + u * kFlatThreads, operands[u]);
+          }
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      const int unit = first + u * kFlatThreads;
-      if (unit >= count) break;
-      acc_t values[kWidth];
-      gradient.apply(units, start, unit,
-                     FlatLookup<kWidth, typename Gradient::Coefficients>(of_row, unit * kWidth,
-                                                                         grid.size),
-                     operands[u], raw[u], values);
-      units.store_unit(dx + start, unit, values);
-    }
-  });
+        for (int u = 0; u < kUnits; ++u) {
+          const int unit = first + u * kFlatThreads;
+          if (unit >= count) break;
+          acc_t values[kWidth];
+          gradient.apply(
+              units, start, unit,
+              FlatLookup<kWidth, typename Gradient::Coefficients>(of_row, unit * kWidth, grid.size),
+              operands[u], raw[u], values);
+          units.store_unit(dx + start, unit, values);
+        }
+      });
 }
 
 }  // namespace ltdd::cuda

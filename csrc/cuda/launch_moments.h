@@ -17,8 +17,8 @@ inline constexpr int kRegisterElements = 32;  // of x, held by one thread
 inline constexpr int kMaxLoads = 8;           // in flight in one thread
 inline constexpr int kTargetBlocks = 528;     // four per multiprocessor of a large GPU
 inline constexpr int kMaxLines = 32;          // threads of an NHWC block along the pixels
-// Pixels of an NHWC plane for each of its blocks: enough to be worth a merge of their moments, or the
-// coefficients of a gradient.
+// Pixels of an NHWC plane for each of its blocks: enough to be worth a merge of their moments, or
+// the coefficients of a gradient.
 inline constexpr int kSplitPixels = 256;
 inline constexpr int kGradientPixels = 256;
 inline constexpr int kMaxSplits = 64;
@@ -126,8 +126,7 @@ size_t scratch_bytes(const Activation& shape, int streams) {
   int splits = 1;
   for (const int vector : {1, 4, 8}) {
     const int units = units_in_registers<Pixels>(vector, streams);
-    const PixelPlan plan =
-        plan_pixels(shape, Pixels(plane_of(shape)), vector, units, kSplitPixels);
+    const PixelPlan plan = plan_pixels(shape, Pixels(plane_of(shape)), vector, units, kSplitPixels);
     splits = std::max(splits, plan.grid.splits);
   }
   if (splits == 1) return 0;

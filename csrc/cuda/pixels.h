@@ -123,11 +123,11 @@ struct LineMoments {
   int count[kPixelThreads];
 };
 
-// Moments of one channel over the lines [first, last), its mean as the distance to the center of the
-// first of them. As merge_parts, but in the accumulation type.
+// Moments of one channel over the lines [first, last), its mean as the distance to the center of
+// the first of them. As merge_parts, but in the accumulation type.
 template <int V, typename acc_t>
-__device__ __forceinline__ Moments<acc_t> merge_lines(const LineMoments<V, acc_t>& found, int column,
-                                                      int width, int first, int last) {
+__device__ __forceinline__ Moments<acc_t> merge_lines(const LineMoments<V, acc_t>& found,
+                                                      int column, int width, int first, int last) {
   const acc_t origin = found.center[first * width + column];
   while (last > first && found.count[last - 1] == 0) --last;  // lines without pixels come last
   const auto gap = [&](int line) {

@@ -19,8 +19,7 @@ std::tuple<Tensor, Tensor> row_moments_cuda(const Tensor& x) {  // x (N, C, H, W
     return {mean, m2};
   }
   const Scratch scratch(x, row_moments_scratch_bytes(a.shape));
-  row_moments(a.shape, a.data(), row_data(mean), row_data(m2), scratch.data(),
-              current_stream(x));
+  row_moments(a.shape, a.data(), row_data(mean), row_data(m2), scratch.data(), current_stream(x));
   return {mean, m2};
 }
 

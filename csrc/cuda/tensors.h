@@ -78,7 +78,8 @@ inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> shape, S
   return ltdd::new_empty(x, {shape.begin(), shape.size()}, dtype);
 }
 
-// Scratch comes from torch's caching allocator, so a captured graph owns it; most launches need none.
+// Scratch comes from torch's caching allocator, so a captured graph owns it; most launches need
+// none.
 struct Scratch {
   std::optional<Tensor> tensor;
 

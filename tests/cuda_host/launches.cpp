@@ -1,5 +1,6 @@
-// Says what would be launched, without running it: "blocks threads" of each launch in a line for each
-// line of the input, "operator N C H W type layout pool", e.g. "bn_act_moments 20 64 56 56 bf16 NHWC 0".
+// Says what would be launched, without running it: "blocks threads" of each launch in a line for
+// each line of the input, "operator N C H W type layout pool", e.g. "bn_act_moments 20 64 56 56
+// bf16 NHWC 0".
 
 #include <iostream>
 #include <sstream>
@@ -11,9 +12,7 @@ namespace {
 using namespace harness;
 
 // An address that all vectors like; nothing is read from it.
-void* somewhere() {
-  return reinterpret_cast<void*>(uintptr_t(1) << 20);
-}
+void* somewhere() { return reinterpret_cast<void*>(uintptr_t(1) << 20); }
 
 bool launch_one(const std::string& line) {
   std::istringstream words(line);
