@@ -19,40 +19,52 @@ struct ScaleShift {
 // infinity and NaN. A NaN stays NaN and passes.
 template <typename acc_t>
 __device__ __forceinline__ acc_t activate(acc_t before, acc_t least) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (std::is_same_v<acc_t, float>) {
-    float result;  // the same in one instruction
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(before), "f"(least));
-    return result;
-  }
-#endif
   return before <= least ? least : before;
 }
 
-// Rounds first, two 16-bit numbers at a time, and then applies the bound to both: the same numbers.
+// From sm_80 on one instruction does the same, NaN included, for one number or for two of 16 bits.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+__device__ __forceinline__ float activate(float before, float least) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(before), "f"(least));
+  return result;
+}
+
+inline constexpr bool kActivatesPairs = true;
+template <typename scalar_t>
+__device__ __forceinline__ uint32_t activate_pair(uint32_t before, uint32_t least) {
+  uint32_t result;
+  if constexpr (std::is_same_v<scalar_t, __half>)
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(before), "r"(least));
+  else
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(before), "r"(least));
+  return result;
+}
+#else
+inline constexpr bool kActivatesPairs = false;
+template <typename scalar_t>
+__device__ uint32_t activate_pair(uint32_t before, uint32_t least);
+#endif
+
+// Stores V numbers after the bound. Pairs are rounded first: the same numbers.
 template <int V, typename scalar_t>
 __device__ __forceinline__ void store_activated(scalar_t* target,
                                                 const acc_type<scalar_t> (&before)[V],
                                                 acc_type<scalar_t> least) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (sizeof(scalar_t) == 2 && V % 2 == 0) {
+  if constexpr (kActivatesPairs && sizeof(scalar_t) == 2 && V % 2 == 0) {
     const uint32_t bound = round_pair<scalar_t>(least, least);
     Pack<scalar_t, V> pack;
     pack.round(before);
 #pragma unroll
-    for (int i = 0; i < V / 2; ++i) {
-      if constexpr (std::is_same_v<scalar_t, __half>)
-        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(pack.pair[i]) : "r"(pack.pair[i]), "r"(bound));
-      else
-        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(pack.pair[i]) : "r"(pack.pair[i]), "r"(bound));
-    }
-    return store<V>(target, pack);
-  }
-#endif
-  acc_type<scalar_t> values[V];
+    for (int i = 0; i < V / 2; ++i) pack.pair[i] = activate_pair<scalar_t>(pack.pair[i], bound);
+    store<V>(target, pack);
+  } else {
+    acc_type<scalar_t> values[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i) values[i] = activate(before[i], least);
-  store<V>(target, values);
+    for (int i = 0; i < V; ++i) values[i] = activate(before[i], least);
+    store<V>(target, values);
+  }
 }
 
 template <typename acc_t>

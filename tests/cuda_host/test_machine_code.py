@@ -64,7 +64,7 @@ BUDGETS = {
     ("row_moments", f"flat_gradient_kernel{FLAT}"): Budget(32, 80, 4, 13, None),
     ("bn_act_moments", f"pixel_moments_kernel{NHWC}{PLAIN}"): Budget(32, 96, 4, 8),
     ("bn_act_moments", f"pixel_moments_kernel{NHWC}{RESIDUAL}"): Budget(32, 128, 8, 10.5),
-    ("bn_act_moments", f"pixel_moments_kernel{POOLED}{PLAIN}"): Budget(32, 96, 4, 15.5, None),
+    ("bn_act_moments", f"pixel_moments_kernel{POOLED}{PLAIN}"): Budget(32, 96, 4, 16, None),
     ("bn_act_moments", f"flat_moments_kernel{FLAT}Li8E{PLAIN}"): Budget(32, 64, 4, 13, None),
     ("bn_act_moments_backward", f"pixel_gradient_kernel{NHWC}{PLAIN}"): Budget(32, 96, 8, 11.5),
     ("bn_act_moments_backward", f"pixel_gradient_kernel{NHWC}{RESIDUAL}"): Budget(16, 96, 6, 16),
