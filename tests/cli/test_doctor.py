@@ -19,7 +19,8 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch, built: str, here: list[tuple[i
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(here))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: here[index])
     lines = installation.describe_installation().splitlines()
-    return next(line for line in lines if line.startswith("CUDA kernels")).split("  ")[-1]
+    line = next(line for line in lines if line.startswith("CUDA kernels"))
+    return line.removeprefix("CUDA kernels").strip()
 
 
 @pytest.mark.parametrize(

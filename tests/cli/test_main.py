@@ -97,7 +97,10 @@ def test_dashes_and_underscores_are_alike() -> None:
         ("distill --out x --quiet --verbose", "expected --quiet or --verbose, got both"),
         ("evaluate", "required: folder"),
         ("evaluate nowhere", "expected a distilled set in nowhere, got no manifest.json"),
-        ("evaluate x --labels some", "to be one of static, fkd, online, hard or null, got 'some'"),
+        (
+            "evaluate x --labels some",
+            "to be one of static, fkd, online, hard, learned or null, got 'some'",
+        ),
         ("evaluate x --quiet --verbose", "expected --quiet or --verbose, got both"),
         ("evaluate x --seeds 0", "expected --seeds >= 1, got 0"),
         ("report nowhere", "nowhere"),

@@ -55,7 +55,7 @@ def drawn_by_recovery(runtime: Runtime) -> list[Tensor]:
 def drawn_by_views(runtime: Runtime) -> list[Tensor]:
     schedule = ViewSchedule(runtime.seed, 1000, 32, 32, True, EvaluationConfig(batch_size=300))
     views = list(schedule.epoch(5))
-    return [drawn for view in views for drawn in (view.indices, view.crops.boxes)]
+    return [drawn for view in views for drawn in (view.indices, view.change.boxes)]
 
 
 @pytest.mark.parametrize("draw", [drawn_by_experts, drawn_by_recovery, drawn_by_views])

@@ -119,7 +119,7 @@ LINES: list[tuple[str, str]] = [
     ("--statistics.batch_size 0", "expected --statistics.batch_size >= 1"),
     (
         "--initialization.method crops",
-        "to be one of scored_crops, clustered_crops, random_real, noise, ",
+        "to be one of scored_crops, clustered_crops, random_real, correct_real, noise, ",
     ),
     ("--initialization.crops_per_image 0", "expected --initialization.crops_per_image >= 1"),
     ("--initialization.crop_min_scale 2", "between 0.001 and 1, got 2"),
@@ -128,7 +128,7 @@ LINES: list[tuple[str, str]] = [
     ("--recovery.iterations -5", "expected --recovery.iterations >= 1, got -5"),
     ("--recovery.max_batch none", "to be a whole number, got 'none'"),
     ("--recovery.alignment_weight 1e999", "recovery.alignment_weight"),
-    ("--relabeling.labels soft", "to be one of static, fkd, online, hard, got 'soft'"),
+    ("--relabeling.labels soft", "to be one of static, fkd, online, hard, learned, got 'soft'"),
     ("--relabeling.packing_top 0", "expected --relabeling.packing_top >= 1"),
     ("--evaluation.ema_decay 1", "expected --evaluation.ema_decay between 0 and"),
     ("--evaluation.seeds 0", "expected --evaluation.seeds >= 1, got 0"),

@@ -19,18 +19,41 @@ from ltdd.engine.run_options import RunOptions
 from ltdd.engine.storage.files import file_sha256, tensors_sha256
 from ltdd.engine.storage.stage_store import read_stage
 
-_STORES: list[dist.TCPStore] = []
+ADDRESS = "127.0.0.1"
+
+
+def _start_store() -> int:
+    """Start a store in a process of its own, as torchrun's agent is one, and return its port.
+
+    Its threads look up names, for which the C library has a lock. A copy of a process that is made
+    meanwhile would wait for that lock for ever, so this process must have no such threads. The
+    store ends with this process, when nobody can write to the pipe any more.
+    """
+    ready, port = os.pipe()
+    waits, open_end = os.pipe()
+
+    def serve() -> None:
+        store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
+        os.close(open_end)
+        os.write(port, f"{store.port}\n".encode())
+        os.read(waits, 1)
+        os._exit(0)
+
+    Forked(serve)
+    os.close(port)
+    os.close(waits)
+    with os.fdopen(ready) as lines:
+        return int(lines.readline())
 
 
 def start_ranks(world: int, work: Callable[[int], object]) -> list[Forked]:
     """Start so many copies of this process, as torchrun does; each does something by its rank."""
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    _STORES.append(store)  # as long as this process lives, as torchrun's
+    port = _start_store()
 
     def process(rank: int) -> None:
         os.environ.update(
-            MASTER_ADDR="localhost",
-            MASTER_PORT=str(store.port),
+            MASTER_ADDR=ADDRESS,
+            MASTER_PORT=str(port),
             TORCHELASTIC_USE_AGENT_STORE="True",
             TORCHELASTIC_RESTART_COUNT="0",
             WORLD_SIZE=str(world),

@@ -197,7 +197,9 @@ def test_the_average_follows_its_formula(
     update = training.MovingAverage.update
 
     def spy(self: training.MovingAverage) -> None:
-        iterates.append(self._source.classifier.weight.detach().clone())
+        shape = self.module.classifier.weight.shape
+        weight = next(new for new in self._new if new.shape == shape)
+        iterates.append(weight.detach().clone())
         update(self)
 
     monkeypatch.setattr(training.MovingAverage, "update", spy)

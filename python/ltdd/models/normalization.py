@@ -66,7 +66,9 @@ class NormBlock(nn.Sequential):
         maps = convolve(first, images)
         if isinstance(norm, nn.BatchNorm2d) and not norm.training:
             trained = norm.weight.requires_grad and torch.is_grad_enabled()
-            if trained or norm.running_mean is None:  # None: by the batch, in evaluation too
+            watched = norm._forward_pre_hooks or norm._forward_hooks
+            # Without running statistics it normalises by the batch, in evaluation too.
+            if trained or watched or norm.running_mean is None:
                 for layer in (norm, *rest):
                     maps = layer(maps)
                 return maps
