@@ -30,7 +30,7 @@ from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.checkpoint import StageCheckpoint
 from ltdd.models import build_model
 from ltdd.stages.evaluation.training import StudentName, train_student
-from ltdd.stages.experts import train_expert
+from ltdd.stages.experts.training import train_expert
 from ltdd.stages.label_sources import HardLabels
 from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.run import InitialImages

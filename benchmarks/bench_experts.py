@@ -33,7 +33,8 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.models.normalization import NormBlock
-from ltdd.stages.experts import ExpertNetwork, _Objective, training_size
+from ltdd.stages.experts.objective import ExpertNetwork, Objective
+from ltdd.stages.experts.training import training_size
 from ltdd.stages.losses import class_debias_weights, consistency_loss, expert_loss
 
 BATCH, BLOCK, ROUNDS = 64, 4, 5
@@ -105,7 +106,7 @@ def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
 def our_loop(data: LongTailedData, network: ExpertNetwork, size: int) -> Step:
     """Return a step of the package's own, on images of ``size`` pixels."""
     runtime = Runtime(torch.device("cpu"), quiet=True)
-    objective = _Objective(network, Batches(data, CONFIG, True, runtime), data, runtime)
+    objective = Objective(network, Batches(data, CONFIG, True, runtime), data, runtime)
     generator, optimizer = torch.Generator().manual_seed(0), sgd(network)
 
     def step() -> None:

@@ -44,7 +44,7 @@ from ltdd.data.augmentation.student_views import ViewSchedule, render
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
 from ltdd.models import ARCHITECTURES, build_model
-from ltdd.stages.experts import train_expert
+from ltdd.stages.experts.training import train_expert
 from ltdd.stages.initialization import initial_images
 from ltdd.stages.label_sources import OnlineLabels
 

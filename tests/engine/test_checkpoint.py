@@ -31,7 +31,7 @@ from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.flat_network import FlatNetwork
 from ltdd.stages.evaluation.training import StudentName, train_student
-from ltdd.stages.experts import train_expert
+from ltdd.stages.experts.training import train_expert
 from ltdd.stages.label_sources import StaticLabels
 from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.recovery.distribution import match_distributions

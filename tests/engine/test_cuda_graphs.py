@@ -33,8 +33,9 @@ from ltdd.engine.cuda_graphs import (
 )
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
-from ltdd.stages import experts, relabeling
+from ltdd.stages import relabeling
 from ltdd.stages.evaluation import training
+from ltdd.stages.experts import training as expert_training
 from ltdd.stages.label_sources import HardLabels, OnlineLabels, StaticLabels, StoredLabels
 from ltdd.stages.recovery import alignment
 from ltdd.stages.run import InitialImages
@@ -55,7 +56,7 @@ def expert(data: LongTailedData, architecture: str, **settings: Any) -> Train:
     config = with_form(EXPERT, settings.pop("loss", "rldd"), **settings)
 
     def train(runtime: Runtime) -> dict[str, Tensor]:
-        model = experts.train_expert("observer", architecture, data, config, False, runtime)
+        model = expert_training.train_expert("observer", architecture, data, config, False, runtime)
         return model.state_dict()
 
     return train
@@ -174,7 +175,7 @@ def test_a_step_reads_nothing_on_the_host(
             assert not result.requires_grad
             return torch.zeros(result.shape, dtype=result.dtype)
 
-    for stage in (experts, training, relabeling, alignment):
+    for stage in (expert_training, training, relabeling, alignment):
         monkeypatch.setattr(stage, "RecordedSteps", Valueless)
     monkeypatch.setattr(relabeling, "VALUES_TOGETHER", 14 * 64)  # of two batches of three
     CASES[name](data)(dataclasses.replace(runtime, backend="compiled"))

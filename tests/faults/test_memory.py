@@ -27,7 +27,7 @@ from ltdd.models import build_model, normalization
 from ltdd.models.inference import predict_logits
 from ltdd.stages.alignment_targets import LayerStatistics
 from ltdd.stages.evaluation.training import StudentName, train_student
-from ltdd.stages.experts import train_expert
+from ltdd.stages.experts.training import train_expert
 from ltdd.stages.initialization import initial_images
 from ltdd.stages.label_sources import HardLabels
 from ltdd.stages.recovery.alignment import Observed, align_images

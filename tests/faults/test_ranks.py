@@ -24,7 +24,7 @@ from ltdd.engine.distributed import watch
 from ltdd.engine.distributed.ranks import current
 from ltdd.engine.storage.run_folder import open_run
 from ltdd.errors import UserError
-from ltdd.stages import experts
+from ltdd.models.data_parallel import DataParallel
 from ltdd.stages.recovery import alignment
 
 OPTIONS = dataclasses.replace(QUIET, checkpoint_seconds=0)
@@ -70,15 +70,15 @@ def die() -> None:
 
 def fails_in_training(action: Callable[[], None], who: int, patch: pytest.MonkeyPatch) -> None:
     """Let a rank do something in the middle of the training of experts."""
-    seen, weighted = [], experts.DataParallel.weighted
+    seen, weighted = [], DataParallel.weighted
 
-    def fail(self: experts.DataParallel, loss: object) -> object:
+    def fail(self: DataParallel, loss: object) -> object:
         seen.append(loss)
         if len(seen) == 3 and current().rank == who:
             action()
         return weighted(self, loss)  # type: ignore[arg-type]
 
-    patch.setattr(experts.DataParallel, "weighted", fail)
+    patch.setattr(DataParallel, "weighted", fail)
 
 
 FAILURES = {
@@ -219,14 +219,14 @@ def test_torchrun_starts_a_killed_run_again(config: DistillConfig, tmp_path: Pat
         "from ltdd import pipeline\n"
         "from ltdd.config import DistillConfig\n"
         "from ltdd.stages import experts\n"
-        "weighted, seen = experts.DataParallel.weighted, []\n"
+        "weighted, seen = DataParallel.weighted, []\n"
         "def fail(self, loss):\n"
         "    seen.append(1)\n"
         "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "    if first and os.environ['RANK'] == '1' and len(seen) == 3:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return weighted(self, loss)\n"
-        "experts.DataParallel.weighted = fail\n"
+        "DataParallel.weighted = fail\n"
         "from faults.test_ranks import OPTIONS\n"
         f"config = DistillConfig.from_dict({config.to_dict()!r})\n"
         f"pipeline.distill(config, {str(out)!r}, options=OPTIONS)\n"

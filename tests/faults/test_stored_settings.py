@@ -19,7 +19,7 @@ from ltdd.data.long_tailed_data import load_data
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.files import fingerprint, write_json
 from ltdd.errors import UserError
-from ltdd.stages.experts import train_expert
+from ltdd.stages.experts.training import train_expert
 
 FIELDS: dict[str, Any] = {
     "experts": {"epochs": "many"},

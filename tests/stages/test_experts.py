@@ -16,12 +16,8 @@ from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
 from ltdd.models.inference import predict_logits
-from ltdd.stages.experts import (
-    ExpertNetwork,
-    _schedule,
-    train_expert,
-    training_size,
-)
+from ltdd.stages.experts.objective import ExpertNetwork
+from ltdd.stages.experts.training import _schedule, train_expert, training_size
 
 FAST = ExpertsConfig(
     observer="convnet3_bn", epochs=6, batch_size=8, learning_rate=0.05, weight_decay=1e-3
