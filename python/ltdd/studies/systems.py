@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.config import DistillConfig, RecoveryConfig
-from ltdd.config.settings import fields_of
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.storage.files import write_json, write_text
@@ -30,8 +29,6 @@ from ltdd.studies.published_systems import published_accuracy
 RESULT = "systems.json"
 _NOT_OF_THE_SET = ("evaluation", "drift", "nearest")
 """Stages that measure a set which is finished."""
-_OF_THE_SET = ("decode",)
-"""Settings of students that say how a set's images are to be read, whatever the column."""
 _LABELS_WITHOUT_TEACHER = ("hard", "learned")
 
 
@@ -110,13 +107,12 @@ def _evaluate(
     """Train the students of a column on the set of a finished run."""
     if not options.quiet:
         print(f"{system.recipe.name}, column {name}", flush=True)
-    own = system.config.evaluation
-    kept = {f.name: getattr(own, f.name) for f in fields_of(type(own)) if f.name in _OF_THE_SET}
+    decode = system.config.evaluation.decode  # how the set's images are to be read, in any column
     wanted = dataclasses.replace(
         system.config,
         experts=column.experts,
         relabeling=column.relabeling,
-        evaluation=dataclasses.replace(column.evaluation, **kept),
+        evaluation=dataclasses.replace(column.evaluation, decode=decode),
     )
     return evaluate_as(distilled, wanted, f"column-{name}", data, options)
 

@@ -51,6 +51,11 @@ class DsaDraw(NamedTuple):
     centre: Tensor | None = None
 
 
+def usable_operations(names: tuple[str, ...], flip: bool) -> tuple[str, ...]:
+    """Return the operations without mirroring where it does not keep the class."""
+    return tuple(name for name in names if flip or name != "flip")
+
+
 def draw_dsa(
     count: int,
     size: int,

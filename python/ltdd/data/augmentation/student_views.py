@@ -28,7 +28,7 @@ from ltdd.data.augmentation.crops import (
     random_cut_box,
     random_windows,
 )
-from ltdd.data.augmentation.dsa import DsaDraw, DsaMode, apply_dsa, draw_dsa
+from ltdd.data.augmentation.dsa import DsaDraw, DsaMode, apply_dsa, draw_dsa, usable_operations
 from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.engine.runtime import stream_seed
 
@@ -133,9 +133,7 @@ class ViewSchedule:
             return random_crops(count, self.config.crop_min_scale, self.flip, generator)
         if kind == "padded":
             return random_windows(count, _padding(self.height), self.flip, generator)
-        operations = tuple(
-            name for name in self.config.dsa_operations if name != "flip" or self.flip
-        )
+        operations = usable_operations(self.config.dsa_operations, self.flip)
         mode: DsaMode = "idc" if kind == "idc" else "single"
         return draw_dsa(count, self.height, operations, mode, generator)
 

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdd.config import GraphCut, KCenter
-from ltdd.data.augmentation.crops import normalize
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
-from ltdd.models.inference import check_logits, view_logits
+from ltdd.stages.initialization.whole_images import seen_in_class
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,8 @@ class Coreset:
 
     def _seen(self, look: Callable[[Tensor], Tensor], members: Tensor, label: int) -> Tensor:
         """Return what is seen in images, float32 (n, D) on the CPU."""
-        device = self.runtime.device
-        mean, std = (torch.tensor(v, device=device) for v in (self.data.mean, self.data.std))
-
-        def compute(part: slice) -> Tensor:
-            images = self.data.train_images[members[part]].to(device)
-            views = normalize(images, mean, std)
-            return view_logits(look, views, self.runtime, self.chunks).float().cpu()
-
-        seen = torch.cat(list(self.chunks.map(compute, len(members))))
-        check_logits(seen, f"initialization: class {label}")
-        return seen
+        seen = seen_in_class(look, self.data, members, label, self.runtime, self.chunks)
+        return seen.cpu()
 
 
 def farthest_first(features: Tensor, first: int, wanted: int) -> Tensor:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from ltdd.config import Tiled
-from ltdd.data.augmentation.crops import normalize
 from ltdd.data.formation import tile
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
-from ltdd.models.inference import check_logits, view_logits
 from ltdd.stages.initialization.random_real import draw_random_real
+from ltdd.stages.initialization.whole_images import seen_in_class
 from ltdd.stages.representatives import representatives
 
 
@@ -58,13 +57,6 @@ class Tiling:
             network = build_model(name, data.num_classes, size, data.channels)
         network = network.to(device).to(memory_format=torch.channels_last).eval()
         look = cast(Callable[[Tensor], Tensor], network.features)
-        mean, std = data.normalization.tensors(device)
-
-        def compute(part: slice) -> Tensor:
-            views = normalize(data.train_images[members[part]].to(device), mean, std)
-            return view_logits(look, views, runtime, self.chunks).float()
-
-        features = torch.cat(list(self.chunks.map(compute, len(members))))
-        check_logits(features, f"initialization: class {label}")
+        features = seen_in_class(look, data, members, label, runtime, self.chunks)
         generator = runtime.stream("initialization", "clusters", label)
         return members[representatives(features, wanted, generator)]

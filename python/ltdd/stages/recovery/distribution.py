@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdd.config import DistributionMatching
+from ltdd.data.augmentation.dsa import usable_operations
 from ltdd.data.image_spec import ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks, whole_batch
@@ -38,7 +39,6 @@ from ltdd.stages.recovery.network_pool import Member, NetworkPool
 from ltdd.stages.recovery.synthetic_images import (
     SyntheticImages,
     augment_alike,
-    usable_operations,
 )
 from ltdd.stages.run import InitialImages
 

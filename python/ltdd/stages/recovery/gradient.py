@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ltdd.config import GradientMatching
 from ltdd.data.augmentation.crops import paste, random_cut_box
-from ltdd.data.augmentation.dsa import DsaMode, apply_dsa, draw_dsa
+from ltdd.data.augmentation.dsa import DsaMode, apply_dsa, draw_dsa, usable_operations
 from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.image_spec import ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
@@ -45,7 +45,6 @@ from ltdd.stages.recovery.synthetic_images import (
     SyntheticImages,
     augment_alike,
     to_channels_last,
-    usable_operations,
 )
 from ltdd.stages.representatives import representatives
 from ltdd.stages.run import InitialImages

@@ -115,11 +115,6 @@ class SyntheticImages:
         return pixels.clamp(0, 1).cpu()
 
 
-def usable_operations(names: tuple[str, ...], flip: bool) -> tuple[str, ...]:
-    """Return the operations without mirroring where it does not keep the class."""
-    return tuple(name for name in names if flip or name != "flip")
-
-
 def augment_alike(
     real: Tensor,
     synthetic: Tensor,

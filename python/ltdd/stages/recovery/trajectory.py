@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdd.config import TrajectoryRecovery
-from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa
+from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa, usable_operations
 from ltdd.data.image_spec import ImageSpec, to_uint8
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
@@ -32,7 +32,6 @@ from ltdd.stages.recovery.learned_set import LearnedSet, start_logits
 from ltdd.stages.recovery.unrolled import Loss, Step, Stretch, Synthetic, Unrolled
 from ltdd.stages.run import InitialImages
 from ltdd.stages.trajectories import Trajectories, Trajectory
-from ltdd.stages.trajectories.training import strategy
 
 LOG_EVERY = 10  # iterations between two events
 PROBES = 4  # students that measure a set, the same ones before and after
@@ -282,7 +281,7 @@ class _Stock:
         self.batch = min(config.synthetic_batch or count, count)
         self._paths, self._count, self._size = paths, count, spec.size
         self._config, self._runtime = config, runtime
-        self._strategy = strategy(config, spec.flip)
+        self._strategy = usable_operations(config.dsa_operations, spec.flip)
 
     def gradients(
         self, phases: Sequence[Phase], shown: Synthetic, iteration: int

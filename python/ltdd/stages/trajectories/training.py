@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltdd.config import TrajectoryRecovery
 from ltdd.data.augmentation.crops import normalize
-from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa
+from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa, usable_operations
 from ltdd.data.augmentation.expert_batches import fits
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.cuda_graphs import RecordedSteps
@@ -149,7 +149,7 @@ class _Batches:
             self._images = data.train_images.to(device)
         self._labels, self._device, self._size = data.train_labels, device, data.image_size
         self._mean, self._std = data.normalization.tensors(device)
-        self._strategy = strategy(config, flip)
+        self._strategy = usable_operations(config.dsa_operations, flip)
         self._members = [data.members(label) for label in range(data.num_classes)]
         self._class_aware, self._batch_size = course.class_aware, config.trajectory_batch_size
         images = len(data.train_labels)
@@ -174,8 +174,3 @@ class _Batches:
     def normalized(self, picked: Tensor) -> Tensor:
         """Return stored images as networks see them."""
         return normalize(picked, self._mean, self._std)
-
-
-def strategy(config: TrajectoryRecovery, flip: bool) -> tuple[str, ...]:
-    """Return the operations of DSA that a run may use."""
-    return tuple(name for name in config.dsa_operations if flip or name != "flip")
