@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.refusal import command_refused
 
 from ltdd.cli.main import main
 from ltdd.config import DistillConfig, ExpertsConfig, NoRecovery, PlainExperts, UniMixExperts
@@ -112,10 +113,7 @@ def test_mistakes_are_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert main(["ablate", *command.split()]) == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert shown.count("\n") == 1
+    assert message in command_refused(capsys, "ablate", *command.split())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.refusal import command_refused
 
 from ltdd.cli.commands.reproduce import request_of
 from ltdd.cli.main import main
@@ -125,10 +126,7 @@ def test_mistakes_are_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["reproduce", *command.split()]) == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert shown.count("\n") == 1
+    assert message in command_refused(capsys, "reproduce", *command.split())
     assert list(tmp_path.iterdir()) == []
 
 
