@@ -169,6 +169,11 @@ class DistillConfig(Settings):
             learns = set()
         _check_learned(self, learns)
 
+    def of_classes(self, num_classes: int) -> DistillConfig:
+        """Return the configuration with the epochs that students of so many classes train for."""
+        shown = num_classes * self.ipc * self.evaluation.decode**2
+        return dataclasses.replace(self, evaluation=self.evaluation.of_images(shown))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON types."""
         listed: dict[str, Any] = _listed(dataclasses.asdict(self))

@@ -70,6 +70,8 @@ Count = Annotated[Whole, Ge(1)]
 """1, 2, 3..."""
 Weight = Annotated[Number, Ge(0)]
 """0 or more."""
+Temperature = Annotated[Number, Interval(ge=0.01, le=1000)]
+"""Divides logits."""
 AreaShare = Annotated[Number, Interval(ge=1e-3, le=1)]
 """Part of an image's area."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]

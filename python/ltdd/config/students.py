@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, Whole, settings
+from ltdd.config.settings import (
+    AreaShare,
+    Count,
+    Names,
+    Number,
+    Temperature,
+    Weight,
+    Whole,
+    settings,
+)
 from ltdd.config.stage import (
     BASELINES,
     DSA_OPERATIONS,
@@ -20,7 +30,6 @@ from ltdd.config.stage import (
 from ltdd.errors import UserError
 
 Probability = Annotated[Number, Interval(ge=0, le=1)]
-Temperature = Annotated[Number, Interval(ge=0.01, le=1000)]
 
 
 @settings
@@ -68,6 +77,8 @@ class EvaluationConfig(Stage):
     """Number of students; accuracies are reported as mean and standard deviation."""
     epochs: Count = 1000
     """Passes over the distilled images."""
+    max_steps: Count | None = None
+    """Most training steps: many images get fewer epochs, at least one. None: all `epochs`."""
     batch_size: Count = 25
     """Images per step."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -119,6 +130,14 @@ class EvaluationConfig(Stage):
     `distilled_hard` and `random_real_soft`; for ARS the latter, and `distilled_bare` and
     `random_real_bare`, which see no augmentation. `all_real_soft` bounds what any images can teach:
     students of all long-tailed images, with the teacher's labels, in as many steps."""
+
+    def of_images(self, images: int) -> EvaluationConfig:
+        """Return the settings with the epochs of a set that shows so many images an epoch."""
+        if self.max_steps is None:
+            return self
+        steps = -(-images // self.batch_size)
+        epochs = min(self.epochs, max(1, self.max_steps // steps))
+        return dataclasses.replace(self, epochs=epochs, max_steps=None)
 
     def __post_init__(self) -> None:
         check_names("evaluation.baselines", self.baselines, BASELINES)

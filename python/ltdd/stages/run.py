@@ -93,7 +93,7 @@ class Run:
             finished: names of stages that must be found, never computed.
             logs: folder of the event log; None takes the run folder.
         """
-        logs = logs or out
+        config, logs = config.of_classes(data.num_classes), logs or out
         log = open_log(logs, options)
         runtime = Runtime.from_config(config, log, options.quiet)
         if runtime.device.type == "cpu":

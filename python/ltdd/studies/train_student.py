@@ -88,16 +88,16 @@ def train_student(
         if name in changes:
             raise UserError(f"train_student: expected no {name}, which only a run reads, got one")
     distilled = load(folder)
-    stored = DistillConfig.from_dict(distilled.manifest["config"])
+    classes = len(distilled.class_names)
+    stored = DistillConfig.from_dict(distilled.manifest["config"]).of_classes(classes)
     config = DistillConfig.from_dict(
         stored.to_dict() | {"evaluation": _recipe(distilled, stored) | {"seeds": 1} | changes}
-    )
+    ).of_classes(classes)
     runtime = Runtime.from_config(
         dataclasses.replace(config, device=device, precision=precision), NullLog(), quiet
     )
     source = _label_source(distilled, stored, config, labels, runtime.device)
     size, channels = distilled.images.shape[2], distilled.images.shape[1]
-    classes = len(distilled.class_names)
     spec = ImageSpec(size, channels, classes, distilled.normalization, config.horizontal_flip)
     tested = None if test is None else _test_set(test, distilled)
     stored_images = ImageSet(distilled.images, distilled.labels)
