@@ -23,7 +23,7 @@ LAYERS = (
     ("models",),
     ("stages",),
     ("results",),
-    ("pipeline", "preflight"),
+    ("pipeline", "preflight", "forecast"),
     ("studies",),
     ("cli", "__main__"),
 )

@@ -31,6 +31,7 @@ from ltdd.engine.storage.run_folder import open_run
 from ltdd.engine.surroundings import user_path
 from ltdd.engine.watching import provenance
 from ltdd.errors import UserError
+from ltdd.forecast import forecast
 from ltdd.preflight import check_disk_space, check_networks
 from ltdd.results.distilled_set import RESULTS, Origin, record_files, save_distilled
 from ltdd.results.scores import score
@@ -93,6 +94,7 @@ def _distill(
         origin = provenance.collect(options)
         run = Run.create(config, data, out, options)
         introduce(run)
+        announce(run)
         experts = train_experts(run)
         trajectories = train_trajectories(run)
         statistics = calibrate_statistics(run, experts.observers)
@@ -173,6 +175,12 @@ def introduce(run: Run) -> None:
     for left_out in run.data.left_out:
         run.log.write("bad_image", file=left_out)
     run.log.write("data", **facts(run.data))
+
+
+def announce(run: Run) -> None:
+    """Say what the run will take if nothing of it is found."""
+    if not run.runtime.quiet:
+        print(forecast(run), flush=True)
 
 
 def publish(run: Run, config: DistillConfig, images: ImageSet, labels: SoftLabels) -> None:
