@@ -141,7 +141,7 @@ def test_a_wrong_configuration_is_one_sentence(make: Any, said: str) -> None:
     assert message.startswith("config: ")
     assert said in message
     assert "\n" not in message
-    assert len(message) < 900
+    assert len(message) < 1_100
 
 
 def test_numbers_of_numpy_and_lists_become_those_of_python() -> None:

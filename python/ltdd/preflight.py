@@ -37,6 +37,7 @@ def estimated_bytes(config: DistillConfig, data: LongTailedData) -> int:
 
     A file that is replaced counts twice, because the old one stays until the new one is whole.
     """
+    config = config.of_classes(data.num_classes)
 
     def network(architecture: str) -> int:
         with torch.device("meta"):
@@ -197,4 +198,6 @@ def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:
     ]
     if experts.teacher != "same":
         networks.append(("experts.teacher", experts.teacher, experts.teacher_weights))
+    if experts.distil_from is not None:
+        networks.append(("experts.distil_from", experts.distil_from, experts.distil_from_weights))
     return networks

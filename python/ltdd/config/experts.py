@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from annotated_types import Ge, Interval
 
-from ltdd.config.settings import AreaShare, Count, Names, Number, Weight, Whole, settings
-from ltdd.config.stage import STAGES, Stage
+from ltdd.config.settings import (
+    AreaShare,
+    Count,
+    Names,
+    Number,
+    Temperature,
+    Weight,
+    Whole,
+    fields_of,
+    settings,
+)
+from ltdd.config.stage import STAGES, Stage, form_of, with_form
 from ltdd.errors import UserError
+
+ExpertLoss = Literal["rldd", "ce", "unimix"]
+_OWN = ("loss", "resampling_power", "debias_power")  # what a role may have of its own
+_OF_ROLES = tuple(f"{role}_{name}" for role in ("observer", "teacher") for name in _OWN)
+_IMITATION = (
+    "distil_from",
+    "distil_from_weights",
+    "distil_share",
+    "distil_temperature",
+    "distil_prior",
+)
 
 
 @settings
@@ -21,6 +42,7 @@ class _Experts(Stage):
     NOT_IN_KEYS = (
         "observer", "teacher", "extra_observers", "extra_teachers",
         "observer_weights", "teacher_weights", "class_map", "init_weights",
+        "distil_from", "distil_from_weights", *_OF_ROLES,
     )  # fmt: skip
 
     observer: str = "resnet18"
@@ -44,6 +66,30 @@ class _Experts(Stage):
     """Where trained experts start: a weights file, or `torchvision:NAME` for the weights published
     with that network. All but the classifier is taken, so their classes may be others. None: fresh
     weights, which have seen nothing but the long-tailed data."""
+    distil_from: str | None = None
+    """Architecture of a stronger network, a master, that is trained first; observers and teachers
+    then imitate its logits on every view (arXiv:1503.02531)."""
+    distil_from_weights: str | None = None
+    """File with the master's weights; it is then not trained."""
+    distil_share: Annotated[Number, Interval(ge=0, le=1)] = 0.9
+    """Weight of the imitation; what an expert minimises otherwise has the rest."""
+    distil_temperature: Temperature = 1.0
+    """Both sides' logits are divided by it."""
+    distil_prior: Weight = 0.0
+    """tau: the master's logits lose tau * log(class frequency) first, which favours rare classes
+    (arXiv:2007.07314)."""
+    observer_loss: ExpertLoss | None = None
+    """What observers minimise; None: `loss`."""
+    teacher_loss: ExpertLoss | None = None
+    """What teachers minimise; None: `loss`."""
+    observer_resampling_power: Weight | None = None
+    """rho of the observers; None: `resampling_power`."""
+    teacher_resampling_power: Weight | None = None
+    """rho of the teachers; None: `resampling_power`."""
+    observer_debias_power: Weight | None = None
+    """q of the observers; None: `debias_power`."""
+    teacher_debias_power: Weight | None = None
+    """q of the teachers; None: `debias_power`."""
     loss: str = ""
     """What an expert minimises."""
     epochs: Count = 200
@@ -84,7 +130,46 @@ class _Experts(Stage):
         first = [self.observer, *self.extra_observers] if self.teacher == "same" else [self.teacher]
         return "+".join([*first, *self.extra_teachers])
 
+    def of_role(self, role: str) -> Any:
+        """Return how networks of a role are trained; a master imitates nobody.
+
+        Args:
+            role: `observer`, `teacher` or `master`.
+        """
+        own = {n: getattr(self, f"{role}_{n}", None) for n in _OWN}
+        changes: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        changes |= dict.fromkeys(_OF_ROLES)
+        if role == "master":
+            defaults = {spec.name: spec.default for spec in fields_of(_Experts)}
+            changes |= {name: defaults[name] for name in _IMITATION}
+        return with_form(self, changes.pop("loss", self.loss), **changes)
+
+    def _check_roles(self) -> None:
+        given = [name for name in _OF_ROLES if getattr(self, name) is not None]
+        apart = self.teacher != "same" or self.extra_teachers
+        for name in given:
+            role, _, field = name.partition("_")
+            if role == "teacher" and not apart:
+                raise UserError(
+                    f"expected experts.teacher to name the architecture of a teacher that "
+                    f"experts.{name} makes another network than the observer, got 'same'"
+                )
+            loss = getattr(self, f"{role}_loss") or self.loss
+            if field not in {spec.name for spec in fields_of(form_of("experts", loss))}:
+                raise UserError(
+                    f"expected experts.{role}_loss rldd with experts.{name}, got {loss!r}"
+                )
+        imitates = self.distil_from is not None
+        for name in _IMITATION[1:]:
+            default = next(spec.default for spec in fields_of(_Experts) if spec.name == name)
+            if not imitates and getattr(self, name) != default:
+                raise UserError(
+                    f"expected experts.distil_from to name the master's architecture with "
+                    f"experts.{name}, got null"
+                )
+
     def __post_init__(self) -> None:
+        self._check_roles()
         if self.teacher == "same" and self.teacher_weights is not None:
             raise UserError(
                 "expected experts.teacher to name the architecture of experts.teacher_weights, "

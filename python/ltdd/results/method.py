@@ -64,7 +64,11 @@ def foreign_weights(config: DistillConfig) -> str:
     Files are named without their folders.
     """
     experts = config.experts
-    given = {"the observer": experts.observer_weights, "the teacher": experts.teacher_weights}
+    given = {
+        "the observer": experts.observer_weights,
+        "the teacher": experts.teacher_weights,
+        "the experts' master": experts.distil_from_weights,
+    }
     parts = [f"{who} was given as `{_name(file)}`" for who, file in given.items() if file]
     if experts.init_weights:
         parts.append(f"trained experts started from `{_name(experts.init_weights)}`")

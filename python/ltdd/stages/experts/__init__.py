@@ -1,4 +1,7 @@
-"""Stage 1: train an observer and a teacher on the long-tailed data, or take given weights."""
+"""Stage 1: train an observer and a teacher on the long-tailed data, or take given weights.
+
+With ``distil_from`` a stronger network comes first, which they imitate.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from ltdd.models.weights import (
     load_weights,
     starting_weights,
 )
+from ltdd.stages.experts.objective import Master
 from ltdd.stages.experts.training import train_expert
+from ltdd.stages.label_calibration import label_shift
 from ltdd.stages.run import Run
 
-OBSERVER, TEACHER = "observer", "teacher"
+OBSERVER, TEACHER, MASTER = "observer", "teacher", "master"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Experts:
 
 def train_experts(run: Run) -> Experts:
     """Stage 1: train the observers and the teacher, or take weights that were given."""
-    settings = run.config.experts
+    settings, master = run.config.experts, _master(run)
     extra = enumerate(settings.extra_observers, 2)
     wanted = [(OBSERVER, settings.observer, settings.observer_weights)]
     wanted += [(f"{OBSERVER}{n}", name, None) for n, name in extra]
@@ -48,7 +53,8 @@ def train_experts(run: Run) -> Experts:
         wanted.append((TEACHER, settings.teacher, settings.teacher_weights))
     extra = enumerate(settings.extra_teachers, 2)
     wanted += [(f"{TEACHER}{n}", name, None) for n, name in extra]
-    made = run.stages.run_all([_trained_or_given(run, *who) for who in wanted], splittable=True)
+    calls = [_trained_or_given(run, *who, master) for who in wanted]
+    made = run.stages.run_all(calls, splittable=True)
     experts = [_frozen(run, who[1], stored) for who, stored in zip(wanted, made, strict=True)]
     observers, members = experts[:watched], experts[watched:]
     if settings.teacher == "same":
@@ -60,12 +66,26 @@ def train_experts(run: Run) -> Experts:
     return Experts(observers, Stored(MeanLogits(networks), key))
 
 
-def _trained_or_given(run: Run, role: str, architecture: str, file: str | None) -> Call:
+def _master(run: Run) -> Stored[Master] | None:
+    settings = run.config.experts
+    if settings.distil_from is None:
+        return None
+    name, tau = settings.distil_from, settings.distil_prior
+    call = _trained_or_given(run, MASTER, name, settings.distil_from_weights, None)
+    network = _frozen(run, name, run.stages.run(*call))
+    shift = label_shift(tau, run.data.counts).to(run.runtime.device)
+    return network.map(lambda module: Master(module, shift))
+
+
+def _trained_or_given(
+    run: Run, role: str, architecture: str, file: str | None, master: Stored[Master] | None
+) -> Call:
     """Return how an expert gets the weights of a file, or is trained if there is none."""
     if file is None:
-        return _training(run, role, architecture, run.config.experts, "experts")
+        settings = run.config.experts.of_role(role.rstrip("0123456789"))
+        return _training(run, role, architecture, settings, "experts", master)
     given = given_weights(run.config.experts, file)
-    settings = {"weights": given.sha256, "class_names": given.class_names}
+    origin = {"weights": given.sha256, "class_names": given.class_names}
 
     def load(runtime: Runtime) -> Mapping[str, Tensor]:
         model = run.build(architecture)
@@ -80,7 +100,7 @@ def _trained_or_given(run: Run, role: str, architecture: str, file: str | None) 
         return model.state_dict()
 
     who = {"role": role, "architecture": architecture}
-    return Call("experts", settings | who, [], load)
+    return Call("experts", origin | who, [], load)
 
 
 def train_network(
@@ -99,18 +119,28 @@ def train_network(
     return _frozen(run, architecture, stored)
 
 
-def _training(run: Run, role: str, architecture: str, settings: AnyExperts, stage: str) -> Call:
+def _training(
+    run: Run,
+    role: str,
+    architecture: str,
+    settings: AnyExperts,
+    stage: str,
+    master: Stored[Master] | None = None,
+) -> Call:
     flip = run.config.horizontal_flip
     start = None if settings.init_weights is None else starting_weights(settings.init_weights)
+    imitated = None if master is None else master.value
 
     def train(runtime: Runtime) -> Mapping[str, Tensor]:
-        trained = train_expert(role, architecture, run.data, settings, flip, runtime, start)
+        data = run.data
+        trained = train_expert(role, architecture, data, settings, flip, runtime, start, imitated)
         return trained.state_dict()
 
     who = {"role": role, "architecture": architecture}
     if start is not None:
         who["init_weights"] = start.sha256
-    return Call(stage, deciding_settings(settings) | who, [], train)
+    inputs = [] if master is None else [master]
+    return Call(stage, deciding_settings(settings) | who, inputs, train)
 
 
 def _frozen(run: Run, architecture: str, stored: Stored[dict[str, Tensor]]) -> Stored[nn.Module]:

@@ -4,12 +4,13 @@ Every step mixes a plainly drawn batch A with a resampled batch R twice, once by
 CutMix. Two classifiers share the backbone: a plain one that dominates early and a class-debiased
 one that takes over as ``(e/T)^2``; a SimSiam-like term keeps the two views' projections consistent.
 Only the backbone and the debiased classifier are kept. Two other losses are there to compare with:
-plain cross-entropy, and UniMix (arXiv:2111.03874).
+plain cross-entropy, and UniMix (arXiv:2111.03874). Whatever the loss, an expert may also imitate
+the logits of a stronger network, its master (arXiv:1503.02531).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,21 @@ from ltdd.stages.losses import (
     class_debias_weights,
     consistency_loss,
     expert_loss,
+    matching_loss,
     soft_cross_entropy,
 )
+
+
+class Master(NamedTuple):
+    """A stronger network that an expert imitates.
+
+    Attributes:
+        network: frozen, in evaluation mode, on the runtime's device.
+        shift: (K,), taken off its logits.
+    """
+
+    network: nn.Module
+    shift: Tensor
 
 
 class ExpertNetwork(nn.Module):
@@ -61,12 +75,22 @@ class ExpertNetwork(nn.Module):
 
 
 class Objective:
-    """The loss of one step of training."""
+    """The loss of one step of training: an expert's own, or with a master.
+
+    ``(1 - w) * own + w * T^2 * KL(softmax(m / T) || softmax(s / T))``, m the master's logits and s
+    those of the classifier that is kept, on every view as it was mixed (arXiv:1503.02531).
+    """
 
     def __init__(
-        self, network: nn.Module, batches: Batches, data: LongTailedData, runtime: Runtime
+        self,
+        network: nn.Module,
+        batches: Batches,
+        data: LongTailedData,
+        runtime: Runtime,
+        master: Master | None = None,
     ) -> None:
         self.network, self.batches, self.runtime = network, batches, runtime
+        self.master = master
         self.counts = batches.counts.to(runtime.device)
         if isinstance(batches.config, ExpertsConfig):
             config = batches.config
@@ -102,18 +126,32 @@ class Objective:
         """
         batches = self.batches
         if isinstance(drawn, Labelled):
-            logits = self._pass(batches.view(drawn.shown), size)
-            return soft_cross_entropy(logits, one_hot(drawn.labels, batches.num_classes))
+            views = batches.view(drawn.shown)
+            logits = self._pass(views, size)
+            own = soft_cross_entropy(logits, one_hot(drawn.labels, batches.num_classes))
+            return self._imitating(own, logits, views)
         if isinstance(drawn, Pairs):
-            logits, labels = self._pass(batches.unimix(drawn), size), drawn.labels
-            own, others = labels[: len(drawn.partner)], labels[drawn.partner]
-            return bayias_loss(logits, own, others, drawn.lam, self.counts)
-        inputs, targets = batches.mix_views(drawn)
-        plain, rebalanced, z, p = (o.chunk(2) for o in self._pass(inputs, size))
+            views, labels = batches.unimix(drawn), drawn.labels
+            logits = self._pass(views, size)
+            first, others = labels[: len(drawn.partner)], labels[drawn.partner]
+            own = bayias_loss(logits, first, others, drawn.lam, self.counts)
+            return self._imitating(own, logits, views)
+        views, targets = batches.mix_views(drawn)
+        outputs = self._pass(views, size)
+        plain, rebalanced, z, p = (o.chunk(2) for o in outputs)
         consistency = consistency_loss(p[0], z[0], p[1], z[1])
-        return expert_loss(
-            plain, rebalanced, consistency, targets, self.weights, share, self.config
-        )
+        own = expert_loss(plain, rebalanced, consistency, targets, self.weights, share, self.config)
+        return self._imitating(own, outputs[1], views)
+
+    def _imitating(self, own: Tensor, logits: Tensor, views: Tensor) -> Tensor:
+        if self.master is None:
+            return own
+        with torch.no_grad(), self.runtime.autocast():
+            wanted = self.master.network(views).float() - self.master.shift
+        config = self.batches.config
+        temperature, weight = config.distil_temperature, config.distil_share
+        distance = matching_loss(logits.float(), wanted, "kl", temperature)
+        return (1 - weight) * own + weight * temperature**2 * distance
 
     def _pass(self, images: Tensor, size: int) -> Any:
         with self.runtime.autocast():

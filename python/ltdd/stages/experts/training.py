@@ -31,7 +31,7 @@ from ltdd.models.weights import (
     Weights,
     load_body,
 )
-from ltdd.stages.experts.objective import ExpertNetwork, Objective
+from ltdd.stages.experts.objective import ExpertNetwork, Master, Objective
 from ltdd.stages.losses import (
     debias_progress,
 )
@@ -50,6 +50,7 @@ def train_expert(
     flip: bool,
     runtime: Runtime,
     start: Weights | None = None,
+    master: Master | None = None,
 ) -> nn.Module:
     """Train one expert and return its backbone with the debiased classifier, in evaluation mode.
 
@@ -63,6 +64,7 @@ def train_expert(
         flip: whether images may be mirrored.
         runtime: device, precision, seed.
         start: weights of everything but the classifier; None for fresh ones.
+        master: a network to imitate, or None.
 
     Raises:
         UserError: the loss became NaN or infinite, a batch does not fit into memory, or the
@@ -93,7 +95,7 @@ def train_expert(
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
     parallel = DataParallel(network, batch_size)
-    objective = Objective(parallel.network, batches, data, runtime)
+    objective = Objective(parallel.network, batches, data, runtime, master)
     averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
     def take(drawn: Any, share: Tensor, size: int) -> Tensor:
