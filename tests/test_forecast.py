@@ -103,7 +103,7 @@ def test_many_classes_do_not_make_a_long_training() -> None:
     )
     decoded = dataclasses.replace(evaluation, decode=2)
     assert dataclasses.replace(config, evaluation=decoded).of_classes(10).evaluation.epochs == 3
-    with pytest.raises(UserError, match="expected evaluation.max_steps >= 1, got 0"):
+    with pytest.raises(UserError, match=r"evaluation\.max_steps >= 1, got 0"):
         dataclasses.replace(evaluation, max_steps=0)
 
 
