@@ -37,7 +37,7 @@ def configuration(name: str) -> DistillConfig:
 def keys(config: DistillConfig, data: LongTailedData, out: Path) -> dict[str, str]:
     run = Run.create(config, data, out, QUIET)
     return {
-        stage: run.stages.key(stage, deciding_settings(getattr(config, stage)), [UPSTREAM])[:12]
+        stage: run.stages.key(stage, deciding_settings(getattr(run.config, stage)), [UPSTREAM])[:12]
         for stage in STAGES
     }
 

@@ -71,6 +71,8 @@ def _cpu(ipc: int) -> dict[str, Any]:
         },
         "evaluation": {
             "epochs": min(max(25_000 // ipc, 320), 2_000 if ipc < 5 else 1_600),
+            # CIFAR-100-LT, ipc 10: 12,000 steps give 40.9 %, 64,000 in five times the time 42.0.
+            "max_steps": 25_000,
             "optimizer": "muon",  # 1 to 5 points more than AdamW
             "learning_rate": 2e-3,
             "crop_min_scale": 0.08 if ipc < 5 else 0.25,
