@@ -17,15 +17,17 @@ from ltdd.config import DistributionMatching, GradientMatching, TrajectoryRecove
 from ltdd.data import nearest_rows as search
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
-from ltdd.engine.distributed.ranks import alone
+from ltdd.engine.distributed.ranks import alone, current
 from ltdd.engine.distributed.session import session
+from ltdd.engine.distributed.together import CommonCheckpoint
 from ltdd.engine.distributed.units import Shares
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.storage.checkpoint import StageCheckpoint
 from ltdd.engine.storage.files import read_tensors, write_tensors
 from ltdd.stages.nearest_images import nearest_images
 from ltdd.stages.recovery import distribution
 from ltdd.stages.recovery.distribution import match_distributions
-from ltdd.stages.recovery.gradient import match_gradients
+from ltdd.stages.recovery.gradient import _Matching, match_gradients
 from ltdd.stages.run import InitialImages, Run
 from ltdd.stages.trajectories import train_trajectories
 
@@ -99,6 +101,42 @@ def test_gradients_are_matched_class_by_class(
         return {"images": match_gradients(start, data, data.spec(flip=True), config, runtime)}
 
     is_same(work, world, tmp_path)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_what_two_ranks_have_begun_others_end(world: int, tmp_path: Path) -> None:
+    """In the last step the images that clusters chose in the one before it are matched."""
+
+    def work(stop: bool, kept: Path) -> Work:
+        def match(data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
+            with StageCheckpoint(kept, "0" * 64, 0.0) as own, pytest.MonkeyPatch.context() as patch:
+                kept_by_all = own if current().world == 1 else CommonCheckpoint(own, current())
+                surroundings = dataclasses.replace(runtime, checkpoint=kept_by_all)
+                start, spec = start_of(data, 3), data.spec(flip=True)
+                if stop:
+                    patch.setattr(_Matching, "advance", _stopped_before_the_last(_Matching.advance))
+                    with pytest.raises(InterruptedError):
+                        match_gradients(start, data, spec, DREAM, surroundings)
+                    return {}
+                return {"images": match_gradients(start, data, spec, DREAM, surroundings)}
+
+        return match
+
+    expected, _ = made_by(1, work(False, tmp_path / "none"), tmp_path / "one")
+    made_by(2, work(True, tmp_path / "kept"), tmp_path / "begun")
+    assert (tmp_path / "kept").exists()
+    found, losses = made_by(world, work(False, tmp_path / "kept"), tmp_path / "ended")
+    assert torch.equal(found["images"], expected["images"])
+    assert len(losses) == 1  # of the second network; that of the first was logged before
+
+
+def _stopped_before_the_last(advance: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def stopped(self: _Matching, outer: int, inner: int) -> Tensor:
+        if (outer, inner) == (DREAM.outer - 1, DREAM.inner - 1):
+            raise InterruptedError
+        return advance(self, outer, inner)
+
+    return stopped
 
 
 @pytest.mark.parametrize("world", WORLDS)
