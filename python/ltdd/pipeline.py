@@ -84,7 +84,7 @@ def _distill(
 ) -> dict[str, Any]:
     ranks = current()
     if given is None:
-        data = ranks.in_turn(lambda: load_source(config, options))
+        data = load_source(config, options)
     else:
         data, config = given, with_data(config, given)
     check_networks(config, data)
@@ -141,15 +141,17 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
 
 
 def load_source(config: DistillConfig, options: RunOptions) -> LongTailedData:
-    """Load the data that a configuration names."""
-    return load_data(
-        config.data,
-        config.imbalance_factor,
-        config.image_size,
-        options.on_bad_image,
-        options.quiet,
-        config.fit,
-        config.incomplete_classes,
+    """Load the data that a configuration names; what the first rank decodes, the others map."""
+    return current().in_turn(
+        lambda: load_data(
+            config.data,
+            config.imbalance_factor,
+            config.image_size,
+            options.on_bad_image,
+            options.quiet,
+            config.fit,
+            config.incomplete_classes,
+        )
     )
 
 

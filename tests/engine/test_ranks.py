@@ -234,8 +234,8 @@ def test_one_rank_decodes_and_all_map(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(decoded_cache, "_write", noted)
 
     def work(rank: int) -> None:
-        with session(CPU) as ranks:
-            data = ranks.in_turn(lambda: pipeline.load_source(config, QUIET))
+        with session(CPU):
+            data = pipeline.load_source(config, QUIET)
             assert len(data.train_images) == 34
             assert f"{tmp_path / 'cache'}" in Path("/proc/self/maps").read_text()
 
@@ -287,20 +287,26 @@ def train(tmp_path: Path) -> Callable[..., tuple[dict[str, Tensor], list[float]]
 
 
 @pytest.mark.parametrize(
-    ("loss", "settings"),
+    ("loss", "architecture", "settings"),
     [
-        ("rldd", {}),
-        ("ce", {"crop_min_scale": 0.5, "averaging": "ema"}),
-        ("unimix", {"color_jitter": 0.2}),
+        ("rldd", "convnet3_bn", {}),
+        ("rldd", "resnet32_w16", {}),
+        ("ce", "convnet3_bn", {"crop_min_scale": 0.5, "averaging": "ema"}),
+        ("unimix", "convnet3_bn", {"color_jitter": 0.2}),
     ],
 )
 def test_experts_of_several_ranks_equal_those_of_one(
-    train: Callable[..., Any], loss: str, settings: dict[str, Any]
+    train: Callable[..., Any], loss: str, architecture: str, settings: dict[str, Any]
 ) -> None:
-    expected, losses = train(1, loss, "convnet3_bn", **settings)
-    found, their_losses = train(3, loss, "convnet3_bn", **settings)  # 8, 8 and 9 images
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(their_losses, losses, rtol=0, atol=1e-4)
+    """Up to rounding, which the steps of a deep network enlarge.
+
+    In one process of ResNet-32 weights that differ by 3e-15 differ by 1e-11 after these steps, by
+    3e-9 by 1e-5, and by 3e-8 by 2e-2: in float32 no two ways of rounding end in the same place.
+    """
+    expected, losses = train(1, loss, architecture, **settings)
+    found, their_losses = train(3, loss, architecture, **settings)  # 8, 8 and 9 images
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(their_losses, losses, rtol=0, atol=1e-9)
 
 
 def test_experts_repeat_their_bytes_for_equal_world_sizes(train: Callable[..., Any]) -> None:

@@ -26,7 +26,7 @@ from ltdd.engine.watching.events import EventLog
 from ltdd.models import build_model
 from ltdd.models.observer import watched_layers
 from ltdd.results.distilled_set import record_files
-from ltdd.stages.metrics import accuracy_report, confusion_matrix, summarize
+from ltdd.stages.metrics import accuracy_report, confusion_matrix, sparse_rows, summarize
 from ltdd.stages.nearest_images import feature_rows, nearest_images, summarize_nearness
 from ltdd.stages.statistics import synthetic_statistics
 from ltdd.stages.statistics_drift import layer_drift
@@ -90,7 +90,7 @@ def _sample() -> _Sample:
             for who, rows in predictions.items()
         },
         {
-            who: confusion_matrix(torch.cat(rows), labels[test].repeat(len(rows)), 10).tolist()
+            who: sparse_rows(confusion_matrix(torch.cat(rows), labels[test].repeat(len(rows)), 10))
             for who, rows in predictions.items()
         },
         _drift(images[train], labels[train], start, distilled, labels[chosen]),

@@ -112,6 +112,10 @@ def given_experts(run: Path, out: Path) -> Path:
 
 def hashes(out: Path) -> dict[str, str]:
     """Return the SHA-256 of the tensors of every stage of a run, and of its distilled set."""
+    return stage_hashes(out) | {"data": file_sha256(out / "data.safetensors")}
+
+
+def stage_hashes(out: Path) -> dict[str, str]:
+    """Return the SHA-256 of the tensors of every stage that a folder holds."""
     files = sorted((out / "stages").glob("*.safetensors"))
-    found = {file.stem: tensors_sha256(read_stage(file).tensors) for file in files}
-    return found | {"data": file_sha256(out / "data.safetensors")}
+    return {file.stem: tensors_sha256(read_stage(file).tensors) for file in files}

@@ -1,5 +1,7 @@
 """Accuracy reports against scikit-learn, groups, spread over seeds, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from ltdd.stages.metrics import (
     augmentation_robust_score,
     confusion_matrix,
     label_robust_score,
+    sparse_rows,
     summarize,
 )
 
@@ -50,6 +53,21 @@ def test_confusion_agrees_with_scikit_learn() -> None:
     ours = confusion_matrix(predictions, labels, 10)
     assert ours.dtype == torch.int64
     assert np.array_equal(ours.numpy(), sklearn_confusion(labels, predictions))
+
+
+def test_counts_take_no_more_cells_than_there_are_test_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(1000).repeat(5)
+    predictions = torch.randint(0, 1000, (5000,), generator=generator)
+    matrix = confusion_matrix(predictions, labels, 1000)
+    rows = sparse_rows(matrix)
+    assert len(rows) == 1000
+    assert sum(map(len, rows)) == int((matrix > 0).sum()) <= 5000
+    back = torch.zeros_like(matrix)
+    for label, row in enumerate(json.loads(json.dumps(rows))):
+        for predicted, images in row.items():
+            back[label, int(predicted)] = images
+    assert torch.equal(back, matrix)
 
 
 def test_groups_weigh_classes_equally_on_an_unbalanced_test_set() -> None:

@@ -28,7 +28,7 @@ COMMANDS = (
     "doctor",
 )
 """Modules of `ltdd.cli.commands`, in the order of the overview."""
-SHARED = ("distill", "doctor")
+SHARED = ("distill", "evaluate", "reproduce", "ablate", "systems", "doctor")
 """Those that several processes may run together."""
 
 

@@ -1,5 +1,8 @@
 """Nearest rows in bounded memory: which of many rows is nearest to each of some others.
 
+Every rank makes some batches of both, is given the asked rows of the others, and compares all asked
+rows with its own of the many; the nearest to each is the nearest of those that the ranks found.
+
 Half the squared distance is ``|a|^2 / 2 + |b|^2 / 2 - ab``. Rows of int8 are multiplied in float32,
 a block of columns at a time whose sums of products stay below 2^24: every digit is right, on every
 device and for every size of chunk. Rows of float32 are multiplied in float64.
@@ -7,6 +10,7 @@ device and for every size of chunk. Rows of float32 are multiplied in float64.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ltdd.engine.chunks import Chunks
+from ltdd.engine.distributed.ranks import Ranks, current
 from ltdd.engine.runtime import Runtime
 
 BATCH = 500  # rows that others are compared with at once, fewer if memory does not suffice
@@ -44,6 +49,12 @@ class Nearest(NamedTuple):
 
     half_square: Tensor
     position: Tensor
+
+    def of_all(self, ranks: Ranks) -> Nearest:
+        """Return the nearest of those that the ranks have found."""
+        halves, positions = (ranks.join(found[None], [1] * ranks.world) for found in self)
+        least = halves.amin(0)
+        return Nearest(least, _first(positions, halves == least, 0))
 
 
 class _Held(NamedTuple):
@@ -78,19 +89,22 @@ def nearest_rows(asked: Rows, own: Tensor, among: Rows, stage: str, runtime: Run
     Returns:
         The nearest rows, on the CPU.
     """
-    chunks, device = Chunks(stage, BATCH, runtime), runtime.device
+    chunks, device, ranks = Chunks(stage, BATCH, runtime), runtime.device, current()
     one = asked.of(torch.arange(1))
     most = max(1, HELD_BYTES // (one.shape[1] * one.element_size()))
     blocks = torch.arange(len(asked.labels)).split(most)
-    batches = torch.arange(len(among.labels)).split(BATCH)
+    batches = _batches_of_ranks(len(among.labels), ranks)[ranks.rank]
     found = []
     with runtime.progress(len(blocks) * len(batches), stage) as progress:
         for block in blocks:
-            rows, filled = one.new_empty(len(block), one.shape[1]), 0
-            for part in chunks.map(_slices(asked, block), len(block)):
-                rows[filled : filled + len(part)] = part
-                filled += len(part)
-            held = _Held.of(rows, asked.labels[block], own[block])
+            shares = _batches_of_ranks(len(block), ranks)
+            lengths = [sum(map(len, share)) for share in shares]
+            rows, filled = one.new_empty(lengths[ranks.rank], one.shape[1]), 0
+            for batch in shares[ranks.rank]:
+                for part in chunks.map(_slices(asked, block[batch]), len(batch)):
+                    rows[filled : filled + len(part)] = part
+                    filled += len(part)
+            held = _Held.of(ranks.join(rows, lengths), asked.labels[block], own[block])
             best = torch.full((2, len(block)), torch.inf, dtype=torch.float64, device=device)
             position = torch.full((2, len(block)), -1, device=device)
             for batch in batches:
@@ -99,8 +113,15 @@ def nearest_rows(asked: Rows, own: Tensor, among: Rows, stage: str, runtime: Run
                     best = best.where(~nearer, near.half_square)
                     position = position.where(~nearer, near.position)
                 progress.step(images=len(batch))
-            found.append(Nearest(best.cpu(), position.cpu()))
+            found.append(Nearest(best.cpu(), position.cpu()).of_all(ranks))
     return Nearest(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+
+
+def _batches_of_ranks(count: int, ranks: Ranks) -> list[list[Tensor]]:
+    """Return the positions 0..count-1 in batches: for every rank those that come next."""
+    batches = torch.arange(count).split(BATCH)
+    bounds = [len(batches) * rank // ranks.world for rank in range(ranks.world + 1)]
+    return [list(batches[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 def _slices(rows: Rows, positions: Tensor) -> Callable[[slice], Tensor]:
@@ -133,7 +154,10 @@ def _compare(asked: _Held, others: _Held) -> Nearest:
     for left_out in (asked.own[:, None] == others.own, asked.labels[:, None] != others.labels):
         half.masked_fill_(left_out, torch.inf)
         least = half.amin(1)
-        # argmin may return any of equal ones, and which one may depend on the device.
-        first = others.own.where(half == least[:, None], torch.iinfo(torch.int64).max).amin(1)
-        found.append((least, first))
+        found.append((least, _first(others.own, half == least[:, None], 1)))
     return Nearest(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+
+
+def _first(positions: Tensor, which: Tensor, dim: int) -> Tensor:
+    """Return the smallest of some positions: argmin may return any of equal ones."""
+    return positions.where(which, torch.iinfo(torch.int64).max).amin(dim)

@@ -15,6 +15,7 @@ from ltdd.stages.metrics import (
     augmentation_robust_score,
     confusion_matrix,
     label_robust_score,
+    sparse_rows,
     summarize,
 )
 from ltdd.stages.relabeling import SoftLabels
@@ -72,11 +73,13 @@ def score(
         "counts": list(data.counts),
         "class_names": list(data.class_names),
         "confusion": {
-            who: confusion_matrix(
-                predictions[who].flatten(),
-                data.test_labels.repeat(len(predictions[who])),
-                data.num_classes,
-            ).tolist()
+            who: sparse_rows(
+                confusion_matrix(
+                    predictions[who].flatten(),
+                    data.test_labels.repeat(len(predictions[who])),
+                    data.num_classes,
+                )
+            )
             for who in order
         },
     }

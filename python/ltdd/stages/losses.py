@@ -39,7 +39,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (N, K).
         targets: (N, K), non-negative; rows need not sum to 1 (class weights may be folded in).
     """
-    return -(targets * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+    return -(targets * F.log_softmax(_exact(logits), dim=1)).sum(dim=1).mean()
 
 
 def consistency_loss(
@@ -56,8 +56,8 @@ def consistency_loss(
         prediction1, projection1: p and z of view 1, (N, H).
         prediction2, projection2: p and z of view 2, (N, H).
     """
-    first = F.cosine_similarity(prediction1.float(), projection2.detach().float())
-    second = F.cosine_similarity(prediction2.float(), projection1.detach().float())
+    first = F.cosine_similarity(_exact(prediction1), _exact(projection2.detach()))
+    second = F.cosine_similarity(_exact(prediction2), _exact(projection1.detach()))
     return -first.mean() - second.mean()
 
 
@@ -111,7 +111,7 @@ def bayias_loss(
         kept: lam, (N,), share of the first.
         counts: float64 (K,), training images per class.
     """
-    shifted = logits.float() + (counts * len(counts) / counts.sum()).log().float()
+    shifted = _exact(logits) + (counts * len(counts) / counts.sum()).log().float()
     first = F.cross_entropy(shifted, labels, reduction="none")
     second = F.cross_entropy(shifted, partner_labels, reduction="none")
     return (kept * first + (1 - kept) * second).mean()
@@ -145,3 +145,8 @@ def matching_loss(student: Tensor, teacher: Tensor, kind: str, temperature: floa
 def standardize_rows(logits: Tensor) -> Tensor:
     """Divide each row of (N, K) logits by its standard deviation over classes."""
     return logits / logits.std(dim=1, keepdim=True).clamp_min(1e-6)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Return values in float32 or, where they are in it, float64: 16 bits are too few for a sum."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -47,6 +47,17 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def sparse_rows(matrix: Tensor) -> list[dict[str, int]]:
+    """Return the counts (K, L) that are not 0, as JSON holds them: for every row column -> count.
+
+    A thousand classes make a million cells, of which there are at most as many as test images.
+    """
+    rows: list[dict[str, int]] = [{} for _ in matrix]
+    for row, column in matrix.nonzero().tolist():
+        rows[row][str(column)] = int(matrix[row, column])
+    return rows
+
+
 def accuracy_report(predictions: Tensor, labels: Tensor, counts: Sequence[int]) -> Report:
     """Return top-1 accuracies as fractions of 1.
 

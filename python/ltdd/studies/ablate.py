@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltdd.engine.distributed.ranks import current
+from ltdd.engine.distributed.session import session
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.runtime import resolve_device
 from ltdd.engine.storage.files import write_json, write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill
@@ -62,6 +65,11 @@ def ablate(variants: Sequence[Variant], out: Path, options: RunOptions) -> list[
         UserError: the folder holds a run or an ablation of another base, or as `distill`.
     """
     options = dataclasses.replace(options, store=options.store or out / "stages")
+    with session(resolve_device(variants[0].config.device)) as ranks:
+        return _ablate(variants, out, options.of_rank(ranks.rank))
+
+
+def _ablate(variants: Sequence[Variant], out: Path, options: RunOptions) -> list[Outcome]:
     if (out / "run.json").exists():
         raise UserError(f"out: expected the folder of an ablation, got that of a run, {out}")
     outcomes: list[Outcome] = []
@@ -77,9 +85,13 @@ def ablate(variants: Sequence[Variant], out: Path, options: RunOptions) -> list[
         reused = tuple(stage for stage in stages if stage not in {_stage(name) for name in new})
         outcomes.append(Outcome(variant, results, sum(new.values()), reused))
         known |= set(files)
-        write_text(out / "ablation.md", page(outcomes))
-        write_json(out / "ablation.json", summary(outcomes))
+        current().first_only(lambda: _write(outcomes, out))
     return outcomes
+
+
+def _write(outcomes: Sequence[Outcome], out: Path) -> None:
+    write_text(out / "ablation.md", page(outcomes))
+    write_json(out / "ablation.json", summary(outcomes))
 
 
 def _stage(file: str) -> str:

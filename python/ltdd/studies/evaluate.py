@@ -9,7 +9,10 @@ from typing import Any
 from ltdd.config import DistillConfig, Labels
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.distributed.ranks import current
+from ltdd.engine.distributed.session import session
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.runtime import resolve_device
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.files import tensors_sha256, write_json
 from ltdd.engine.storage.run_folder import open_run
@@ -55,8 +58,8 @@ def evaluate(
     Raises:
         UserError: the run's experts are not there, or its data are no longer the same.
     """
-    options, stored = options or RunOptions(), distilled.manifest
-    config = DistillConfig.from_dict(stored.get("config"))
+    options = options or RunOptions()
+    config = DistillConfig.from_dict(distilled.manifest.get("config"))
     if labels == "learned" != config.relabeling.labels:
         raise UserError(
             f"evaluate: expected a set whose labels were learned for labels learned, got one with "
@@ -73,24 +76,30 @@ def evaluate(
         )
         for student in students
     ]
-    if data is None:
-        data = load_source(config, options)
-    expected = str(stored.get("split_sha256"))
+    with session(resolve_device(config.device)) as ranks:
+        options = options.of_rank(ranks.rank)
+        if data is None:
+            data = load_source(config, options)
+        _check_split(distilled, data)
+        for wanted in configs:
+            check_networks(wanted, data)
+        results = {}
+        for wanted in configs:
+            student = wanted.evaluation.student
+            name = f"{file_stem(student)}-{labels}"
+            results[student] = evaluate_as(
+                distilled, wanted, name, data, options, finished=frozenset({"experts"})
+            )
+    return results
+
+
+def _check_split(distilled: DistilledSet, data: LongTailedData) -> None:
+    expected = str(distilled.manifest.get("split_sha256"))
     if data.split_sha256 != expected:
         raise UserError(
             f"evaluate: expected the data of split {expected[:12]}, "
-            f"got split {data.split_sha256[:12]} from {config.data}"
+            f"got split {data.split_sha256[:12]} from {data.source}"
         )
-    for wanted in configs:
-        check_networks(wanted, data)
-    results = {}
-    for wanted in configs:
-        student = wanted.evaluation.student
-        name = f"{file_stem(student)}-{labels}"
-        results[student] = evaluate_as(
-            distilled, wanted, name, data, options, finished=frozenset({"experts"})
-        )
-    return results
 
 
 def evaluate_as(
@@ -115,13 +124,14 @@ def evaluate_as(
     Returns:
         The same structure as ``results.json``.
     """
-    out = distilled.root
+    out, ranks = distilled.root, current()
     logs = out / "evaluations" / name
     shown = ImageSet(distilled.images, distilled.labels)
     images = Stored(shown, tensors_sha256(shown._asdict()))
     rate = float(distilled.manifest["student_training"]["learning_rate"])
     learned = Learned(distilled.logits, rate)
-    with open_run(out, distilled.manifest["config"], data.split_sha256):
+    config, split = distilled.manifest["config"], data.split_sha256
+    with ranks.first_holds(lambda: open_run(out, config, split)):
         run = Run.create(wanted, data, out, options, finished=finished, logs=logs)
         run = run.with_learned_rate(learned)
         experts = train_experts(run)
@@ -130,7 +140,7 @@ def evaluate_as(
         predictions |= evaluate_references(run, experts)
         results = score(run, shown, soft, predictions)
         results["provenance"] = provenance.collect(options)
-        write_json(logs.with_name(f"{name}.json"), results)
+        ranks.first_only(lambda: write_json(logs.with_name(f"{name}.json"), results))
     return results
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.distributed.session import session
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.runtime import resolve_device
 from ltdd.engine.storage.files import write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill, load_source
@@ -67,9 +69,10 @@ def reproduce(row: Row, config: DistillConfig, out: Path, options: RunOptions) -
     Raises:
         UserError: the data are not those of the row, or as `distill`.
     """
-    data = load_source(config, options)
-    check_split(row, data)
-    results = distill(config, out, options=options)
+    with session(resolve_device(config.device)) as ranks:
+        data = load_source(config, options.of_rank(ranks.rank))
+        check_split(row, data)
+        results = distill(config, out, options=options)
     return Outcome(row, results)
 
 

@@ -8,6 +8,7 @@ columns of `ltdd.recipes.columns`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 
 from ltdd.config import DistillConfig, RecoveryConfig
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.distributed.ranks import current
+from ltdd.engine.distributed.session import session
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.runtime import resolve_device
 from ltdd.engine.storage.files import write_json, write_text
 from ltdd.errors import UserError
 from ltdd.pipeline import distill, load_source
@@ -65,15 +69,21 @@ def compare_systems(
     Raises:
         UserError: the folder holds a run, or as `distill`.
     """
+    with session(resolve_device(systems[0].config.device)):
+        return _compare(systems, columns, out)
+
+
+def _compare(
+    systems: Sequence[System], columns: Mapping[str, DistillConfig], out: Path
+) -> dict[str, Any]:
     if (out / "run.json").exists():
         raise UserError(f"out: expected a folder for several runs, got that of a run, {out}")
-    entries: list[dict[str, Any]] = []
-    study: dict[str, Any] = {}
+    ranks, entries, study = current(), list[dict[str, Any]](), dict[str, Any]()
     for number, system in enumerate(systems, 1):
-        if not system.options.quiet:
-            print(f"\n[{number}/{len(systems)}] {system.recipe.name}", flush=True)
         store = system.options.store or out / "stages"
-        options = dataclasses.replace(system.options, store=store)
+        options = dataclasses.replace(system.options, store=store).of_rank(ranks.rank)
+        if not options.quiet:
+            print(f"\n[{number}/{len(systems)}] {system.recipe.name}", flush=True)
         folder = out / system.recipe.name
         results = distill(system.config, folder, options=options)
         data = load_source(system.config, options)
@@ -90,10 +100,14 @@ def compare_systems(
             **{name: results[name] for name in ("ipc", "counts", "class_names", "groups")},
             "provenance": results["provenance"],
         }
-        write_json(out / RESULT, study)
-        write_text(out / "systems.md", systems_markdown(study))
-        write_systems_page(study, out)
+        ranks.first_only(functools.partial(_write, study, out))
     return study
+
+
+def _write(study: Mapping[str, Any], out: Path) -> None:
+    write_json(out / RESULT, study)
+    write_text(out / "systems.md", systems_markdown(study))
+    write_systems_page(study, out)
 
 
 def _evaluate(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ltdd.cli.options import parse_distill
 from ltdd.cli.parser import OwnOptions
+from ltdd.engine.surroundings import processes
 from ltdd.errors import UserError
 from ltdd.studies.switches import SWITCHES, all_values, chosen_values, plan
 
@@ -46,5 +47,7 @@ def run(argv: Sequence[str]) -> None:
     from ltdd.studies.ablate import ablate, table
 
     outcomes = ablate(variants, request.out, request.options)
+    if processes()[0] > 0:
+        return
     page = request.out / "ablation.md"
     print(page if request.options.quiet else f"\n{table(outcomes)}\n\nablation: {page}")

@@ -16,6 +16,7 @@ from ltdd.cli.shared_options import (
 )
 from ltdd.config import Labels
 from ltdd.config.settings import Count
+from ltdd.engine.surroundings import processes
 
 SUMMARY = "Train other students on the distilled set of a finished run."
 
@@ -81,6 +82,8 @@ def run(argv: Sequence[str]) -> None:
             sinks=functools.partial(event_sinks, options.verbose, options.tensorboard),
         ),
     )
+    if processes()[0] > 0:
+        return
     report = write_report(distilled.root)
     if options.quiet:
         print(report)

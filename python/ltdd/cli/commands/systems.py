@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ltdd.cli.options import Request, parse_distill
 from ltdd.cli.parser import OwnOptions
+from ltdd.engine.surroundings import processes
 from ltdd.errors import UserError
 from ltdd.recipes import RECIPES, Recipe, find_recipe
 from ltdd.recipes.columns import COLUMNS
@@ -57,5 +58,7 @@ def run(argv: Sequence[str]) -> None:
     out, quiet = asked[0][1].out.parent, asked[0][1].options.quiet
     systems = [System(recipe, one.config, one.options) for recipe, one in asked]
     study = compare_systems(systems, columns, out)
+    if processes()[0] > 0:
+        return
     page = out / "systems.html"
     print(page if quiet else f"\n{accuracy_table(study).markdown}\n\nsystems: {page}")

@@ -146,6 +146,34 @@ class _UnitCheckpoint:
         return self
 
 
+class Shares:
+    """The units of every step of a stage, divided among the ranks, which wait for each other.
+
+    Args:
+        costs: what the units take, in any measure.
+
+    Attributes:
+        mine: numbers of the units of this rank, ascending.
+    """
+
+    def __init__(self, costs: Sequence[float]) -> None:
+        self._ranks = current()
+        self._shares = share_out(costs, self._ranks.world)
+        self.mine = self._shares[self._ranks.rank]
+
+    def gather(self, rows: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """Return the rows of every unit, in order, on all ranks.
+
+        Args:
+            rows: (n, ...), of the units of this rank one after the other.
+            lengths: number of rows of every unit.
+        """
+        order = [unit for share in self._shares for unit in share]
+        whole = self._ranks.join(rows, [sum(lengths[u] for u in share) for share in self._shares])
+        parts = dict(zip(order, whole.split([lengths[unit] for unit in order]), strict=True))
+        return [parts[unit] for unit in range(len(lengths))]
+
+
 def share_out(costs: Sequence[float], world: int) -> list[list[int]]:
     """Divide units among ranks: the dearest first, each to the rank that has the least so far.
 

@@ -211,7 +211,11 @@ def mean_soft_labels(distilled: DistilledSet) -> Matrix:
 
 def confusion(results: Mapping[str, Any], who: str) -> Matrix:
     """Return the predictions of a kind of network as fractions of each class's test images."""
-    counts = np.asarray(results["confusion"][who], dtype=np.float64)
+    rows = results["confusion"][who]
+    counts = np.zeros((len(rows), len(rows)))
+    for label, row in enumerate(rows):
+        for predicted, images in row.items():
+            counts[label, int(predicted)] = images
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 

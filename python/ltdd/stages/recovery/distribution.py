@@ -70,7 +70,8 @@ def match_distributions(
         UserError: a cross-entropy or a distance became NaN or infinite, or a batch does not fit
             into memory.
     """
-    images, real = SyntheticImages(start, spec, config, runtime), RealImages(data, runtime)
+    real = RealImages(data, runtime)
+    images = SyntheticImages(start, spec, config, real.drawn(config.real_batch), runtime)
     pool = NetworkPool(real, config, runtime)
     matching = _Matching(images, real, spec, config, runtime)
     parts = {"pixels": images.pixels, "images": images.optimizer, "pool": pool}
@@ -140,8 +141,7 @@ class _Matching:
         head, tail = config.amplitude_head, config.amplitude_tail
         self._amplitudes = amplitude_weights(real.data.counts, head, tail)
         self._directions: Tensor | None = None
-        sizes = [min(config.real_batch, len(members)) for members in real.members]
-        self.seen = sum(sizes) + len(images.labels)
+        self.seen = sum(real.drawn(config.real_batch)) + len(images.labels)
 
     def advance(self, member: Member, iteration: int) -> Tensor:
         """Take a step of all classes, as one network sees them.
@@ -149,18 +149,20 @@ class _Matching:
         Returns:
             float64 (2,) on the CPU: distance and cross-entropy, each a mean over classes.
         """
-        config, total = self._config, torch.zeros(2, device=self._runtime.device)
+        config, classes = self._config, self._images.classes
         member.network.eval()
         if not self._operations and member.reality is None:
             member.reality = self._reality(member)
-        for label in range(self._spec.num_classes):
+        losses = torch.zeros(len(classes.mine), 2, device=self._runtime.device)
+        for row, label in zip(losses, classes.mine, strict=True):
             distance, entropy = self._distance(member, label, iteration)
             weight = config.ce_weight * 100 * member.accuracy
             self._images.learn(label, distance + weight * entropy)
-            total += torch.stack([distance.detach(), entropy.detach()])
+            row.copy_(torch.stack([distance.detach(), entropy.detach()]))
         self._images.step()
         member.network.train()
-        return (total / self._spec.num_classes).double().cpu()
+        whole = classes.gather(losses, [1] * self._spec.num_classes)
+        return torch.cat(whole).double().mean(0).cpu()
 
     def _distance(self, member: Member, label: int, iteration: int) -> tuple[Tensor, Tensor]:
         """Return the distance of a class, and the cross-entropy of its synthetic images."""
@@ -184,19 +186,25 @@ class _Matching:
         return (features.mean(0) - reality).square().sum(), entropy
 
     @torch.no_grad()
-    def _reality(self, member: Member) -> list[Tensor] | list[Spectrum]:
-        """Return what a network makes of the bare real images of every class, to be stored."""
+    def _reality(self, member: Member) -> dict[int, Tensor] | dict[int, Spectrum]:
+        """Return what a network makes of the bare real images of this rank's classes."""
         generator = self._runtime.stream("recovery", "real", member.number, member.steps)
-        most, seen = self._config.real_batch, []
-        for label in range(self._spec.num_classes):
-            shown = self._real.shown(self._real.of_class(label, most, generator))
-            seen.append(self._features(member.network, shown))
+        num_classes, most = self._spec.num_classes, self._config.real_batch
+        drawn = [self._real.of_class(label, most, generator) for label in range(num_classes)]
+        classes = self._images.classes
+        seen = {
+            label: self._features(member.network, self._real.shown(drawn[label]))
+            for label in classes.mine
+        }
         if self._config.distance == "mean":
-            return [features.mean(0) for features in seen]
-        share = max(1, SCALE_SAMPLE // len(seen))
-        member.scale = 1 / _median_distance(torch.cat([features[:share] for features in seen]))
+            return {label: features.mean(0) for label, features in seen.items()}
+        share = max(1, SCALE_SAMPLE // num_classes)
+        none = torch.empty(0, member.network.feature_dim, device=self._runtime.device)
+        sample = torch.cat([none, *(features[:share] for features in seen.values())])
+        whole = classes.gather(sample, [min(share, len(rows)) for rows in drawn])
+        member.scale = 1 / _median_distance(torch.cat(whole))
         frequencies = self._frequencies(member)
-        return [Spectrum.of(features, frequencies) for features in seen]
+        return {label: Spectrum.of(features, frequencies) for label, features in seen.items()}
 
     def _features(self, network: Network, shown: Tensor) -> Tensor:
         return view_logits(network.features, shown, self._exact, self._chunks)

@@ -76,8 +76,9 @@ def match_gradients(
         UserError: a cross-entropy or a distance became NaN or infinite, or a batch does not fit
             into memory.
     """
-    images = SyntheticImages(start, spec, config, runtime)
-    matching = _Matching(images, RealImages(data, runtime), spec, config, runtime)
+    real = RealImages(data, runtime)
+    images = SyntheticImages(start, spec, config, real.drawn(config.real_batch), runtime)
+    matching = _Matching(images, real, spec, config, runtime)
     course = Resumable(runtime)
     total, done = config.outer * config.inner, course.first * config.inner + course.step
     with runtime.progress(total, "recovery", done) as progress:
@@ -128,10 +129,10 @@ class _Matching:
         self._config, self._runtime = config, runtime
         self._operations = usable_operations(config.augmentation, spec.flip)
         self._network_operations = usable_operations(config.network_augmentation, spec.flip)
-        sizes = [min(config.real_batch, len(members)) for members in real.members]
-        self._chosen = [torch.zeros(size, dtype=torch.int64) for size in sizes]
+        self._sizes = real.drawn(config.real_batch)
+        self._chosen = [torch.zeros(size, dtype=torch.int64) for size in self._sizes]
         synthetic = min(config.synthetic_batch, images.of_class)
-        self.seen = sum(sizes) + len(sizes) * synthetic
+        self.seen = sum(self._sizes) + len(self._sizes) * synthetic
         self._chunks = Chunks("recovery", config.network_batch, runtime)
 
     def renew(self, number: int) -> None:
@@ -156,15 +157,17 @@ class _Matching:
             float64 (2,) on the CPU: the distance, and the cross-entropy of the real images, each a
             mean over classes.
         """
-        config, total = self._config, torch.zeros(2, device=self._runtime.device)
+        config, classes = self._config, self._images.classes
         if config.representatives == "clusters" and inner % config.interval == 0:
             self._choose(outer, inner)
-        for label in range(self._spec.num_classes):
+        losses = torch.zeros(len(classes.mine), 2, device=self._runtime.device)
+        for row, label in zip(losses, classes.mine, strict=True):
             distance, entropy = self._distance(label, outer, inner)
             self._images.learn(label, distance)
-            total += torch.stack([distance.detach(), entropy])
+            row.copy_(torch.stack([distance.detach(), entropy]))
         self._images.step()
-        return (total / self._spec.num_classes).double().cpu()
+        whole = classes.gather(losses, [1] * self._spec.num_classes)
+        return torch.cat(whole).double().mean(0).cpu()
 
     def _distance(self, label: int, outer: int, inner: int) -> tuple[Tensor, Tensor]:
         """Return the distance of a class, and the cross-entropy of its real images."""
@@ -205,7 +208,9 @@ class _Matching:
         Deviation: at most as many as the class has (the published code stops at a class of fewer),
         and of normalised images, as the network is trained on.
         """
-        for label, members in enumerate(self._real.members):
+        classes, found = self._images.classes, [torch.empty(0, dtype=torch.int64)]
+        for label in classes.mine:
+            members = self._real.members[label]
 
             def look(part: slice, members: Tensor = members) -> Tensor:
                 shown = self._real.shown(members[part])
@@ -213,8 +218,11 @@ class _Matching:
 
             features = torch.cat(list(self._chunks.map(look, len(members))))
             generator = self._runtime.stream("recovery", "clusters", outer, inner, label)
-            chosen = self._chosen[label]
-            chosen.copy_(members[representatives(features, len(chosen), generator)])
+            found.append(members[representatives(features, self._sizes[label], generator)])
+        for chosen, rows in zip(
+            self._chosen, classes.gather(torch.cat(found), self._sizes), strict=True
+        ):
+            chosen.copy_(rows)
 
     @property
     def _exact(self) -> Runtime:

@@ -29,6 +29,10 @@ class RealImages:
         self.members = [data.members(label) for label in range(data.num_classes)]
         self._moments = data.normalization.tensors(runtime.device)
 
+    def drawn(self, most: int) -> list[int]:
+        """Return how many images `of_class` draws of every class."""
+        return [min(most, len(members)) for members in self.members]
+
     def of_class(self, label: int, most: int, generator: torch.Generator) -> Tensor:
         """Draw images of a class without replacement; all of them where there are no more."""
         members = self.members[label]

@@ -31,7 +31,8 @@ class Member:
         optimizer: its own, with its momentum.
         accuracy: mean over the batches that it was trained on, each before its step; in [0, 1].
         steps: batches it was trained on.
-        reality: what it makes of the real images of every class, as long as it stays as it is.
+        reality: what it makes of the real images of each class that this rank has, as long as it
+            stays as it is.
         scale: of the frequencies that fit its features.
     """
 
@@ -40,7 +41,7 @@ class Member:
     optimizer: torch.optim.Optimizer
     accuracy: float = 0.0
     steps: int = 0
-    reality: list[Tensor] | list[Spectrum] | None = None
+    reality: dict[int, Tensor] | dict[int, Spectrum] | None = None
     scale: float = 1.0
 
 

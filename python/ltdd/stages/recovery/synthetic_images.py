@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ltdd.config import DistributionMatching, GradientMatching
 from ltdd.data.augmentation.dsa import DsaMode, apply_dsa, draw_dsa
 from ltdd.data.formation import FILL, decode
 from ltdd.data.image_spec import ImageSpec
+from ltdd.engine.distributed.units import Shares
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.run import InitialImages
 
@@ -17,7 +20,7 @@ class SyntheticImages:
     """Images in optimisation by SGD, a part of them for every class.
 
     The loss of a class has a gradient by its own images alone, so a step on the sum over classes is
-    the same as a step for every class.
+    the same as a step for every class, and every rank looks at some of the classes.
 
     Deviation: of IDC and IDM, which take the latter. In their code the momentum moves the images of
     all classes in each of these steps; here a class moves once, which over time adds up to as much.
@@ -26,9 +29,11 @@ class SyntheticImages:
         start: where they begin, class-major.
         spec: form of the images.
         config: learning rate, momentum, formation.
+        real: real images of every class that a step looks at: they decide which rank has which.
         runtime: device.
 
     Attributes:
+        classes: divided among the ranks.
         pixels: float32 (K, ipc, C, H, W), in the unit that the learning rate is for.
         optimizer: of the pixels.
         of_class: ipc * f^2, training images of a class.
@@ -40,9 +45,10 @@ class SyntheticImages:
         start: InitialImages,
         spec: ImageSpec,
         config: GradientMatching | DistributionMatching,
+        real: Sequence[int],
         runtime: Runtime,
     ) -> None:
-        self._config, self._classes = config, spec.num_classes
+        self._config = config
         self._mean, self._std = (
             v.view(-1, 1, 1) for v in spec.normalization.tensors(runtime.device)
         )
@@ -57,6 +63,7 @@ class SyntheticImages:
             rate *= ipc / 10 * (spec.size / 32) ** 2
         self.optimizer = torch.optim.SGD(self._leaves, lr=rate, momentum=config.image_momentum)
         self.of_class = ipc * config.formation**2
+        self.classes = Shares([count + self.of_class for count in real])
         labels = torch.arange(spec.num_classes, device=runtime.device)
         self.labels = labels.repeat_interleave(self.of_class)
 
@@ -98,7 +105,13 @@ class SyntheticImages:
         (leaf.grad,) = torch.autograd.grad(loss, leaf)
 
     def step(self) -> None:
-        """Move the images by the gradients that have come."""
+        """Move the images by the gradients that all ranks have taken in."""
+        if len(self.classes.mine) < len(self._leaves):
+            own = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
+            rows = torch.cat([self.pixels[0, :0], *own])
+            gradients = self.classes.gather(rows, [len(leaf) for leaf in self._leaves])
+            for leaf, gradient in zip(self._leaves, gradients, strict=True):
+                leaf.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
 

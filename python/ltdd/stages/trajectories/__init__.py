@@ -9,15 +9,16 @@ Not one of the six stages: initialization and recovery are handed what is made h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ltdd.config import TrajectoryRecovery, deciding_settings
+from ltdd.engine.distributed.ranks import current
 from ltdd.engine.runtime import Runtime
-from ltdd.engine.stage_runner import Stored
+from ltdd.engine.stage_runner import Call, Stored
 from ltdd.engine.storage.files import read_tensors
 from ltdd.engine.storage.stage_store import StageStore
 from ltdd.engine.watching import units
@@ -82,7 +83,10 @@ def train_trajectories(run: Run) -> Trajectories | None:
         bytes=size,
         parameters=network.size,
     )
-    paths = [_path(run, config, network, number) for number in range(config.trajectories)]
+    paths = []
+    ranks, numbers = current().world, range(config.trajectories)
+    for first in numbers[::ranks]:  # as many at a time as ranks: all may be gigabytes
+        paths += _paths(run, config, network, numbers[first : first + ranks])
     return Trajectories(network, paths)
 
 
@@ -94,46 +98,58 @@ def trajectory_bytes(config: TrajectoryRecovery, network: FlatNetwork) -> int:
     return 4 * config.trajectories * values
 
 
-def _path(
-    run: Run, config: TrajectoryRecovery, network: FlatNetwork, number: int
-) -> Stored[Trajectory]:
+def _paths(
+    run: Run, config: TrajectoryRecovery, network: FlatNetwork, numbers: Sequence[int]
+) -> list[Stored[Trajectory]]:
+    """Return the paths of some experts, which ranks train one by one."""
     deciding = deciding_settings(config)
-    shared = {name: deciding[name] for name in _DECIDING if name in deciding} | {"number": number}
+    shared = {name: deciding[name] for name in _DECIDING if name in deciding}
     decay, flip = config.trajectory_weight_decay, run.config.horizontal_flip
     nothing = torch.empty(0)
 
-    def first(runtime: Runtime) -> dict[str, Tensor]:
-        with runtime.global_stream(STAGE, "parameters", number):
-            start = FlatNetwork(run.build(config.network), config.network).vector()
-        course = Course(
-            "expert", number, start, nothing, config.trajectory_epochs, config.last_read, decay
-        )
-        return train_expert(network, course, run.data, config, flip, runtime)
+    def first(number: int) -> Call:
+        def train(runtime: Runtime) -> dict[str, Tensor]:
+            with runtime.global_stream(STAGE, "parameters", number):
+                start = FlatNetwork(run.build(config.network), config.network).vector()
+            course = Course(
+                "expert", number, start, nothing, config.trajectory_epochs, config.last_read, decay
+            )
+            return train_expert(network, course, run.data, config, flip, runtime)
 
-    settings = shared | {
-        "epochs": config.trajectory_epochs,
-        "kept": config.last_read,
-        "weight_decay": decay,
-    }
-    path = _mapped(run, run.stages.run(STAGE, settings, [], first))
+        settings = {
+            "epochs": config.trajectory_epochs,
+            "kept": config.last_read,
+            "weight_decay": decay,
+        }
+        return Call(STAGE, shared | {"number": number} | settings, [], train)
+
+    def second(number: int, path: Stored[dict[str, Tensor]]) -> Call:
+        def train(runtime: Runtime) -> dict[str, Tensor]:
+            frozen, start = path.value["last"].tensor_split([network.classifier])
+            kept = config.expert_epochs
+            course = Course(
+                "classifier", number, start, frozen, config.classifier_epochs, kept, 0.0, True
+            )
+            return train_expert(network, course, run.data, config, flip, runtime)
+
+        settings = {"epochs": config.classifier_epochs, "kept": config.expert_epochs}
+        return Call(STAGE, shared | {"number": number} | settings, [path], train)
+
+    paths = _trained(run, map(first, numbers))
     if config.phases == "one":
-        return path.map(lambda tensors: Trajectory(tensors["snapshots"], tensors["last"]))
-
-    def second(runtime: Runtime) -> dict[str, Tensor]:
-        frozen, start = path.value["last"].tensor_split([network.classifier])
-        kept = config.expert_epochs
-        course = Course(
-            "classifier", number, start, frozen, config.classifier_epochs, kept, 0.0, True
-        )
-        return train_expert(network, course, run.data, config, flip, runtime)
-
-    settings = shared | {"epochs": config.classifier_epochs, "kept": config.expert_epochs}
-    again = _mapped(run, run.stages.run(STAGE, settings, [path], second))
-    tensors = *path.value.values(), *again.value.values()
-    return Stored(Trajectory(*tensors), again.key)
+        return [path.map(lambda tensors: Trajectory(**tensors)) for path in paths]
+    again = _trained(run, map(second, numbers, paths))
+    return [
+        Stored(Trajectory(*path.value.values(), *classifier.value.values()), classifier.key)
+        for path, classifier in zip(paths, again, strict=True)
+    ]
 
 
-def _mapped(run: Run, stored: Stored[dict[str, Tensor]]) -> Stored[dict[str, Tensor]]:
-    """Return tensors that are read from their file where they are used: all may be gigabytes."""
-    tensors, _ = read_tensors(StageStore(run.out).path(STAGE, stored.key))
-    return Stored({name: tensors[name] for name in ("snapshots", "last")}, stored.key)
+def _trained(run: Run, calls: Iterable[Call]) -> list[Stored[dict[str, Tensor]]]:
+    """Return paths that are read from their files where they are used: all may be gigabytes."""
+    paths, store = [], StageStore(run.out)
+    for stored in run.stages.run_all(list(calls)):
+        tensors, _ = read_tensors(store.path(STAGE, stored.key))
+        path = {name: tensors[name] for name in ("snapshots", "last")}
+        paths.append(Stored(path, stored.key))
+    return paths
