@@ -15,10 +15,12 @@ from typing import Any
 
 from ltdd.config import DistillConfig, RecoveryConfig
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.distributed.session import session
 from ltdd.engine.run_options import RunOptions
+from ltdd.engine.runtime import resolve_device
 from ltdd.engine.storage.files import write_json, write_text
 from ltdd.errors import UserError
-from ltdd.pipeline import distill, load_source
+from ltdd.pipeline import distill_loaded, load_source
 from ltdd.recipes import Recipe
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.results.pages.systems import write_systems_page
@@ -30,6 +32,8 @@ RESULT = "systems.json"
 _NOT_OF_THE_SET = ("evaluation", "drift", "nearest")
 """Stages that measure a set which is finished."""
 _LABELS_WITHOUT_TEACHER = ("hard", "learned")
+_OF_THE_DATA = ("data", "imbalance_factor", "image_size", "fit", "incomplete_classes")
+"""What `load_source` goes by."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ def compare_systems(
         The content of ``systems.json``.
 
     Raises:
-        UserError: the folder holds a run, or as `distill`.
+        UserError: the folder holds a run, the data are not the same, or as `distill`.
     """
     if (out / "run.json").exists():
         raise UserError(f"out: expected a folder for several runs, got that of a run, {out}")
+    data = _load(systems)
     entries: list[dict[str, Any]] = []
     study: dict[str, Any] = {}
     for number, system in enumerate(systems, 1):
@@ -75,8 +80,8 @@ def compare_systems(
         store = system.options.store or out / "stages"
         options = dataclasses.replace(system.options, store=store)
         folder = out / system.recipe.name
-        results = distill(system.config, folder, options=options)
-        data = load_source(system.config, options)
+        with session(resolve_device(system.config.device)):
+            results = distill_loaded(system.config, data, folder, options)
         taught = {
             name: _evaluate(system, load(folder), name, column, data, options)
             for name, column in columns.items()
@@ -94,6 +99,19 @@ def compare_systems(
         write_text(out / "systems.md", systems_markdown(study))
         write_systems_page(study, out)
     return study
+
+
+def _load(systems: Sequence[System]) -> LongTailedData:
+    """Load the data of all methods, once."""
+    first, *others = (system.config for system in systems)
+    for name in _OF_THE_DATA:
+        for other in others:
+            if getattr(other, name) != getattr(first, name):
+                raise UserError(
+                    f"systems: expected the same data for all methods, got {name} "
+                    f"{getattr(first, name)!r} and {getattr(other, name)!r}"
+                )
+    return load_source(first, systems[0].options)
 
 
 def _evaluate(
