@@ -25,6 +25,10 @@ STABLE_TORCH_LIBRARY(ltdd_ext, m) {
       "norm_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, "
       "Tensor m2, bool per_image, float eps, int act, int pool) "
       "-> (Tensor dx, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "norm_act_double_backward(Tensor gg_x, Tensor gg_weight, Tensor gg_bias, Tensor grad_y, "
+      "Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor m2, bool per_image, float eps, "
+      "int act, int pool) -> (Tensor gg_y, Tensor dx, Tensor grad_weight)");
 
   m.def("conv3x3(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def("conv3x3_backward(Tensor grad_y, Tensor x) -> (Tensor grad_weight, Tensor grad_bias)");

@@ -1,8 +1,8 @@
 """Differentiable operators: one formula each, for compilers and for direct calls.
 
-The kernels know the value and its first derivative in reverse mode. Whatever goes beyond, the
-gradient of a gradient, forward mode and the transforms of ``torch.func``, PyTorch derives from the
-same operator out of its own operations (``_composed``).
+The kernels know the value and its first derivative in reverse mode, some also the second. Whatever
+goes beyond, forward mode and the transforms of ``torch.func``, PyTorch derives from the same
+operator out of its own operations (``_composed``).
 """
 
 from __future__ import annotations
@@ -110,17 +110,21 @@ def differentiable(
     return call
 
 
-def last_derivative(name: str) -> Callable[..., Any]:
+def last_derivative(name: str, of: str) -> Callable[..., Any]:
     """Return the function that calls a backward operator, and make its own gradient an error.
 
     A formula that :func:`is_differentiated` does not call it.
+
+    Args:
+        name: Of the backward operator.
+        of: The operator that it is a derivative of.
     """
     operator = getattr(torch.ops.ltdd_ext, name).default
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
             f"{name}: expected to be the last derivative, got a gradient through it; use "
-            f"ltdd_ext.{name.removesuffix('_backward')} and torch.autograd.grad(..., "
+            f"ltdd_ext.{of} and torch.autograd.grad(..., "
             "create_graph=True)"
         )
 

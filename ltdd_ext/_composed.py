@@ -8,10 +8,12 @@ so nothing in here may depend on values in a way that PyTorch cannot differentia
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import vjp
 from torch.nn.grad import conv2d_weight
 
 _RELU, _AVG2 = 1, 2  # as operators spell the switches
@@ -47,6 +49,24 @@ def norm_act(
     normed = (wide - mean) * torch.rsqrt(var + eps)
     y = normed * weight.view(per_channel) + bias.view(per_channel)
     return (_activated(y, act, pool).to(x.dtype), *row_moments(x.detach()))
+
+
+def norm_act_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    *switches: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of :func:`norm_act`; the moments are those of x, and found anew."""
+
+    def output(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return norm_act(x, weight, bias, *switches)[0]
+
+    gradients: tuple[Tensor, Tensor, Tensor] = vjp(output, x, weight, bias)[1](grad_y)
+    return gradients
 
 
 def _activated(y: Tensor, act: int, pool: int) -> Tensor:

@@ -15,6 +15,7 @@ OPERATORS = (
     "bn_act_moments_backward",
     "norm_act",
     "norm_act_backward",
+    "norm_act_double_backward",
     "conv3x3",
     "conv3x3_backward",
     "class_moments",

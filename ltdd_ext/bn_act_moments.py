@@ -157,5 +157,5 @@ def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> t
 
 torch.library.register_fake("ltdd_ext::bn_act_moments", _fake)
 torch.library.register_fake("ltdd_ext::bn_act_moments_backward", _fake_backward)
-_call_backward = _autograd.last_derivative("bn_act_moments_backward")
+_call_backward = _autograd.last_derivative("bn_act_moments_backward", _OP)
 _call = _autograd.differentiable(_OP, _composed.bn_act_moments, _backward, _setup_context)

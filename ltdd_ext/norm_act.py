@@ -73,10 +73,10 @@ def norm_act(
 
     Note:
         Differentiable in ``x``, ``weight`` and ``bias``, any number of times and in forward mode:
-        one gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
-        PyTorch operations. Only ``x`` is kept for the backward pass, which recomputes the ReLU
-        mask. Arithmetic is float32 (float64 for float64), sums are float64. Deterministic for any
-        number of threads. There is no CUDA kernel: there the separate layers of PyTorch do it.
+        twice in reverse mode by kernels, whatever goes beyond and the transforms of ``torch.func``
+        by plain PyTorch operations. Only ``x`` is kept for the backward pass, which recomputes the
+        ReLU mask. Arithmetic is float32 (float64 for float64), sums are float64. Deterministic for
+        any number of threads. There is no CUDA kernel: there the separate layers of PyTorch do it.
 
     Example:
         >>> import torch, ltdd_ext
@@ -111,6 +111,24 @@ def _fake_backward(
     return output_like(x), torch.empty_like(weight), torch.empty_like(bias)
 
 
+def _fake_double_backward(
+    gg_x: Tensor,
+    gg_weight: Tensor,
+    gg_bias: Tensor,
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    per_image: bool,
+    eps: float,
+    act: int,
+    pool: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fused_output(x, pool), output_like(x), torch.empty_like(weight)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, *ctx.switches = inputs
     _, mean, m2 = output
@@ -119,15 +137,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
+    return *_call_backward(grad_y, *ctx.saved_tensors, *ctx.switches), None, None, None, None
+
+
+def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.switches = inputs[6:]
+
+
+def _double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    """Differentiate the gradients by what they come from; x also by way of its moments."""
+    inputs = (*ctx.saved_tensors, *ctx.switches)
     if _autograd.is_differentiated():
-        inputs = (*ctx.saved_tensors[:3], *ctx.switches)
-        grads = (grad_y, grad_mean, grad_m2)
-        return _autograd.pull_back(_composed.norm_act, inputs, ctx.needs_input_grad, grads)
-    dx, grad_weight, grad_bias = _call_backward(grad_y, *ctx.saved_tensors, *ctx.switches)
-    return dx, grad_weight, grad_bias, None, None, None, None
+        needed = ctx.needs_input_grad
+        return _autograd.pull_back(_composed.norm_act_backward, inputs, needed, grads)
+    gg_y, dx, grad_weight = _call_double_backward(*grads, *inputs)
+    return gg_y, dx, grad_weight, *(None,) * 7
 
 
 torch.library.register_fake("ltdd_ext::norm_act", _fake)
 torch.library.register_fake("ltdd_ext::norm_act_backward", _fake_backward)
-_call_backward = _autograd.last_derivative("norm_act_backward")
+torch.library.register_fake("ltdd_ext::norm_act_double_backward", _fake_double_backward)
+_call_double_backward = _autograd.last_derivative("norm_act_double_backward", _OP)
+_call_backward = _autograd.differentiable(
+    "norm_act_backward", _composed.norm_act_backward, _double_backward, _setup_context_backward
+)
 _call = _autograd.differentiable(_OP, _composed.norm_act, _backward, _setup_context)

@@ -106,5 +106,5 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_m2: Tensor) -> Tensor | None:
 
 torch.library.register_fake("ltdd_ext::row_moments", _fake)
 torch.library.register_fake("ltdd_ext::row_moments_backward", _fake_backward)
-_call_backward = _autograd.last_derivative("row_moments_backward")
+_call_backward = _autograd.last_derivative("row_moments_backward", _OP)
 _call = _autograd.differentiable(_OP, _composed.row_moments, _backward, _setup_context)

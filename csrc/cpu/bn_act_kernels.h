@@ -111,6 +111,36 @@ static inline bool pooled_together(int64_t height, int64_t width) {
   return height % 2 == 0 && height * width * kWidth<acc_t> <= kPooledTogether;
 }
 
+// Writes rows [first, last) of values, pooled if asked; for_values(row, begin, size, put) calls
+// put(i, count, value) for the elements [begin, begin + size) of a row. At most rows_at_once rows.
+template <typename scalar_t, typename Args, typename Values>
+static inline void write_rows(const Args& a, int64_t first, int64_t last, scalar_t* y, bool stream,
+                              const Values& for_values) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t s = a.s(), half = a.width / 2, out_s = a.pool ? (a.height / 2) * half : s;
+  acc_t buffer[kPlane + 2 * kWidth<acc_t>];
+  for (int64_t row = first; row < last && !a.pool; ++row)
+    for_values(row, 0, s, [&](int64_t i, int64_t count, const Vec<acc_t>& v) {
+      set(y + row * s + i, v, count, stream);
+    });
+  if (!a.pool) return;
+  if (pooled_together<acc_t>(a.height, a.width)) {
+    for (int64_t row = first; row < last; ++row)
+      for_values(row, 0, s, [&](int64_t i, int64_t, const Vec<acc_t>& v) {
+        store(buffer + (row - first) * s + i, v);
+      });
+    return average_pairs(buffer, (last - first) * a.height, a.width, y + first * out_s);
+  }
+  const int64_t strip = buffered_image_rows(a.height, a.width);
+  for (int64_t row = first; row < last; ++row)
+    for (int64_t top = 0; top + 1 < a.height; top += strip) {
+      const int64_t rows = least(strip, a.height - top) / 2 * 2;
+      for_values(row, top * a.width, rows * a.width,
+                 [&](int64_t i, int64_t, const Vec<acc_t>& v) { store(buffer + i, v); });
+      average_pairs(buffer, rows, a.width, y + row * out_s + top / 2 * half);
+    }
+}
+
 template <typename scalar_t, bool relu, bool residual>
 static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
@@ -119,7 +149,6 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
   const auto* r = static_cast<const scalar_t*>(a.residual);
   auto* y = static_cast<scalar_t*>(a.y);
   const bool stream = a.stream && can_stream<scalar_t>(a.y, out_s);
-  acc_t buffer[kPlane + 2 * kWidth<acc_t>];
   // Calls put_value(i, count, value) for the elements [first, first + size) of a row.
   const auto for_values = [&](int64_t row, int64_t first, int64_t size, const auto& put_value) {
     const int64_t scale = a.scale_of(row);
@@ -137,27 +166,7 @@ static void bn_act_rows_as(const BnActArgs& a, int64_t begin, int64_t end) {
     const int64_t last = least(end, first + together);
     if (a.mean != nullptr)  // which brings them into the cache
       moments_of_rows(x, s, a.n * a.c, first, last, a.mean, a.m2);
-    for (int64_t row = first; row < last && !a.pool; ++row)
-      for_values(row, 0, s, [&](int64_t i, int64_t count, const Vec<acc_t>& v) {
-        set(y + row * s + i, v, count, stream);
-      });
-    if (!a.pool) continue;
-    if (pooled_together<acc_t>(a.height, a.width)) {
-      for (int64_t row = first; row < last; ++row)
-        for_values(row, 0, s, [&](int64_t i, int64_t, const Vec<acc_t>& v) {
-          store(buffer + (row - first) * s + i, v);
-        });
-      average_pairs(buffer, (last - first) * a.height, a.width, y + first * out_s);
-      continue;
-    }
-    const int64_t strip = buffered_image_rows(a.height, a.width);
-    for (int64_t row = first; row < last; ++row)
-      for (int64_t top = 0; top + 1 < a.height; top += strip) {
-        const int64_t rows = least(strip, a.height - top) / 2 * 2;
-        for_values(row, top * a.width, rows * a.width,
-                   [&](int64_t i, int64_t, const Vec<acc_t>& v) { store(buffer + i, v); });
-        average_pairs(buffer, rows, a.width, y + row * out_s + top / 2 * half);
-      }
+    write_rows(a, first, last, y, stream, for_values);
   }
   finish_streaming(stream);
 }
@@ -224,6 +233,27 @@ static void bn_act_backward_rows_as(const BnActBackwardArgs& a, int64_t begin, i
   finish_streaming(stream);
 }
 
+// Writes value(pixel, c, count) for some channels of the pixels [first, last) of a sample; pooled
+// if asked and if these are a pair of image rows.
+template <typename scalar_t, typename Args, typename Value>
+static inline void write_pixels(const Args& a, int64_t first, int64_t last, int64_t channels,
+                                scalar_t* y, bool stream, const Value& value) {
+  using acc_t = Acc<scalar_t>;
+  const int64_t half = a.width / 2, out_row = first / a.width / 2 * half;
+  for (int64_t q = first; q < last && !a.pool; ++q)
+    for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
+      set(y + q * a.c + c, value(q, c, count), count, stream);
+    });
+  if (!a.pool || last - first < 2 * a.width) return;
+  for (int64_t j = 0; j < half; ++j)
+    for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
+      const int64_t q = first + 2 * j;
+      const Vec<acc_t> sum = (value(q, c, count) + value(q + 1, c, count)) +
+                             (value(q + a.width, c, count) + value(q + a.width + 1, c, count));
+      set(y + (out_row + j) * a.c + c, acc_t(0.25) * sum, count, stream);
+    });
+}
+
 template <typename scalar_t, bool relu, bool residual>
 static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, int64_t end) {
   using acc_t = Acc<scalar_t>;
@@ -246,27 +276,11 @@ static void bn_act_pixels_as(const BnActArgs& a, int64_t sample, int64_t begin, 
       if constexpr (residual) v += get(r + at, count);
       return activate<relu>(v);
     };
-    const auto pool_pair = [&](int64_t top) {
-      for (int64_t j = 0; j < half; ++j)
-        for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
-          const int64_t q = top * a.width + 2 * j;
-          const Vec<acc_t> sum = (value(q, c, count) + value(q + 1, c, count)) +
-                                 (value(q + a.width, c, count) + value(q + a.width + 1, c, count));
-          set(y + (top / 2 * half + j) * a.c + c, acc_t(0.25) * sum, count, stream);
-        });
-    };
     if (measured) begin_slab(slab, x, s, a.c, channels);
     for (int64_t p = 0; p < s; p += piece) {
       const int64_t last = least(s, p + piece);
       if (measured) add_pixels(slab, x, p, last, a.c, channels);
-      if (a.pool) {
-        if (last - p == piece) pool_pair(p / a.width);
-        continue;
-      }
-      for (int64_t q = p; q < last; ++q)
-        for_vectors<acc_t>(channels, [&](int64_t c, int64_t count) {
-          set(y + q * a.c + c, value(q, c, count), count, stream);
-        });
+      write_pixels(a, p, last, channels, y, stream, value);
     }
     if (measured) end_slab(slab, x, s, a.c, channels, a.mean + row, a.m2 + row);
     finish_streaming(stream);

@@ -43,6 +43,8 @@ constexpr Kernels kKernels = {
     bn_act_backward_pixels<scalar_t>,
     norm_sums_rows<scalar_t>,
     norm_sums_pixels<scalar_t>,
+    norm_double_rows<scalar_t>,
+    norm_double_pixels<scalar_t>,
     kAddImages<scalar_t>,
 };
 

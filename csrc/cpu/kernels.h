@@ -56,9 +56,22 @@ struct BnActBackwardArgs {
 };
 
 // What a trained norm needs of the gradient g that reaches it: sum g and sum g (x - mean) of a row.
+// And what the gradient of its gradient needs of the gradient a of dx.
 struct NormSumsArgs {
   BnActBackwardArgs pass;  // without residual; of its outputs nothing is written
   double *sum_g, *sum_gx;  // [N, C]
+  const void* gg_x;        // a, or null: then the three below are not written
+  double *sum_a, *sum_ax, *sum_ag;
+};
+
+// The gradient of a trained norm's gradient, as parts of a, g, x - mean and 1:
+// dx = from_a a + from_g g + grad_mean / S + 2 grad_m2 (x - mean), and
+// gg_y = pool'(mask(k x + h) (k a + y_grad_mean / S + 2 y_grad_m2 (x - mean))).
+struct NormDoubleArgs {
+  BnActBackwardArgs pass;                                   // without residual
+  const void* gg_x;                                         // a
+  const double *from_a, *from_g, *y_grad_mean, *y_grad_m2;  // [N, C]
+  void* gg_y;
 };
 
 // Images of one batch, in their order, for the running statistics of their classes.
@@ -99,6 +112,8 @@ struct Kernels {
                                  int64_t end);
   void (*norm_sums_rows)(const NormSumsArgs&, int64_t begin, int64_t end);
   void (*norm_sums_pixels)(const NormSumsArgs&, int64_t sample, int64_t begin, int64_t end);
+  void (*norm_double_rows)(const NormDoubleArgs&, int64_t begin, int64_t end);
+  void (*norm_double_pixels)(const NormDoubleArgs&, int64_t sample, int64_t begin, int64_t end);
   // Channels [begin, end); the set of kDouble or kFloat, as the row moments are.
   void (*add_images)(const AddImagesArgs&, int64_t begin, int64_t end);
 };

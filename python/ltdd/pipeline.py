@@ -76,17 +76,19 @@ def distill(
     """
     out, options = user_path(out), options or RunOptions()
     with session(resolve_device(config.device)) as ranks:
-        return _distill(config, out, data, options.of_rank(ranks.rank))
+        options = options.of_rank(ranks.rank)
+        if data is None:
+            data = load_source(config, options)
+        else:
+            config = with_data(config, data)
+        return distill_loaded(config, data, out, options)
 
 
-def _distill(
-    config: DistillConfig, out: Path, given: LongTailedData | None, options: RunOptions
+def distill_loaded(
+    config: DistillConfig, data: LongTailedData, out: Path, options: RunOptions
 ) -> dict[str, Any]:
+    """Distil the data that a configuration names, once they are loaded; see `distill`."""
     ranks = current()
-    if given is None:
-        data = load_source(config, options)
-    else:
-        data, config = given, with_data(config, given)
     check_networks(config, data)
     check_same(config, data)
     ranks.first_only(lambda: check_disk_space(config, data, out))

@@ -84,7 +84,8 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, bool own_sca
                                          dx.data(),      with_residual ? dr.data() : nullptr};
   t.call(t.run.bn_act_backward_rows, t.run.bn_act_backward_pixels, backward);
   std::vector<double> sum_g(rows), sum_gx(rows);
-  const ltdd::NormSumsArgs sums{backward, sum_g.data(), sum_gx.data()};
+  const ltdd::NormSumsArgs sums{backward, sum_g.data(), sum_gx.data(), nullptr,
+                                nullptr,  nullptr,      nullptr};
   if (!with_residual) t.call(t.run.norm_sums_rows, t.run.norm_sums_pixels, sums);
   std::vector<char> plain(x_bytes.size());
   const ltdd::MomentsBackwardArgs plain_backward{
@@ -119,6 +120,95 @@ void check(const Case& t, bool relu, bool pool, bool with_residual, bool own_sca
       if (with_residual || !sure) continue;
       t.expect("sum g", sum_g[row_at], want_g, terms, 1e-6);
       t.expect("sum g x", sum_gx[row_at], want_gx, terms, 1e-6);
+    }
+}
+
+// The gradient of a trained norm's gradient, by sums and coefficients of every row.
+void check_norm_double(const Case& t, bool relu, bool pool, bool own_scale,
+                       std::mt19937& generator) {
+  const Shape& shape = t.shape;
+  const int64_t s = shape.s(), rows = shape.n * shape.c, width = shape.width;
+  const int64_t half = width / 2, out_s = pool ? shape.height / 2 * half : s;
+  const Storage row = t.row_storage();
+  const auto x = random_values(shape.size(), generator, t.storage);
+  const auto a = random_values(shape.size(), generator, t.storage);
+  const auto gy = random_values(rows * out_s, generator, t.storage);
+  const int64_t scales = own_scale ? rows : shape.c;
+  const auto k = random_values(scales, generator, row), h = random_values(scales, generator, row);
+  std::vector<std::vector<double>> table(7);  // mean, what a, g, x - mean and 1 count for
+  for (auto& one : table) one = random_values(rows, generator, row);
+  const auto x_bytes = pack(x, t.storage), a_bytes = pack(a, t.storage);
+  const auto gy_bytes = pack(gy, t.storage), k_bytes = pack(k, row), h_bytes = pack(h, row);
+  std::vector<char> dx(x_bytes.size()), gg_y(gy_bytes.size());
+  std::vector<std::vector<double>> sums(5, std::vector<double>(rows));
+  const ltdd::BnActBackwardArgs pass{table[1].data(),
+                                     table[2].data(),
+                                     table[0].data(),
+                                     gy_bytes.data(),
+                                     x_bytes.data(),
+                                     nullptr,
+                                     k_bytes.data(),
+                                     h_bytes.data(),
+                                     shape.n,
+                                     shape.c,
+                                     shape.height,
+                                     width,
+                                     relu,
+                                     pool,
+                                     true,
+                                     own_scale,
+                                     dx.data(),
+                                     nullptr};
+  const ltdd::NormSumsArgs sum_up{pass,           sums[0].data(), sums[1].data(), a_bytes.data(),
+                                  sums[2].data(), sums[3].data(), sums[4].data()};
+  t.call(t.run.norm_sums_rows, t.run.norm_sums_pixels, sum_up);
+  const ltdd::NormDoubleArgs write{pass,
+                                   a_bytes.data(),
+                                   table[3].data(),
+                                   table[4].data(),
+                                   table[5].data(),
+                                   table[6].data(),
+                                   gg_y.data()};
+  t.call(t.run.norm_double_rows, t.run.norm_double_pixels, write);
+  for (int64_t n = 0; n < shape.n; ++n)
+    for (int64_t c = 0; c < shape.c; ++c) {
+      const int64_t r = n * shape.c + c, scale = own_scale ? r : c;
+      double want[5] = {}, terms[5] = {};
+      bool sure = true;
+      std::vector<double> through(s);
+      for (int64_t p = 0; p < s; ++p) {
+        const int64_t at = t.at(n, c, p, s), i = p / width, j = p % width;
+        const double before = k[scale] * x[at] + h[scale], d = x[at] - table[0][r];
+        double g = 0;
+        if (!pool)
+          g = gy[at];
+        else if (i / 2 < shape.height / 2 && j / 2 < half)
+          g = gy[t.at(n, c, i / 2 * half + j / 2, out_s)] / 4;
+        const bool open = !relu || before > 0;
+        if (!open) g = 0;
+        through[p] = open ? k[scale] * a[at] + table[5][r] / s + 2 * table[6][r] * d : 0.0;
+        const double parts[] = {g, g * d, a[at], a[at] * d, a[at] * g};
+        for (int kind = 0; kind < 5; ++kind) {
+          want[kind] += parts[kind];
+          terms[kind] += 1 + std::abs(parts[kind]);
+        }
+        const double moved = table[3][r] * a[at] + table[4][r] * g;
+        const double got = unpack(dx, at, t.storage);
+        if (relu && std::abs(before) < 1e-5)
+          sure = false;
+        else
+          t.expect("double dx", got, moved + table[1][r] / s + 2 * table[2][r] * d, 60.0,
+                   t.rounding());
+      }
+      for (int kind = 0; kind < 5 && sure; ++kind)
+        t.expect("double sum", sums[kind][r], want[kind], terms[kind], 1e-6);
+      for (int64_t q = 0; q < out_s && sure; ++q) {
+        const int64_t p = pool ? q / half * 2 * width + q % half * 2 : q;
+        const double mean =
+            pool ? (through[p] + through[p + 1] + through[p + width] + through[p + width + 1]) / 4
+                 : through[p];
+        t.expect("gg y", unpack(gg_y, t.at(n, c, q, out_s), t.storage), mean, 60.0, t.rounding());
+      }
     }
 }
 
@@ -282,6 +372,12 @@ int main() {
         for (int bits = 0; bits < 32; ++bits, ++cases)
           check({set.name, set.kernels(storage), storage, shape, (bits & 1) != 0}, (bits & 2) != 0,
                 (bits & 4) != 0, (bits & 8) != 0, (bits & 16) != 0, generator);
+    for (const Storage storage :
+         {Storage::kFloat, Storage::kDouble, Storage::kBFloat16, Storage::kHalf})
+      for (const Shape& shape : shapes)
+        for (int bits = 0; bits < 16; ++bits, ++cases)
+          check_norm_double({set.name, set.kernels(storage), storage, shape, (bits & 1) != 0},
+                            (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0, generator);
     for (const Storage storage : {Storage::kBFloat16, Storage::kHalf}) {
       check_numbers(set.name, set.kernels(storage), storage);
       ++cases;

@@ -448,6 +448,24 @@ def test_first_derivatives_are_computed_by_the_kernels(name):
     }
 
 
+@pytest.mark.parametrize("name", ["norm_act-batch", "norm_act-image", "conv3x3"])
+def test_second_derivatives_are_computed_by_the_kernels(name):
+    """Nothing else is left to PyTorch that goes over a whole activation."""
+    one = EACH[name]()
+    leaves = one.leaves()
+    toward = directions(one.inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        (y,) = one.call(*leaves)
+        first = torch.autograd.grad(y.sum(), leaves, create_graph=True)
+        torch.autograd.grad(first, leaves, toward, allow_unused=True)  # none by the bias
+    events = {event.name for event in profile.events()}
+    own = {event for event in events if event.startswith("ltdd_ext::")}
+    last = {"conv3x3": set(), "norm_act": {"ltdd_ext::norm_act_double_backward"}}
+    operator = name.split("-")[0]
+    assert own == {f"ltdd_ext::{operator}", f"ltdd_ext::{operator}_backward"} | last[operator]
+    assert not events & {"aten::var_mean", "aten::rsqrt", "aten::threshold_backward"}
+
+
 @pytest.mark.parametrize("name", ["row_moments", "bn_act_moments", "norm_act"])
 def test_a_gradient_through_a_backward_operator_is_an_error(name):
     """It used to be nothing, with a warning."""
@@ -458,12 +476,13 @@ def test_a_gradient_through_a_backward_operator_is_an_error(name):
         "bn_act_moments": lambda: OPS.bn_act_moments_backward(
             x, rows, rows, x, channel, channel, None, rows, 1, 1
         ),
-        "norm_act": lambda: OPS.norm_act_backward(
-            x, x, channel, channel, rows, rows, True, 1e-5, 1, 1
+        "norm_act": lambda: OPS.norm_act_double_backward(
+            x, channel, channel, x, x, channel, channel, rows, rows, True, 1e-5, 1, 1
         ),
     }[name]()
     first = outputs if isinstance(outputs, Tensor) else outputs[0]
-    with pytest.raises(NotImplementedError, match=rf"{name}_backward: .*use ltdd_ext\.{name} and"):
+    last = rf"{name}_(double_)?backward: .*use ltdd_ext\.{name} and"
+    with pytest.raises(NotImplementedError, match=last):
         first.sum().backward()
 
 

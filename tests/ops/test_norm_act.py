@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,38 @@ def test_matches_float64(shape, over, act, pool, layout, dtype):
         assert ((got.grad - wanted.grad).abs() / terms).max() <= 1e-6
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("pool", ["none", "avg2"])
+@pytest.mark.parametrize("act", ["none", "relu"])
+@pytest.mark.parametrize("over", ["batch", "image"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_second_derivatives_match_float64(shape, over, act, pool, layout, dtype):
+    """By the kernel, of a slope that all three gradients have a say in."""
+    x = activation(shape, dtype, layout)
+    weight, bias = (p.detach() for p in parameters(shape[1], dtype))
+    grad_y = ltdd_ext.norm_act(x, weight, bias, over, 1e-3, act, pool)[0].detach()
+    generator = torch.Generator().manual_seed(4)
+    grad_y = torch.randn(grad_y.shape, generator=generator, dtype=torch.float64).to(grad_y)
+    ways = [
+        torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one.dtype)
+        for one in (x, weight, bias)
+    ]
+
+    def second(ops: ModuleType, exact: bool) -> list[torch.Tensor]:
+        given = [v.double() if exact else v for v in (grad_y, x, weight, bias)]
+        leaves = [v.detach().requires_grad_() for v in given]
+        y = ops.norm_act(*leaves[1:], over, 1e-3, act, pool)[0]
+        first = torch.autograd.grad(y, leaves[1:], leaves[0], create_graph=True)
+        slope = sum((g.double() * way.double()).sum() for g, way in zip(first, ways, strict=True))
+        return list(torch.autograd.grad(slope, leaves, materialize_grads=True))
+
+    tolerance = 2e-6 + ROUNDING[dtype]
+    for got, want in zip(second(ltdd_ext, False)[:3], second(reference, True), strict=False):
+        assert got.dtype in (dtype, weight.dtype)
+        assert relative_error(got, want) <= 8 * tolerance
+
+
 @pytest.mark.parametrize("over", ["batch", "image"])
 def test_is_the_layer_of_pytorch(over):
     """The reference itself against PyTorch's own norms."""
@@ -127,8 +161,11 @@ def test_bits_do_not_depend_on_threads(over):
     weight, bias = parameters(40, torch.float32)
 
     def bits() -> list[torch.Tensor]:
-        y, mean, m2 = ltdd_ext.norm_act(x, weight, bias, over, pool="avg2")
-        return [y, mean, m2, *torch.autograd.grad(y.square().sum(), (x, weight, bias))]
+        inputs = (x, weight, bias)
+        y, mean, m2 = ltdd_ext.norm_act(*inputs, over, pool="avg2")
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), inputs)
+        return [y, mean, m2, *(one.detach() for one in first), *second]
 
     assert_threads_change_no_bit(bits)
 
@@ -168,6 +205,10 @@ def test_opcheck(over, layout):
         torch.library.opcheck(
             torch.ops.ltdd_ext.norm_act_backward.default,
             (torch.ones_like(y), x, weight, bias, mean, m2, *switches),
+        )
+        torch.library.opcheck(
+            torch.ops.ltdd_ext.norm_act_double_backward.default,
+            (x * 2, weight, bias, torch.ones_like(y), x, weight, bias, mean, m2, *switches),
         )
 
 

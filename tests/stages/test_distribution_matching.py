@@ -172,13 +172,13 @@ def test_the_real_side_is_computed_once_for_a_network(
     data: LongTailedData, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
-    reality = distribution._Matching._reality
+    reality = distribution._Distributions._reality
 
     def watch(self: Any, member: Member) -> Any:
         looks.append(member.number)
         return reality(self, member)
 
-    monkeypatch.setattr(distribution._Matching, "_reality", watch)
+    monkeypatch.setattr(distribution._Distributions, "_reality", watch)
     config = dataclasses.replace(CSDM, iterations=20, pool_period=0)
     matched(data, start_of(data, 1, real=False), config, runtime)
     assert sorted(looks) == [0, 1]

@@ -10,7 +10,13 @@ import torch
 from helpers.stripes import Recorder, make_data
 from torch import Tensor
 
-from ltdd.config import DistillConfig, GradientMatching, Tiled
+from ltdd.config import (
+    DistillConfig,
+    DistributionMatching,
+    EvaluationConfig,
+    GradientMatching,
+    Tiled,
+)
 from ltdd.data.image_spec import ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
@@ -197,13 +203,13 @@ def test_no_graph_grows_with_images_per_class(
     ipc: int, data: LongTailedData, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: set[int] = set()
-    look = gradient._Matching._gradients
+    look = gradient._Gradients._gradients
 
     def watch(self: Any, images: Tensor, *rest: Any, **more: Any) -> Any:
         sizes.add(len(images))
         return look(self, images, *rest, **more)
 
-    monkeypatch.setattr(gradient._Matching, "_gradients", watch)
+    monkeypatch.setattr(gradient._Gradients, "_gradients", watch)
     config = dataclasses.replace(IDC, formation=2, real_batch=6, synthetic_batch=7)
     matched(data, noise(data, ipc), config, runtime)
     assert max(sizes) == (6 if ipc == 1 else 7)
@@ -308,6 +314,21 @@ def test_networks_with_batch_norm_are_refused(data: LongTailedData) -> None:
         check_networks(config, data)
     with pytest.raises(UserError, match=r"initialization\.network: expected an architecture"):
         check_networks(DistillConfig(initialization=Tiled(network="convnet")), data)
+
+
+def test_students_read_images_as_they_were_matched() -> None:
+    for form in (GradientMatching, DistributionMatching):
+        config = DistillConfig(
+            recovery=form(formation=2), evaluation=dataclasses.replace(EvaluationConfig(), decode=2)
+        )
+        with pytest.raises(
+            UserError, match=r"evaluation\.decode 2 as recovery\.formation, .*got 1"
+        ):
+            dataclasses.replace(config, evaluation=EvaluationConfig())
+        with pytest.raises(
+            UserError, match=r"evaluation\.decode 1 as recovery\.formation, .*got 2"
+        ):
+            dataclasses.replace(config, recovery=form())
 
 
 def test_unknown_operations_are_named() -> None:

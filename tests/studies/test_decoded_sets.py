@@ -95,7 +95,7 @@ def test_others_train_the_very_student_of_the_run(run: Path) -> None:
         for path in (run / "stages").glob("evaluation-*.safetensors")
     ]
     assert any(torch.equal(predictions, table) for table in stored)
-    with pytest.raises(UserError, match="expected decode = 2, with which the stored labels of"):
+    with pytest.raises(UserError, match=r"evaluation\.decode 2 as recovery\.formation"):
         ltdd.train_student(run, student, quiet=True, decode=1)
 
 

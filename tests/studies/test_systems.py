@@ -11,14 +11,19 @@ import pytest
 from helpers.finished_pages import Page
 from helpers.refusal import command_refused
 
+from ltdd import pipeline
 from ltdd.cli.main import main
 from ltdd.config import DistillConfig
+from ltdd.data import long_tailed_data
+from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.run_options import RunOptions
 from ltdd.engine.storage.files import read_json
 from ltdd.engine.watching.events import read_events
+from ltdd.errors import UserError
 from ltdd.recipes import configure, find_recipe
 from ltdd.recipes.columns import COLUMNS, HARD
 from ltdd.studies.published_systems import published_accuracy
-from ltdd.studies.systems import unneeded_stages
+from ltdd.studies.systems import System, compare_systems, unneeded_stages
 
 WORDS = [
     "systems", "--data", "digits", "--imbalance-factor", "50", "--ipc", "2", "--preset", "demo",
@@ -84,8 +89,16 @@ def test_costs_are_those_of_the_set_alone(study: Path) -> None:
         assert (system["bytes"]["labels"] > 0) == (system["recipe"] == "rldd")
 
 
-def test_the_same_command_goes_on(study: Path, tmp_path: Path) -> None:
-    out = tmp_path / "again"
+def test_the_same_command_goes_on(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, loads = tmp_path / "again", []
+
+    def load_data(*given: object) -> LongTailedData:
+        loads.append(given)
+        return long_tailed_data.load_data(*given)
+
+    monkeypatch.setattr(pipeline, "load_data", load_data)
     shutil.copytree(study, out)
     for stored in (out / "k_center/stages").glob("evaluation-*"):
         stored.unlink()
@@ -101,6 +114,7 @@ def test_the_same_command_goes_on(study: Path, tmp_path: Path) -> None:
         ]
         for name in ("rldd", "random", "k_center")
     }
+    assert len(loads) == 1
     assert events["rldd"] == events["random"] == []
     assert {event["stage"] for event in events["k_center"]} == {"evaluation"}
     assert len(events["k_center"]) == 4  # two students of own, which is hard, and two of teacher
@@ -166,6 +180,13 @@ def test_mistakes_are_one_sentence(
 def test_the_folder_of_a_run_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, "--out", str(study / "rldd")]) == 2
     assert "got that of a run" in capsys.readouterr().err
+
+
+def test_other_data_for_one_of_the_methods_are_refused(tmp_path: Path) -> None:
+    configs = [configure(data="digits", image_size=size) for size in (None, 16)]
+    systems = [System(find_recipe("rldd"), config, RunOptions(quiet=True)) for config in configs]
+    with pytest.raises(UserError, match="same data for all methods, got image_size None and 16"):
+        compare_systems(systems, {}, tmp_path)
 
 
 @pytest.mark.parametrize(

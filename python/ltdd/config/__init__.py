@@ -168,6 +168,7 @@ class DistillConfig(Settings):
         else:
             learns = set()
         _check_learned(self, learns)
+        _check_formation(self)
 
     def of_classes(self, num_classes: int) -> DistillConfig:
         """Return the configuration with the epochs that students of so many classes train for."""
@@ -220,6 +221,21 @@ def _check_learned(config: DistillConfig, learns: set[str]) -> None:
             "expected recovery.method trajectory, which learns evaluation.learning_rate, or a "
             f"number for it, got null with recovery.method {config.recovery.method}"
         )
+
+
+def _check_formation(config: DistillConfig) -> None:
+    """Refuse students that read images otherwise than they were matched.
+
+    Raises:
+        UserError: they do.
+    """
+    match config.recovery:
+        case GradientMatching(formation=factor) | DistributionMatching(formation=factor):
+            if factor != config.evaluation.decode:
+                raise UserError(
+                    f"expected evaluation.decode {factor} as recovery.formation, into which images "
+                    f"are cut as they are matched, got {config.evaluation.decode}"
+                )
 
 
 def _listed(value: Any) -> Any:

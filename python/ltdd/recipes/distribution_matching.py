@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ltdd.config import DSA_OPERATIONS
 from ltdd.recipes.columns import DSA_STUDENT, HARD_LABELS, class_label_settings
-from ltdd.recipes.gradient_matching import DSA_OPERATIONS, SMALL_OPERATIONS, matching_network
+from ltdd.recipes.gradient_matching import SMALL_OPERATIONS, matching_network
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import published_name
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ltdd.config import DSA_OPERATIONS
 from ltdd.recipes.columns import DSA_STUDENT, HARD_LABELS, class_label_settings
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import published_name
 
 Settings = dict[str, Any]
 
-DSA_OPERATIONS = ["color", "crop", "cutout", "flip", "scale", "rotate"]  # DSA
 SMALL_OPERATIONS = ["color", "crop", "cutout"]
 """For 8 pixels, of which interpolation leaves nothing of a stroke."""
 
@@ -95,7 +95,7 @@ DC = Recipe(
 )
 
 _DSA: Settings = _DC | {"augmentation_mode": "single"}
-_SIAMESE: Settings = {"augmentation": DSA_OPERATIONS, "network_augmentation": DSA_OPERATIONS}
+_SIAMESE: Settings = {"augmentation": DSA_OPERATIONS, "network_augmentation": DSA_OPERATIONS}  # DSA
 _SMALL_SIAMESE: Settings = {
     "augmentation": SMALL_OPERATIONS,
     "network_augmentation": SMALL_OPERATIONS,

@@ -22,7 +22,7 @@ from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import resolve_device
 from ltdd.engine.storage.files import write_json, write_text
 from ltdd.errors import UserError
-from ltdd.pipeline import distill, load_source
+from ltdd.pipeline import distill_loaded, load_source
 from ltdd.recipes import Recipe
 from ltdd.results.distilled_set import DistilledSet, load
 from ltdd.results.pages.systems import write_systems_page
@@ -34,6 +34,8 @@ RESULT = "systems.json"
 _NOT_OF_THE_SET = ("evaluation", "drift", "nearest")
 """Stages that measure a set which is finished."""
 _LABELS_WITHOUT_TEACHER = ("hard", "learned")
+_OF_THE_DATA = ("data", "imbalance_factor", "image_size", "fit", "incomplete_classes")
+"""What `load_source` goes by."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def compare_systems(
         The content of ``systems.json``.
 
     Raises:
-        UserError: the folder holds a run, or as `distill`.
+        UserError: the folder holds a run, the data are not the same, or as `distill`.
     """
     with session(resolve_device(systems[0].config.device)):
         return _compare(systems, columns, out)
@@ -78,15 +80,16 @@ def _compare(
 ) -> dict[str, Any]:
     if (out / "run.json").exists():
         raise UserError(f"out: expected a folder for several runs, got that of a run, {out}")
-    ranks, entries, study = current(), list[dict[str, Any]](), dict[str, Any]()
+    ranks, data = current(), _load(systems)
+    entries: list[dict[str, Any]] = []
+    study: dict[str, Any] = {}
     for number, system in enumerate(systems, 1):
         store = system.options.store or out / "stages"
         options = dataclasses.replace(system.options, store=store).of_rank(ranks.rank)
         if not options.quiet:
             print(f"\n[{number}/{len(systems)}] {system.recipe.name}", flush=True)
         folder = out / system.recipe.name
-        results = distill(system.config, folder, options=options)
-        data = load_source(system.config, options)
+        results = distill_loaded(system.config, data, folder, options)
         taught = {
             name: _evaluate(system, load(folder), name, column, data, options)
             for name, column in columns.items()
@@ -108,6 +111,19 @@ def _write(study: Mapping[str, Any], out: Path) -> None:
     write_json(out / RESULT, study)
     write_text(out / "systems.md", systems_markdown(study))
     write_systems_page(study, out)
+
+
+def _load(systems: Sequence[System]) -> LongTailedData:
+    """Load the data of all methods, once."""
+    first, *others = (system.config for system in systems)
+    for name in _OF_THE_DATA:
+        for other in others:
+            if getattr(other, name) != getattr(first, name):
+                raise UserError(
+                    f"systems: expected the same data for all methods, got {name} "
+                    f"{getattr(first, name)!r} and {getattr(other, name)!r}"
+                )
+    return load_source(first, systems[0].options)
 
 
 def _evaluate(

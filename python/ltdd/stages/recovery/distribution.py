@@ -28,12 +28,11 @@ from ltdd.data.augmentation.dsa import usable_operations
 from ltdd.data.image_spec import ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks, whole_batch
-from ltdd.engine.finite import check_finite
-from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.models import Network
 from ltdd.models.inference import view_logits
 from ltdd.stages.recovery.distances import Spectrum, characteristic
+from ltdd.stages.recovery.matching import Matching, match
 from ltdd.stages.recovery.matching_networks import RealImages
 from ltdd.stages.recovery.network_pool import Member, NetworkPool
 from ltdd.stages.recovery.synthetic_images import (
@@ -72,33 +71,7 @@ def match_distributions(
     """
     real = RealImages(data, runtime)
     images = SyntheticImages(start, spec, config, real.drawn(config.real_batch), runtime)
-    pool = NetworkPool(real, config, runtime)
-    matching = _Matching(images, real, spec, config, runtime)
-    parts = {"pixels": images.pixels, "images": images.optimizer, "pool": pool}
-    course = Resumable(runtime)
-    course.restore(parts)
-    if not course.state:
-        for _ in range(config.pool_start):
-            pool.admit()
-    with runtime.progress(config.iterations, "recovery", course.step) as progress:
-        for epoch in course.epochs(1):
-            for step, iteration in epoch.steps(range(config.iterations), parts):
-                if config.pool_period and iteration and iteration % config.pool_period == 0:
-                    pool.admit()
-                generator = runtime.stream("recovery", "pool", iteration)
-                losses = matching.advance(pool.draw(generator), iteration)
-                pool.train(iteration, generator)
-                entropy = check_finite(losses[1], "recovery", iteration, "cross-entropy")
-                distance = check_finite(losses[0], "recovery", iteration, "distance of features")
-                if iteration % LOG_EVERY == 0 or step == config.iterations:
-                    runtime.log.write(
-                        "recover",
-                        iteration=iteration,
-                        batch=0,
-                        loss=distance,
-                        cross_entropy=entropy,
-                    )
-                progress.step(f"distance {distance:.3f}", matching.seen)
+    match(_Distributions(images, real, spec, config, runtime), runtime)
     return images.images()
 
 
@@ -118,12 +91,10 @@ def amplitude_weights(counts: Sequence[int], head: float, tail: float) -> list[f
     return [tail + (head - tail) * place for place in places]
 
 
-class _Matching:
-    """The images and what they are compared with.
+class _Distributions(Matching):
+    """The images, the real ones, and the pool of networks that look at both."""
 
-    Attributes:
-        seen: images of a step.
-    """
+    compared, rounds = "features", 1
 
     def __init__(
         self,
@@ -136,6 +107,9 @@ class _Matching:
         self._images, self._real, self._spec = images, real, spec
         self._config, self._runtime = config, runtime
         self._exact = dataclasses.replace(runtime, precision="fp32")
+        self.steps, self.logged = config.iterations, range(0, config.iterations, LOG_EVERY)
+        self._pool = NetworkPool(real, config, runtime)
+        self.parts = {"pixels": images.pixels, "images": images.optimizer, "pool": self._pool}
         self._operations = usable_operations(config.augmentation, spec.flip)
         self._chunks = Chunks("recovery", config.network_batch, runtime)
         head, tail = config.amplitude_head, config.amplitude_tail
@@ -143,13 +117,25 @@ class _Matching:
         self._directions: Tensor | None = None
         self.seen = sum(real.drawn(config.real_batch)) + len(images.labels)
 
-    def advance(self, member: Member, iteration: int) -> Tensor:
-        """Take a step of all classes, as one network sees them.
+    def renew(self, number: int) -> None:
+        """Leave the pool as it is: there is one round."""
+
+    def begin(self) -> None:
+        """Fill the pool."""
+        for _ in range(self._config.pool_start):
+            self._pool.admit()
+
+    def advance(self, number: int, iteration: int) -> Tensor:
+        """Take a step of all classes, as one network sees them, then train some networks.
 
         Returns:
             float64 (2,) on the CPU: distance and cross-entropy, each a mean over classes.
         """
         config, classes = self._config, self._images.classes
+        if config.pool_period and iteration and iteration % config.pool_period == 0:
+            self._pool.admit()
+        generator = self._runtime.stream("recovery", "pool", iteration)
+        member = self._pool.draw(generator)
         member.network.eval()
         if not self._operations and member.reality is None:
             member.reality = self._reality(member)
@@ -161,6 +147,7 @@ class _Matching:
             row.copy_(torch.stack([distance.detach(), entropy.detach()]))
         self._images.step()
         member.network.train()
+        self._pool.train(iteration, generator)
         whole = classes.gather(losses, [1] * self._spec.num_classes)
         return torch.cat(whole).double().mean(0).cpu()
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +28,11 @@ from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.image_spec import ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks, whole_batch
-from ltdd.engine.finite import check_finite
-from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import to_device
 from ltdd.models.inference import view_logits
 from ltdd.stages.recovery.distances import rows_cosine, squared
+from ltdd.stages.recovery.matching import Matching, match
 from ltdd.stages.recovery.matching_networks import (
     RealImages,
     fresh_network,
@@ -78,44 +76,14 @@ def match_gradients(
     """
     real = RealImages(data, runtime)
     images = SyntheticImages(start, spec, config, real.drawn(config.real_batch), runtime)
-    matching = _Matching(images, real, spec, config, runtime)
-    course = Resumable(runtime)
-    total, done = config.outer * config.inner, course.first * config.inner + course.step
-    with runtime.progress(total, "recovery", done) as progress:
-        for outer in course.epochs(config.outer):
-            matching.renew(outer.number)
-            if outer.number == course.first:
-                course.restore(matching.parts)
-            if config.clamp and not (outer.number == course.first and course.step):
-                images.clamp()
-            for step, inner in outer.steps(range(config.inner), matching.parts):
-                losses = matching.advance(outer.number, inner)
-                place = outer.number * config.inner + inner
-                entropy = check_finite(losses[1], "recovery", place, "cross-entropy")
-                distance = check_finite(losses[0], "recovery", place, "distance of gradients")
-                if step == config.inner:
-                    runtime.log.write(
-                        "recover",
-                        iteration=outer.number,
-                        batch=0,
-                        loss=distance,
-                        cross_entropy=entropy,
-                    )
-                else:  # what it learns after the last step is thrown away
-                    matching.train_network(outer.number, inner)
-                progress.step(f"distance {distance:.3f}", matching.seen)
+    match(_Gradients(images, real, spec, config, runtime), runtime)
     return images.images()
 
 
-class _Matching:
-    """One network after another, and the images that are to teach each of them like real ones.
+class _Gradients(Matching):
+    """One network after another, and the images that are to teach each of them like real ones."""
 
-    Attributes:
-        parts: what the steps change, by name.
-        seen: images of a step.
-    """
-
-    parts: dict[str, Any]
+    compared = "gradients"
 
     def __init__(
         self,
@@ -127,6 +95,7 @@ class _Matching:
     ) -> None:
         self._images, self._real, self._spec = images, real, spec
         self._config, self._runtime = config, runtime
+        self.rounds, self.steps, self.logged = config.outer, config.inner, range(0)
         self._operations = usable_operations(config.augmentation, spec.flip)
         self._network_operations = usable_operations(config.network_augmentation, spec.flip)
         self._sizes = real.drawn(config.real_batch)
@@ -150,8 +119,13 @@ class _Matching:
             **{f"real{label}": chosen for label, chosen in enumerate(self._chosen)},
         }
 
+    def begin(self) -> None:
+        """Let the images start within their range."""
+        if self._config.clamp:
+            self._images.clamp()
+
     def advance(self, outer: int, inner: int) -> Tensor:
-        """Take a matching step of all classes.
+        """Take a matching step of all classes, then train the network.
 
         Returns:
             float64 (2,) on the CPU: the distance, and the cross-entropy of the real images, each a
@@ -166,6 +140,8 @@ class _Matching:
             self._images.learn(label, distance)
             row.copy_(torch.stack([distance.detach(), entropy]))
         self._images.step()
+        if inner + 1 < config.inner:  # what it learns after the last step is thrown away
+            self._train_network(outer, inner)
         whole = classes.gather(losses, [1] * self._spec.num_classes)
         return torch.cat(whole).double().mean(0).cpu()
 
@@ -228,7 +204,7 @@ class _Matching:
     def _exact(self) -> Runtime:
         return dataclasses.replace(self._runtime, precision="fp32")
 
-    def train_network(self, outer: int, inner: int) -> None:
+    def _train_network(self, outer: int, inner: int) -> None:
         """Train the network between two matching steps."""
         config = self._config
         for epoch in range(config.network_epochs):
