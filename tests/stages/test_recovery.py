@@ -15,6 +15,7 @@ from ltdd.config import DistillConfig, NoRecovery, RecoveryConfig, StatisticsCon
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import to_uint8
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.distributed.ranks import Ranks, among
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
@@ -23,7 +24,14 @@ from ltdd.models import build_model
 from ltdd.models.observer import Observer
 from ltdd.stages.alignment_targets import LayerStatistics, batch_targets
 from ltdd.stages.recovery import recover_images
-from ltdd.stages.recovery.alignment import Observed, align_images
+from ltdd.stages.recovery.alignment import (
+    SHARES,
+    SMALLEST_SHARE,
+    Observed,
+    _part,
+    _shares,
+    align_images,
+)
 from ltdd.stages.recovery.batches import plan_batches
 from ltdd.stages.run import InitialImages, Run
 from ltdd.stages.statistics import class_statistics
@@ -291,3 +299,22 @@ def test_numbers_that_are_not_finite_stop_the_stage(problem: dict[str, Any]) -> 
     problem["start"].images[0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="recovery: expected a finite loss at step 0, got nan"):
         align_images(**problem)
+
+
+@given(count=st.integers(1, 300), world=st.integers(1, 9))
+def test_images_are_in_the_same_company_on_any_number_of_ranks(count: int, world: int) -> None:
+    def divided(world: int, device: str) -> list[range]:
+        with among(Ranks(0, world)):
+            return _shares(count, torch.device(device))
+
+    alone, shares = divided(1, "cpu"), divided(world, "cpu")
+    assert [image for share in shares for image in share] == list(range(count))
+    assert all(len(share) >= min(count, SMALLEST_SHARE) for share in shares)
+    if world <= SHARES:
+        assert shares == alone
+    of_ranks = [_part(shares, rank, world) for rank in range(world)]
+    assert [share for part in of_ranks for share in part] == shares
+    # Nobody has two shares more than another.
+    assert max(map(len, of_ranks)) - min(map(len, of_ranks)) <= 1
+    # A GPU alone takes the batch at once.
+    assert divided(1, "cuda") == [range(count)]

@@ -40,7 +40,8 @@ from ltdd.stages.run import InitialImages
 _How = tuple[int, int, tuple[str, ...] | None]  # of a step: observer, chunk, layers
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events
-SMALLEST_SHARE = 8  # images of a rank: with a few, matrix products go another way, to other digits
+SHARES = 4  # into which a CPU always divides a batch that up to so many ranks might share
+SMALLEST_SHARE = 8  # images of a share
 
 
 class Observed(NamedTuple):
@@ -84,9 +85,13 @@ def align_images(
         (Observer(network, runtime.ops, targets.layers), own) for network, own in observers
     ]
     estimates = [_estimate(own, config, runtime) for _, own in observers]
-    averages = {f"estimate{n}": one for n, one in enumerate(estimates) if one is not None}
     ipc = len(labels) // spec.num_classes
     plan = plan_batches(spec.num_classes, ipc, config.max_batch, config.order)
+    # The images of every batch are divided where there are fewer batches than ranks, or where one
+    # batch begins with what the one before it has left.
+    averages = {f"estimate{n}": one for n, one in enumerate(estimates) if one is not None}
+    together = len(plan) < current().world or bool(averages)
+    shared = together or len(plan) < SHARES
     chunks = Chunks("recovery", max(len(part) for part in plan), runtime)
 
     def align(number: int, runtime: Runtime) -> dict[str, Tensor]:
@@ -95,7 +100,8 @@ def align_images(
             Aim(*observed, estimate, own, config, targets, runtime)
             for observed, estimate in zip(recorders, estimates, strict=True)
         ]
-        batch = _Batch(images[plan[number]], own, aims, spec, config, chunks, runtime)
+        shares = _shares(len(own), runtime.device) if shared else [range(len(own))]
+        batch = _Batch(images[plan[number]], own, shares, aims, spec, config, chunks, runtime)
         course = Resumable(runtime)
         course.restore(batch.parts)
         networks = nn.ModuleList(aim.recorder.network for aim in aims)
@@ -118,9 +124,6 @@ def align_images(
                 progress.step(f"loss {loss:.3f}", len(own))
         return {"images": batch.images()}
 
-    # The images of every batch are divided where there are fewer batches than ranks, or where one
-    # batch begins with what the one before it has left.
-    together = len(plan) < current().world or bool(averages)
     sizes = list(map(len, plan))
     work = Units("recovery", range(len(plan)), runtime, sizes, together, averages)
     total, restored = (len(batches) * config.iterations for batches in (work.mine, work.done))
@@ -170,6 +173,7 @@ class _Batch:
         self,
         images: Tensor,
         labels: Tensor,
+        shares: Sequence[range],
         aims: Sequence[Aim],
         spec: ImageSpec,
         config: RecoveryConfig,
@@ -181,6 +185,7 @@ class _Batch:
         self._mean, self._std, self._bounds = mean, std, (-mean / std, (1 - mean) / std)
         self._pixels = ((images.to(device) - mean) / std).requires_grad_()
         self._labels, self._aims, self._spec = labels.to(device), aims, spec
+        self._shares = shares
         self._config, self._chunks, self._runtime = config, chunks, runtime
         self._padding = scaled(config.crop_padding, spec.size)
         self._classes = [torch.nonzero(labels == k).flatten().to(device) for k in labels.unique()]
@@ -245,8 +250,9 @@ class _Batch:
 
         The objective is one of the whole batch, but it sees the images through a few rows each:
         moments and logits. Its gradient by these rows is all that an image's own backward pass
-        needs. Smaller chunks therefore compute the same, with a second forward pass. The term of
-        eigenvalues needs the pixels of the whole batch, but no network.
+        needs. The shares of the batch are therefore looked at one by one, by whichever rank, and
+        smaller chunks compute the same with a second forward pass. The term of eigenvalues needs
+        the pixels of the whole batch, but no network.
 
         Args:
             aim: the observer and its targets.
@@ -255,19 +261,25 @@ class _Batch:
             kept: names of the layers that count; None for all.
         """
         config, ranks = self._config, current()
-        mine, lengths = _images_of_ranks(len(self._labels), ranks)
-        starts = range(mine.start, mine.stop, chunk)
-        parts = [slice(start, min(start + chunk, mine.stop)) for start in starts]
+        groups = [_part(self._shares, rank, ranks.world) for rank in range(ranks.world)]
+        lengths = [sum(map(len, group)) for group in groups]
+        first, mine = sum(lengths[: ranks.rank]), lengths[ranks.rank]
+        parts = [
+            slice(start, min(start + chunk, share.stop))
+            for share in groups[ranks.rank]
+            for start in range(share.start, share.stop, chunk)
+        ]
+        at_once = chunk >= mine
 
         def look() -> list[tuple[list[Tensor], list[int]]]:
-            with torch.set_grad_enabled(len(parts) == 1):
+            with torch.set_grad_enabled(at_once):
                 # A rank without images looks at one to know the form of the rows.
                 return [self._rows(aim, shown, part) for part in parts or [slice(0, 1)]]
 
         passes = agreed(look)
         sizes = passes[0][1]
         columns = zip(*(own for own, _ in passes), strict=True)
-        own = [torch.cat(column).detach()[: len(mine)] for column in columns]
+        own = [torch.cat(column).detach()[:mine] for column in columns]
         rows = [column.requires_grad_() for column in _join_columns(own, lengths, ranks)]
         logits, means, m2s = rows[0], rows[1::2], rows[2::2]
         alignment = aim.alignment(means, m2s, sizes, kept)
@@ -277,14 +289,14 @@ class _Batch:
 
         def look_back() -> None:
             self._pixels.grad = torch.zeros_like(self._pixels) if ranks.world > 1 else None
-            for part in parts:
-                seen, _ = passes[0] if len(parts) == 1 else self._rows(aim, shown, part)
+            for number, part in enumerate(parts):
+                seen, _ = passes[number] if at_once else self._rows(aim, shown, part)
                 torch.autograd.backward(seen, [gradient[part] for gradient in gradients])
 
         agreed(look_back)
         if ranks.world > 1:
             assert self._pixels.grad is not None
-            whole = ranks.join(self._pixels.grad[mine.start : mine.stop], lengths)
+            whole = ranks.join(self._pixels.grad[first : first + mine], lengths)
             self._pixels.grad = whole
         if config.eigen_weight:
             evening = config.eigen_weight * eigenvalue_loss(self._pixels, self._classes)
@@ -301,15 +313,21 @@ class _Batch:
         return rows, [layer.spatial_size for layer in moments]
 
 
-def _images_of_ranks(count: int, ranks: Ranks) -> tuple[range, list[int]]:
-    """Return the images of a batch that this rank looks at, and how many each rank does.
+def _shares(count: int, device: torch.device) -> list[range]:
+    """Return the images of a batch in shares that go through the network one by one.
 
-    A rank has `SMALLEST_SHARE` at least, or none.
+    A CPU chooses its convolutions by the number of images, and each rounds otherwise: an image has
+    the same digits on any number of ranks only if it is always in the same company.
     """
-    busy = min(ranks.world, max(count // SMALLEST_SHARE, 1))
-    bounds = [count * rank // busy for rank in range(busy + 1)] + [count] * (ranks.world - busy)
-    lengths = [after - before for before, after in itertools.pairwise(bounds)]
-    return range(bounds[ranks.rank], bounds[ranks.rank + 1]), lengths
+    least = 1 if device.type == "cuda" else SHARES
+    number = min(max(current().world, least), max(count // SMALLEST_SHARE, 1))
+    bounds = [count * share // number for share in range(number + 1)]
+    return [range(*pair) for pair in itertools.pairwise(bounds)]
+
+
+def _part(shares: Sequence[range], rank: int, world: int) -> Sequence[range]:
+    """Return the shares of a rank; there may be none."""
+    return shares[len(shares) * rank // world : len(shares) * (rank + 1) // world]
 
 
 def _join_columns(columns: list[Tensor], lengths: list[int], ranks: Ranks) -> list[Tensor]:
