@@ -40,7 +40,7 @@ from ltdd.stages.run import InitialImages
 _How = tuple[int, int, tuple[str, ...] | None]  # of a step: observer, chunk, layers
 ADAM_BETAS = (0.5, 0.9)  # SRe2L and every method after it
 LOG_EVERY = 10  # iterations between two events
-SMALLEST_SHARE = 8  # images of a rank: with a few, matrix products go another way, to other digits
+SMALLEST_SHARE = 16  # images of a rank: with fewer, matrix products go another way, to other digits
 
 
 class Observed(NamedTuple):
