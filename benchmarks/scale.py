@@ -4,21 +4,28 @@
     python -m benchmarks.scale --axis classes   one axis alone
     python -m benchmarks.scale --many-classes   all stages with K = 1,000 and N = 50,000
     torchrun --nproc-per-node 2 -m benchmarks.scale --many-classes      the same on several ranks
+    python -m benchmarks.scale --two-processes  two of one thread against one of two, on idle cores
 
 Images are synthetic: their content does not decide how long anything takes. Every size runs in a
-process of its own, so that its peak memory is its own. The last column is the exponent e of a fit
-``cost = a size^e``: 1 is linear, and more wants a reason or a remedy.
+process of its own, so that its peak memory is its own. Time is CPU time of the process, so that
+other programs do not count; memory is what a stage has at most beyond the program itself. The last
+column is the exponent e of a fit ``cost = a size^e``: 1 is linear, and more wants a reason or a
+remedy.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
+import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +35,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdd import pipeline
-from ltdd.config import DistillConfig
+from ltdd.config import DistillConfig, InitializationConfig
 from ltdd.data.long_tailed_data import LongTailedData, from_tensors
+from ltdd.engine.memory import peak_bytes
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.surroundings import processes
 from ltdd.engine.watching.units import duration, size
 from ltdd.results.pages.report import write_report
 from ltdd.results.tables import markdown_table
+from ltdd.stages.nearest_images import SAMPLED
+from ltdd.stages.statistics import VIEWS
 
 SIX = ("experts", "statistics", "initialization", "recovery", "relabeling", "evaluation")
 STAGES = (*SIX, "drift", "nearest")
 HEAD, TAIL = 1280, 5  # images of the largest and of the smallest class of a thousand
 MANY_CLASSES, MANY_IMAGES = 1000, 50_000
+ITERATIONS = 20
+CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +66,8 @@ class Size:
     """
 
     images: int = 2000
-    classes: int = 10
-    ipc: int = 5
+    classes: int = 20
+    ipc: int = 10
     pixels: int = 16
 
     def times(self, axis: str, factor: int) -> Size:
@@ -92,17 +104,18 @@ def synthetic(wanted: Size) -> LongTailedData:
     return from_tensors(*parts[0], *parts[1])
 
 
-def configuration(wanted: Size, epochs: int) -> DistillConfig:
+def configuration(wanted: Size, epochs: int, network: str) -> DistillConfig:
     """Return all stages with short schedules, stored labels of every view and two students."""
     return DistillConfig.from_dict(
         {
             "ipc": wanted.ipc,
             "image_size": wanted.pixels,
-            "experts": {"observer": "convnet3_bn", "epochs": epochs, "batch_size": 128},
-            "recovery": {"iterations": 20, "max_batch": 100},
+            "device": "cpu",
+            "experts": {"observer": f"{network}_bn", "epochs": epochs, "batch_size": 128},
+            "recovery": {"iterations": ITERATIONS, "max_batch": 100},
             "relabeling": {"labels": "fkd"},
             "evaluation": {
-                "student": "convnet3",
+                "student": network,
                 "epochs": 10 * epochs,
                 "seeds": 1,
                 "baselines": ["random_real"],
@@ -112,23 +125,82 @@ def configuration(wanted: Size, epochs: int) -> DistillConfig:
     )
 
 
-def measure(wanted: Size, out: Path, epochs: int) -> dict[str, Any]:
-    """Run all stages; return seconds and peak bytes of each, and bytes of what they leave."""
-    data = synthetic(wanted)
-    options = RunOptions(quiet=True, store=None)
-    results = pipeline.distill(configuration(wanted, epochs), out, data=data, options=options)
-    left = {
-        stage: sum(file.stat().st_size for file in out.glob(f"stages/{stage}-*"))
+def work(wanted: Size, config: DistillConfig) -> dict[str, tuple[int, str]]:
+    """Return how many units every stage works through, and what a unit is."""
+    images = sum(class_sizes(wanted.images, wanted.classes))
+    made, epochs = wanted.classes * wanted.ipc, config.evaluation.epochs
+    asked = made + min(images, SAMPLED)
+    return {
+        "experts": (images * config.experts.epochs, "images"),
+        "statistics": (images, "images"),
+        "initialization": (images * InitializationConfig.crops_per_image, "crops"),
+        "recovery": (made * ITERATIONS, "views"),
+        "relabeling": (made * epochs, "views"),
+        "evaluation": (2 * made * epochs, "views"),
+        "drift": (made * (2 * VIEWS + 1), "views"),
+        "nearest": (asked * images, "pairs"),
+    }
+
+
+class Clock:
+    """CPU seconds of every stage, from the events of a run (`Sink`)."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._began = 0.0
+
+    def start(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take what earlier processes logged: nothing."""
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Begin with a stage, and end with it."""
+        if event["event"] == "stage_start":
+            self._began = time.process_time()
+        elif event["event"] == "stage_end":
+            self.seconds[event["stage"]] += time.process_time() - self._began
+
+
+def measure(wanted: Size, out: Path, epochs: int, network: str) -> dict[str, Any]:
+    """Run all stages; return for each seconds, CPU seconds, peak bytes, and bytes that it leaves.
+
+    Peak bytes are those beyond the program itself, the data included.
+    """
+    program = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    data, clock = synthetic(wanted), Clock()
+    options = RunOptions(quiet=True, store=None, sinks=lambda folder: [clock])
+    config = configuration(wanted, epochs, network)
+    costs = pipeline.distill(config, out, data=data, options=options)["stages"]
+    return {
+        stage: {
+            "cpu": clock.seconds[stage],
+            "seconds": costs[stage]["seconds"],
+            "peak": max(costs[stage]["peak_bytes"] - program, 0),
+            "left": sum(file.stat().st_size for file in out.glob(f"stages/{stage}-*")),
+        }
         for stage in STAGES
     }
-    return {"stages": results["stages"], "bytes": left}
 
 
-def apart(wanted: Size, epochs: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--epochs", str(epochs), "--one"]
+def apart(
+    wanted: Size, epochs: int, network: str, ranks: int = 1, threads: int | None = None
+) -> dict[str, Any]:
+    """`measure` in a process of its own, or in several.
+
+    Args:
+        wanted, epochs, network: what is made.
+        ranks: number of processes.
+        threads: of each; None leaves it open.
+    """
+    words = ["--nproc-per-node", str(ranks), "-m"]
+    start = ["-m"] if ranks == 1 else ["-m", "torch.distributed.run", *words]
+    options = ["--epochs", str(epochs), "--network", network]
+    one = ["--one", json.dumps(dataclasses.asdict(wanted))]
+    given = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [*command, json.dumps(dataclasses.asdict(wanted))], stdout=subprocess.PIPE, check=True
+        [sys.executable, *start, "benchmarks.scale", *options, *one],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=os.environ | given,
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -141,38 +213,64 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return products / sum((a - mean_x) ** 2 for a in x)
 
 
-def table(axis: str, sizes: Sequence[Size], found: Sequence[Mapping[str, Any]]) -> str:
-    """Return seconds, peak memory and bytes of every stage along an axis, with their exponents."""
+def table(axis: str, sizes: Sequence[Size], found: Sequence[Any], config: DistillConfig) -> str:
+    """Return time, rate, memory and bytes of every stage along an axis, with exponents."""
     values = [getattr(wanted, axis) for wanted in sizes]
+    units = [work(wanted, config) for wanted in sizes]
     rows = []
     for stage in STAGES:
-        costs = [one["stages"][stage] for one in found]
-        seconds, peaks = ([cost[what] for cost in costs] for what in ("seconds", "peak_bytes"))
-        left = [one["bytes"][stage] for one in found]
-        shown = [map(duration, seconds), map(size, peaks), map(size, left)]
-        powers = ", ".join(f"{exponent(values, v):.2f}" for v in (seconds, peaks, left))
-        rows.append([stage, *(" / ".join(cells) for cells in shown), powers])
+        cpu, peak, left = ([one[stage][part] for one in found] for part in ("cpu", "peak", "left"))
+        shown = [map(duration, cpu), map(size, peak), map(size, left)]
+        rates = [units[n][stage][0] / max(seconds, 1e-9) for n, seconds in enumerate(cpu)]
+        rate = f"{' / '.join(f'{rate:,.0f}' for rate in rates)} {units[0][stage][1]}"
+        powers = ", ".join(f"{exponent(values, v):.2f}" for v in (cpu, peak, left))
+        time_, memory, stored = (" / ".join(cells) for cells in shown)
+        rows.append([stage, time_, rate, memory, stored, powers])
     title = f"{axis}: {', '.join(map(str, values))}"
-    return markdown_table([title, "time", "peak memory", "stored", "exponents"], rows)
+    header = [title, "CPU time", "per CPU second", "memory", "stored", "exponents"]
+    return markdown_table(header, rows)
 
 
-def many_classes(out: Path, wanted: Size, epochs: int) -> str:
+def many_classes(out: Path, wanted: Size, epochs: int, network: str) -> str:
     """Run all stages with a thousand classes; return what they took, and the report's size."""
-    found = measure(wanted, out, epochs)
+    found = measure(wanted, out, epochs, network)
     if processes()[0] > 0:
         return ""
+    began = time.process_time()
     report = write_report(out)
-    costs = found["stages"]
+    took = f"report {duration(time.process_time() - began)} of CPU time"
+    units = work(wanted, configuration(wanted, epochs, network))
     rows = [
-        [stage, duration(costs[stage]["seconds"]), size(costs[stage]["peak_bytes"])]
-        for stage in STAGES
+        [
+            stage,
+            duration(cost["cpu"]),
+            f"{units[stage][0] / cost['cpu']:.3g} {units[stage][1]}",
+            size(cost["peak"]),
+            size(cost["left"]),
+        ]
+        for stage, cost in found.items()
     ]
     files = {file.name: file.stat().st_size for file in (report, out / "results.json")}
     sizes = ", ".join(f"{name} {size(count)}" for name, count in files.items())
-    total = sum(cost["seconds"] for cost in costs.values())
-    peak = max(cost["peak_bytes"] for cost in costs.values())
-    summary = f"all: {duration(total)}, peak {size(peak)}; {sizes}"
-    return f"{markdown_table([f'{wanted}', 'time', 'peak memory'], rows)}\n\n{summary}"
+    cpu = duration(sum(cost["cpu"] for cost in found.values()))
+    header = [f"{wanted}", "CPU time", "per CPU second", "memory", "stored"]
+    whole = f"stages {cpu} of CPU time, {took}, peak {size(peak_bytes(CPU))}; {sizes}"
+    return f"{markdown_table(header, rows)}\n\n{whole}"
+
+
+def two_processes(wanted: Size, epochs: int, network: str) -> str:
+    """Return seconds of every stage by one process of two threads and by two of one, in turns."""
+    run = functools.partial(apart, wanted, epochs, network)
+    found: dict[str, list[dict[str, Any]]] = {"one": [], "two": []}
+    for _ in range(2):
+        found["one"].append(run(ranks=1, threads=2))
+        found["two"].append(run(ranks=2, threads=1))
+    rows = []
+    for stage in STAGES:
+        one, two = (min(made[stage]["seconds"] for made in found[who]) for who in ("one", "two"))
+        rows.append([stage, f"{one:.2f} s", f"{two:.2f} s", f"{one / two:.2f}"])
+    header = [f"{wanted}, {network}", "one of two threads", "two of one thread", "quotient"]
+    return markdown_table(header, rows)
 
 
 def main() -> None:
@@ -181,25 +279,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__)
     parser.add_argument("--axis", choices=axes)
     parser.add_argument("--many-classes", action="store_true")
+    parser.add_argument("--two-processes", action="store_true")
     parser.add_argument("--epochs", type=int, default=2, help="Of experts; students have ten times")
+    parser.add_argument("--network", default="convnet3_w32", help="Of students; experts have _bn.")
     parser.add_argument("--base", default="{}", help="Fields of `Size` as JSON.")
     parser.add_argument("--out", type=Path, help="Folder of the run of --many-classes.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    base = Size(**json.loads(options.one or options.base))
+    how = options.epochs, options.network
+    given = json.loads(options.one or options.base)
     with tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder) / "run"
         if options.one:
-            print(json.dumps(measure(base, out, options.epochs)))
+            found = measure(Size(**given), out, *how)
+            if processes()[0] == 0:
+                print(json.dumps(found))
         elif options.many_classes:
-            many = Size(MANY_IMAGES, MANY_CLASSES, 1, 32)
-            many = dataclasses.replace(many, **json.loads(options.base))
-            print(many_classes(out, many, options.epochs))
+            many = dataclasses.replace(Size(MANY_IMAGES, MANY_CLASSES, 1, 32), **given)
+            print(many_classes(out, many, *how))
+        elif options.two_processes:
+            print(two_processes(Size(**({"images": 1000, "ipc": 5, "pixels": 32} | given)), *how))
         else:
+            measured = functools.cache(lambda wanted: apart(wanted, *how))
             for axis in [options.axis] if options.axis else axes:
-                sizes = [base.times(axis, factor) for factor in (1, 2, 4)]
-                found = [apart(wanted, options.epochs) for wanted in sizes]
-                print(f"{table(axis, sizes, found)}\n", flush=True)
+                sizes = [Size(**given).times(axis, factor) for factor in (1, 2, 4)]
+                rows = [measured(wanted) for wanted in sizes]
+                print(f"{table(axis, sizes, rows, configuration(sizes[0], *how))}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ltdd import pipeline
 from ltdd.config import DistillConfig, RecoveryConfig, RelabelingConfig, form_of
 from ltdd.data.reading import decoded_cache
 from ltdd.engine.chunks import Chunks, agreed
+from ltdd.engine.distributed import ranks as ranks_module
 from ltdd.engine.distributed.ranks import Ranks, current
 from ltdd.engine.distributed.session import session
 from ltdd.engine.distributed.units import each, share_out
@@ -58,8 +59,12 @@ def check_primitives(ranks: Ranks) -> None:
     assert joined[:, 0].tolist() == [float(r) for r in range(world) for _ in range(r)]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_pass_values_and_tensors(world: int) -> None:
+@pytest.mark.parametrize(("world", "packet"), [(2, 2**20), (4, 2**20), (3, 20), (2, 1)])
+def test_ranks_pass_values_and_tensors(
+    world: int, packet: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_module, "PACKET", packet)  # all, two or three, or one tensor
+
     def work(rank: int) -> None:
         with session(CPU) as ranks:
             assert (ranks.rank, ranks.world) == (rank, world)
@@ -312,6 +317,26 @@ def test_experts_of_several_ranks_equal_those_of_one(
 def test_experts_repeat_their_bytes_for_equal_world_sizes(train: Callable[..., Any]) -> None:
     (first, _), (second, _) = (train(2, "rldd", "convnet3_bn") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_too_small_to_be_divided_is_computed_by_all_who_say_so() -> None:
+    data = make_data((9, 6, 4))
+    config = form_of("experts", "ce")(epochs=1, batch_size=4)
+
+    def train(log: Recorder) -> dict[str, Tensor]:
+        runtime = Runtime(CPU, seed=3, log=log, quiet=True)
+        return train_expert("observer", "convnet1_bn", data, config, True, runtime).state_dict()
+
+    alone = train(quiet := Recorder())
+    assert quiet.of("batch_not_divided") == []
+
+    def work(rank: int) -> None:
+        with session(CPU):
+            found = train(log := Recorder())
+        assert [event["batch_size"] for event in log.of("batch_not_divided")] == [4]
+        assert all(torch.equal(found[name], alone[name]) for name in alone)
+
+    with_ranks(3, work)
 
 
 def test_synced_batch_norms_are_one_over_the_whole_batch() -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+PACKET = 2**20  # bytes of tensors that travel together
 _EAGER = 0.002  # seconds in which a wait asks again at once
 _PAUSE = 0.002  # seconds between two looks after that
 
@@ -105,14 +106,21 @@ class Ranks:
         """Return the CPU tensors that one rank gives, by name, on all of them."""
         if self.world == 1:
             return dict(tensors)
-        mine = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        forms = [[n, str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in mine.items()]
-        for name, dtype, shape in self.share(forms, source):
-            if self.rank != source:
-                mine[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-            if mine[name].numel():
-                self._broadcast(mine[name].reshape(-1).view(torch.uint8), source)
-        return mine
+        given = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        forms = [[n, str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in given.items()]
+        forms = self.share(forms, source)
+        if self.rank != source:
+            given = {
+                n: torch.empty(shape, dtype=getattr(torch, dtype)) for n, dtype, shape in forms
+            }
+        filled = (tensor for tensor in given.values() if tensor.numel())
+        for packet in _packets(tensor.reshape(-1).view(torch.uint8) for tensor in filled):
+            whole = packet[0] if len(packet) == 1 else torch.cat(packet)
+            self._broadcast(whole, source)
+            if self.rank != source and len(packet) > 1:
+                for part, received in zip(packet, whole.split(list(map(len, packet))), strict=True):
+                    part.copy_(received)
+        return given
 
     def all(self, value: Any) -> list[Any]:
         """Return the values (JSON types) of all ranks, in order."""
@@ -165,6 +173,19 @@ class Ranks:
                 if self._waiting is not None:
                     self._waiting.check()
         work.wait()
+
+
+def _packets(parts: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Put small tensors together: many of them would wait longer than they travel."""
+    packet, size = list[Tensor](), 0
+    for part in parts:
+        if packet and size + len(part) > PACKET:
+            yield packet
+            packet, size = [], 0
+        packet.append(part)
+        size += len(part)
+    if packet:
+        yield packet
 
 
 _current = Ranks()

@@ -110,15 +110,17 @@ class Units(Generic[T]):
                 made = compute(self._units[number], surroundings)
             self.done[number] = {key: tensor.detach().cpu() for key, tensor in made.items()}
             checkpoint.step(**self._kept(None), state={})
-        results = dict(self.done)
+        results = [self.done.get(number, {}) for number in range(len(self._units))]
         for source in range(0 if self._together else ranks.world):
-            for number in ranks.share(list(self.done), source):
-                results[number] = ranks.share_tensors(self.done.get(number, {}), source)
+            own = {f"{n}.{name}": t for n, made in self.done.items() for name, t in made.items()}
+            for title, tensor in ranks.share_tensors(own, source).items():
+                number, _, name = title.partition(".")
+                results[int(number)][name] = tensor
             told = ranks.share(held.events, source)
             for event in told if ranks.is_first else ():
                 self._runtime.log.write(**event)
         self.done.clear()  # whoever takes the results may free them one by one
-        return [results[number] for number in range(len(self._units))]
+        return results
 
     def _kept(self, unit: int | None) -> dict[str, Any]:
         kept = {"work": self._name, "done": self.done, "unit": unit}

@@ -20,6 +20,7 @@ from ltdd.data.augmentation.expert_batches import (
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
+from ltdd.engine.distributed.ranks import current
 from ltdd.engine.finite import mean_of_losses
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
@@ -95,6 +96,14 @@ def train_expert(
     )
     schedule, step_every_batch = _schedule(optimizer, config, steps)
     parallel = DataParallel(network, batch_size)
+    if current().world > 1 and not parallel.divides:
+        runtime.tell(
+            "batch_not_divided",
+            f"experts: {role}: a batch of {batch_size} images is too small for "
+            f"{current().world} ranks to share it, so each of them computes all of it",
+            role=role,
+            batch_size=batch_size,
+        )
     objective = Objective(parallel.network, batches, data, runtime, master)
     averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
