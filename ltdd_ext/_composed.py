@@ -77,12 +77,14 @@ def _activated(y: Tensor, act: int, pool: int) -> Tensor:
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """3x3 convolution with padding 1; see :func:`ltdd_ext.conv3x3`."""
-    return F.conv2d(x, weight, bias, padding=1)
+    return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=1)
 
 
 def conv3x3_backward(grad_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of taps and bias of :func:`conv3x3`."""
+    """Compute the gradients of taps and bias of :func:`conv3x3`, of float32 at least."""
     taps = (grad_y.shape[1], x.shape[1], 3, 3)
+    if x.dtype == torch.bfloat16:
+        grad_y, x = grad_y.float(), x.float()
     return conv2d_weight(x, taps, grad_y, padding=1), grad_y.sum((0, 2, 3))
 
 

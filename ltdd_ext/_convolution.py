@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from . import _check
+from ._library import cpu_instruction_set
 from .conv3x3 import conv3x3
 
+# Measured: `python -m benchmarks -s -k convolutions` prints both for each class of shapes. The
+# choice is written down, not timed at run time, so that bits depend on the processor alone.
 _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
+_HAS_TILES = cpu_instruction_set() == "amx"
 
 
 def is_conv3x3(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -28,8 +32,8 @@ def convolve(
 ) -> Tensor:
     """Apply a layer, by :func:`ltdd_ext.conv3x3` where it is one and that is faster than PyTorch.
 
-    It is on a CPU, in float32 outside autocast, with up to 8 or at least 32 input channels and maps
-    of at most 64x64 pixels.
+    It is on a CPU with maps of at most 64x64 pixels: in float32 with up to 8 or at least 32 input
+    channels; in bfloat16, under autocast on a processor with AMX, with up to 8.
 
     Args:
         layer: Any layer; only an ``nn.Conv2d`` of 3x3 taps, stride 1 and zero padding 1 without
@@ -55,19 +59,25 @@ def convolve(
     _check.module("convolve", "layer", layer)
     if not isinstance(x, Tensor):
         _check.bad_type("convolve", "x", "a torch.Tensor", type(x).__name__)
-    if (
-        is_conv3x3(layer)
-        and x.is_cpu
-        and not _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
-        and x.dim() == 4
-        and max(x.shape[2:]) <= _LARGE_SIDE
-        and x.dtype == layer.weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        bias = x.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
-        return op(x, layer.weight, bias)
+    if is_conv3x3(layer) and (dtype := _faster_dtype(layer, x)) is not None:
+        weight = layer.weight
+        bias = weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+        return op(x.to(dtype), weight, bias)
     y: Tensor = layer(x)
     return y
+
+
+def _faster_dtype(layer: nn.Conv2d, x: Tensor) -> torch.dtype | None:
+    """Return the dtype of images in which the operator computes faster, or None."""
+    dtypes = (x.dtype, layer.weight.dtype)
+    if not x.is_cpu or x.dim() != 4 or max(x.shape[2:]) > _LARGE_SIDE:
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        between = _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
+        return None if between or dtypes != (torch.float32, torch.float32) else torch.float32
+    few = layer.in_channels <= _FEW_CHANNELS and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    castable = dtypes[0] in (torch.float32, torch.bfloat16) and dtypes[1] == torch.float32
+    return torch.bfloat16 if few and castable and _HAS_TILES else None
 
 
 class Convolution(nn.Module):

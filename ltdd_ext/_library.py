@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def build_info() -> dict[str, str]:
         Strings by name: ``torch``, ``torch_target`` (the oldest torch the libraries run with),
         ``cuda`` and ``cuda_architectures`` (empty without the CUDA library), ``cuda_reason``,
         ``compiler``, ``cxx_standard`` and ``cpu_instruction_set``, which the CPU kernels chose on
-        this machine (``avx512``, ``avx2`` or ``baseline``; the environment variable
+        this machine (``amx``, ``avx512``, ``avx2`` or ``baseline``; the environment variable
         ``LTDD_CPU_ISA`` asks for a lower one).
 
     Example:
@@ -72,10 +73,16 @@ def build_info() -> dict[str, str]:
         '2.11'
     """
     module = importlib.import_module("ltdd_ext._build")
+    return {**module.build_info(), "cpu_instruction_set": cpu_instruction_set()}
+
+
+@functools.cache
+def cpu_instruction_set() -> str:
+    """Return what the CPU kernels chose on this machine."""
     library = ctypes.CDLL(str(_FOLDER / "libltdd_cpu.so"))
     library.ltdd_cpu_instruction_set.restype = ctypes.c_char_p
-    chosen = library.ltdd_cpu_instruction_set().decode()
-    return {**module.build_info(), "cpu_instruction_set": chosen}
+    chosen: str = library.ltdd_cpu_instruction_set().decode()
+    return chosen
 
 
 def backends() -> dict[str, list[str]]:

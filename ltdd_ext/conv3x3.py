@@ -24,36 +24,42 @@ def check_arguments(op: str, x: Tensor, weight: Tensor, bias: Tensor) -> None:
         _check.bad_value(op, "weight", f"of shape (O, {x.shape[1]}, 3, 3)", tuple(weight.shape))
     _check.shape(op, "bias", bias, (weight.shape[0],))
     for name, value in (("x", x), ("weight", weight), ("bias", bias)):
-        _check.dtype_in(op, name, value, (torch.float32,))
+        dtypes = (torch.float32, torch.bfloat16) if name == "x" else (torch.float32,)
+        _check.dtype_in(op, name, value, dtypes)
         _check.same_device(op, name, value, x.device)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve with 3x3 taps, stride 1 and padding 1.
 
-    ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, forward and backward
-    computed on tiles of 4x4 outputs as ``A' ((G w G') (B' d B)) A`` (Winograd's F(4x4, 3x3),
-    arXiv:1509.09308, section 4) with a quarter of the multiplications; directly where input or
-    output has up to 8 channels.
+    ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, forward and backward.
+    Where the processor has tiles (AMX), they are products of matrices of bfloat16, summed in
+    float32; of float32, of three such products, of the upper and lower halves of both factors.
+    Elsewhere they are computed on tiles of 4x4 outputs as ``A' ((G w G') (B' d B)) A`` (Winograd's
+    F(4x4, 3x3), arXiv:1509.09308, section 4) with a quarter of the multiplications; directly where
+    input or output has up to 8 channels.
 
     Args:
-        x: Images (N, C, H, W) on the CPU, float32; other layouts than channels_last are copied.
+        x: Images (N, C, H, W) on the CPU, float32 or bfloat16; other layouts than channels_last are
+            copied.
         weight: Taps (O, C, 3, 3), float32.
         bias: (O,), float32.
 
     Returns:
-        Images (N, O, H, W), float32, channels_last.
+        Images (N, O, H, W), of the dtype of x, channels_last. Gradients of weight and bias are
+        float32.
 
     Raises:
-        TypeError: an argument is no float32 tensor.
+        TypeError: an argument is no tensor, or of another dtype.
         ValueError: a shape does not fit, or an argument is not on the CPU.
 
     Note:
         Differentiable in all arguments, any number of times and in forward mode: gradients of any
         order by the same kernels, forward mode and the transforms of ``torch.func`` by PyTorch's
-        convolution. The transforms of tiles cost about a digit: errors are around 1e-5 of the
-        largest output, ten times those of the direct sum. Deterministic for any number of threads.
-        It pays up to 8 and from about 32 channels on, and up to maps of about 64x64.
+        convolution. Transforms and halves cost about a digit: errors are around 1e-5 of the largest
+        output, ten times those of the direct sum. Of bfloat16 images, taps may be rounded to
+        bfloat16 (with AMX they are), sums are float32. Deterministic for any number of threads.
+        :func:`ltdd_ext.nn.convolve` says where it pays.
 
     Example:
         >>> import torch, ltdd_ext
@@ -69,13 +75,15 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    return torch.empty(shape, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _fake_backward(grad_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     shape = (grad_y.shape[1], x.shape[1], 3, 3)
-    taps = torch.empty(shape, device=x.device, memory_format=torch.channels_last)
-    return taps, x.new_empty(shape[0])
+    taps = torch.empty(
+        shape, dtype=torch.float32, device=x.device, memory_format=torch.channels_last
+    )
+    return taps, taps.new_empty(shape[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

@@ -41,7 +41,7 @@ def test_build_info_names_everything():
     info = ltdd_ext.build_info()
     assert info["torch_target"] == "2.11"
     assert info["compiler"].startswith(("gcc", "clang"))
-    assert info["cpu_instruction_set"] in ("baseline", "avx2", "avx512")
+    assert info["cpu_instruction_set"] in ("baseline", "avx2", "avx512", "amx")
     assert info["cuda_reason"]
 
 
@@ -58,6 +58,8 @@ def test_the_instruction_set_is_the_best_that_the_machine_has():
     best = "avx512" if v4 else "avx2" if v3 else "baseline"
     code = "import ltdd_ext; print(ltdd_ext.build_info()['cpu_instruction_set'])"
     assert python(code, LTDD_CPU_ISA="avx512").stdout.strip() == best
+    tiles = v4 and {"avx512_bf16", "amx_tile", "amx_bf16"} <= flags
+    assert python(code, LTDD_CPU_ISA="amx").stdout.strip() == ("amx" if tiles else best)
 
 
 def test_the_operators_import_torch_only():

@@ -1,4 +1,4 @@
-// 3x3 convolution of NHWC images in float by Winograd's F(4x4, 3x3) (arXiv:1509.09308). Included by
+// 3x3 convolution of NHWC images by Winograd's F(4x4, 3x3) (arXiv:1509.09308). Included by
 // isa_*.cpp after panel_kernels.h, see vec.h.
 //
 // An image is cut into tiles of 4x4 outputs, which see 6x6 inputs d. With the taps w of a pair of
@@ -116,12 +116,12 @@ static inline void for_tiles(const TileGrid& grid, int64_t images, const Visit& 
 
 // Planes of images (pixels of `channels`) under a transform of size x size pixels, the first of
 // which lies at `offset` from the corner of the tile; pixels outside of the image are zero.
-template <int64_t size, int64_t offset, typename Transform>
-static inline void planes_of_images(const float* x, const TileGrid& grid, int64_t images,
+template <int64_t size, int64_t offset, typename scalar_t, typename Transform>
+static inline void planes_of_images(const scalar_t* x, const TileGrid& grid, int64_t images,
                                     int64_t channels, const Planes& to,
                                     const Transform& transform) {
   for_tiles(grid, images, [&](int64_t image, int64_t tile, int64_t top, int64_t left) {
-    const float* from = x + image * grid.height * grid.width * channels;
+    const scalar_t* from = x + image * grid.height * grid.width * channels;
     float* row = to.data + tile * to.stride;
     for_vectors<float>(channels, [&](int64_t c, int64_t count) {
       VecF in[size * size], out[kPlanes];
@@ -194,16 +194,17 @@ static void winograd_pack(const float* taps, int64_t depth, int64_t columns, int
     }
 }
 
+template <typename scalar_t>
 static void winograd_forward(const Conv3x3Args& a, int64_t first, int64_t last, float* scratch) {
   const TileGrid grid{a.height, a.width};
   const int64_t images = last - first, tiles = images * grid.of_image();
   const Planes v(scratch, tiles, a.in), m(scratch + Planes::size(tiles, a.in), tiles, a.out);
-  planes_of_images<kWindow, -1>(a.x + first * a.height * a.width * a.in, grid, images, a.in, v,
-                                window_of_inputs);
+  const auto* x = static_cast<const scalar_t*>(a.x) + first * a.height * a.width * a.in;
+  planes_of_images<kWindow, -1>(x, grid, images, a.in, v, window_of_inputs);
   multiply_planes(v, a.packed, tiles, a.in, m);
-  float* y = a.y + first * a.height * a.width * a.out;
+  auto* y = static_cast<scalar_t*>(a.y) + first * a.height * a.width * a.out;
   for_tiles(grid, images, [&](int64_t image, int64_t tile, int64_t top, int64_t left) {
-    float* to = y + image * a.height * a.width * a.out;
+    scalar_t* to = y + image * a.height * a.width * a.out;
     for_vectors<float>(a.out, [&](int64_t c, int64_t count) {
       VecF in[kPlanes], out[kTile * kTile];
       for (int64_t f = 0; f < kPlanes; ++f)
@@ -219,6 +220,7 @@ static void winograd_forward(const Conv3x3Args& a, int64_t first, int64_t last, 
 }
 
 // What the images add to the gradient of the windows of the taps, 36 matrices (in, out).
+template <typename scalar_t>
 static void winograd_backward(const Conv3x3BackwardArgs& a, int64_t first, int64_t last, bool add,
                               float* grad_windows, float* scratch) {
   const TileGrid grid{a.height, a.width};
@@ -226,10 +228,10 @@ static void winograd_backward(const Conv3x3BackwardArgs& a, int64_t first, int64
   const int64_t pixels = a.height * a.width;
   const Planes v(scratch, tiles, a.in), m(scratch + Planes::size(tiles, a.in), tiles, a.out);
   const Planes grad(grad_windows, a.in, a.out);
-  planes_of_images<kWindow, -1>(a.x + first * pixels * a.in, grid, images, a.in, v,
-                                window_of_inputs);
-  planes_of_images<kTile, 0>(a.grad_y + first * pixels * a.out, grid, images, a.out, m,
-                             window_of_outputs);
+  planes_of_images<kWindow, -1>(static_cast<const scalar_t*>(a.x) + first * pixels * a.in, grid,
+                                images, a.in, v, window_of_inputs);
+  planes_of_images<kTile, 0>(static_cast<const scalar_t*>(a.grad_y) + first * pixels * a.out, grid,
+                             images, a.out, m, window_of_outputs);
   for (int64_t f = 0; f < kPlanes; ++f)
     for (int64_t panel = 0; panel < m.stride; panel += kPanel)
       for (int64_t row = 0; row < a.in; row += kRowsTogether) {
@@ -241,26 +243,31 @@ static void winograd_backward(const Conv3x3BackwardArgs& a, int64_t first, int64
       }
 }
 
-// The gradients of the taps of input channel k, [9, in, out], from those of their windows in all
-// tables.
-static void winograd_unpack(const float* tables, int64_t count, int64_t in, int64_t out, int64_t k,
-                            float* grad_taps) {
+// The gradients of the taps from those of their windows in all tables.
+static void winograd_unpack(const float* tables, int64_t count, int64_t in, int64_t out,
+                            int64_t begin, int64_t end, float* room, float* weight) {
   const Planes first(const_cast<float*>(tables), in, out);
-  for_vectors<float>(out, [&](int64_t c, int64_t lanes) {
-    VecF sum[kPlanes], made[9];
-    for (int64_t f = 0; f < kPlanes; ++f) {
-      const float* at = first.data + f * first.plane + k * first.stride + c;
-      sum[f] = load(at);
-      for (int64_t table = 1; table < count; ++table)
-        sum[f] += load(at + table * winograd_table_size(in, out));
-    }
-    both_axes<kWindow, 3>(sum, made, taps_of_window);
-    for (int64_t t = 0; t < 9; ++t) set(grad_taps + (t * in + k) * out + c, made[t], lanes, false);
-  });
+  for (int64_t k = begin; k < end; ++k)
+    for_vectors<float>(out, [&](int64_t c, int64_t lanes) {
+      VecF sum[kPlanes], made[9];
+      for (int64_t f = 0; f < kPlanes; ++f) {
+        const float* at = first.data + f * first.plane + k * first.stride + c;
+        sum[f] = load(at);
+        for (int64_t table = 1; table < count; ++table)
+          sum[f] += load(at + table * winograd_table_size(in, out));
+      }
+      both_axes<kWindow, 3>(sum, made, taps_of_window);
+      for (int64_t t = 0; t < 9; ++t)
+        set(room + (t * kLine + k - begin) * out + c, made[t], lanes, false);
+    });
+  put_taps(room, in, out, begin, end, weight);
 }
 
+template <typename scalar_t>
 constexpr Conv3x3Forward kWinogradForward = {winograd_images_together, winograd_scratch_size,
-                                             winograd_packed_size, winograd_pack, winograd_forward};
-constexpr Conv3x3Backward kWinogradBackward = {winograd_images_together, winograd_scratch_size,
-                                               winograd_table_size, winograd_backward,
-                                               winograd_unpack};
+                                             winograd_packed_size, winograd_pack,
+                                             winograd_forward<scalar_t>};
+template <typename scalar_t>
+constexpr Conv3x3Backward kWinogradBackward = {
+    winograd_images_together,    winograd_scratch_size, winograd_table_size,
+    winograd_backward<scalar_t>, winograd_unpack,       sum_pixels<scalar_t>};

@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels.h"
 
@@ -28,6 +32,20 @@ bool has_x86_64_v4() {
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+// The registers of tiles are so large that Linux gives them only to processes that ask for them.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr long kAskForPermission = 0x1023, kTileData = 18;  // of arch_prctl
+  constexpr unsigned kProducts = 1u << 22, kTiles = 1u << 24;
+  unsigned a, b, c, d = 0;
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  return has_x86_64_v4() && __builtin_cpu_supports("avx512bf16") && (d & kProducts) != 0 &&
+         (d & kTiles) != 0 && syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 namespace {
@@ -35,14 +53,15 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels& (*kernels)(Storage);
-  const Conv3x3Kernels& (*conv3x3)(int64_t, int64_t);
+  const Conv3x3Kernels& (*conv3x3)(Storage, int64_t, int64_t);
 };
 
 InstructionSet choose() {
 #if defined(__x86_64__)
   const char* asked = std::getenv("LTDD_CPU_ISA");
-  const std::string_view limit = asked != nullptr ? asked : "avx512";
-  if (limit == "avx512" && has_x86_64_v4())
+  const std::string_view limit = asked != nullptr ? asked : "amx";
+  if (limit == "amx" && has_amx()) return {"amx", avx512_kernels, amx_conv3x3_kernels};
+  if ((limit == "amx" || limit == "avx512") && has_x86_64_v4())
     return {"avx512", avx512_kernels, avx512_conv3x3_kernels};
   if (limit != "baseline" && has_x86_64_v3()) return {"avx2", avx2_kernels, avx2_conv3x3_kernels};
 #endif
@@ -57,11 +76,13 @@ const InstructionSet& chosen() {
 }  // namespace
 
 const Kernels& kernels(Storage storage) { return chosen().kernels(storage); }
-const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out) { return chosen().conv3x3(in, out); }
+const Conv3x3Kernels& conv3x3_kernels(Storage storage, int64_t in, int64_t out) {
+  return chosen().conv3x3(storage, in, out);
+}
 
 }  // namespace ltdd
 
-// Read by ltdd_ext.build_info(): "avx512", "avx2" or "baseline".
+// Read by ltdd_ext.build_info(): "amx", "avx512", "avx2" or "baseline".
 extern "C" [[gnu::visibility("default")]] const char* ltdd_cpu_instruction_set() {
   return ltdd::chosen().name;
 }

@@ -22,8 +22,8 @@
 #endif
 
 const ltdd::Kernels& ltdd::avx2_kernels(Storage storage) { return ltdd::avx2::choose(storage); }
-const ltdd::Conv3x3Kernels& ltdd::avx2_conv3x3_kernels(int64_t in, int64_t out) {
-  return ltdd::avx2::choose_conv3x3(in, out);
+const ltdd::Conv3x3Kernels& ltdd::avx2_conv3x3_kernels(Storage storage, int64_t in, int64_t out) {
+  return ltdd::avx2::choose_conv3x3(storage, in, out);
 }
 
 #endif

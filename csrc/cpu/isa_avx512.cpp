@@ -25,8 +25,8 @@
 #endif
 
 const ltdd::Kernels& ltdd::avx512_kernels(Storage storage) { return ltdd::avx512::choose(storage); }
-const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels(int64_t in, int64_t out) {
-  return ltdd::avx512::choose_conv3x3(in, out);
+const ltdd::Conv3x3Kernels& ltdd::avx512_conv3x3_kernels(Storage storage, int64_t in, int64_t out) {
+  return ltdd::avx512::choose_conv3x3(storage, in, out);
 }
 
 #endif

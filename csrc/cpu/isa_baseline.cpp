@@ -9,6 +9,7 @@
 const ltdd::Kernels& ltdd::baseline_kernels(Storage storage) {
   return ltdd::baseline::choose(storage);
 }
-const ltdd::Conv3x3Kernels& ltdd::baseline_conv3x3_kernels(int64_t in, int64_t out) {
-  return ltdd::baseline::choose_conv3x3(in, out);
+const ltdd::Conv3x3Kernels& ltdd::baseline_conv3x3_kernels(Storage storage, int64_t in,
+                                                           int64_t out) {
+  return ltdd::baseline::choose_conv3x3(storage, in, out);
 }

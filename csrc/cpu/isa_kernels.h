@@ -48,15 +48,18 @@ constexpr Kernels kKernels = {
     kAddImages<scalar_t>,
 };
 
-constexpr Conv3x3Kernels kConv3x3[] = {{kWinogradForward, kWinogradBackward},
-                                       {kNarrowForward, kWinogradBackward},
-                                       {kDirectForward, kDirectBackward}};
+template <typename scalar_t>
+constexpr Conv3x3Kernels kConv3x3[] = {
+    {kWinogradForward<scalar_t>, kWinogradBackward<scalar_t>},
+    {kNarrowForward<scalar_t>, kWinogradBackward<scalar_t>},
+    {kDirectForward<scalar_t>, kDirectBackward<scalar_t>},
+};
 
 }  // namespace
 
-static inline const Conv3x3Kernels& choose_conv3x3(int64_t in, int64_t out) {
-  if (in <= kFewChannels) return kConv3x3[2];
-  return kConv3x3[out <= kFewChannels ? 1 : 0];
+static inline const Conv3x3Kernels& choose_conv3x3(Storage storage, int64_t in, int64_t out) {
+  const int which = in <= kFewChannels ? 2 : out <= kFewChannels ? 1 : 0;
+  return storage == Storage::kBFloat16 ? kConv3x3<BFloat16>[which] : kConv3x3<float>[which];
 }
 
 static inline const Kernels& choose(Storage storage) {

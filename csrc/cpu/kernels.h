@@ -86,14 +86,15 @@ struct AddImagesArgs {
 
 // A 3x3 convolution with padding 1 of NHWC images; `packed` is what `pack` made of the taps.
 struct Conv3x3Args {
-  const float *x, *packed, *bias;
+  const void* x;
+  const float *packed, *bias;
   int64_t height, width, in, out;
   bool stream;
-  float* y;
+  void* y;
 };
 
 struct Conv3x3BackwardArgs {
-  const float *x, *grad_y;
+  const void *x, *grad_y;
   int64_t height, width, in, out;
 };
 
@@ -118,8 +119,12 @@ struct Kernels {
   void (*add_images)(const AddImagesArgs&, int64_t begin, int64_t end);
 };
 
-// Convolution, in float only. A task works on images_together images in scratch of scratch_size
-// elements. Taps are [9, in, out]; `pack` rearranges those of input channels [begin, end).
+constexpr int64_t kLine = 16;  // input channels that are packed together, a cache line of floats
+
+// Convolution of images in float or bfloat16, with taps in float. A task works on images_together
+// images in scratch of scratch_size floats. Taps are [9, in, out]; `pack` rearranges those of input
+// channels [begin, end), a line or what is left. Scratch, packed taps and tables are aligned to
+// cache lines.
 struct Conv3x3Forward {
   int64_t (*images_together)(int64_t height, int64_t width);
   int64_t (*scratch_size)(int64_t height, int64_t width, int64_t in, int64_t out);
@@ -130,15 +135,17 @@ struct Conv3x3Forward {
 };
 
 // `run` writes what images contribute to the gradient of the taps into a table, or adds it;
-// `unpack` sums `count` consecutive tables for input channel k.
+// `unpack` sums `count` consecutive tables for input channels [begin, end) into weight [out, 9,
+// in], with room for [9, kLine, out]. `sum_pixels` adds up the gradient of the bias.
 struct Conv3x3Backward {
   int64_t (*images_together)(int64_t height, int64_t width);
   int64_t (*scratch_size)(int64_t height, int64_t width, int64_t in, int64_t out);
   int64_t (*table_size)(int64_t in, int64_t out);
   void (*run)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, bool add, float* table,
               float* scratch);
-  void (*unpack)(const float* tables, int64_t count, int64_t in, int64_t out, int64_t k,
-                 float* grad_taps);
+  void (*unpack)(const float* tables, int64_t count, int64_t in, int64_t out, int64_t begin,
+                 int64_t end, float* room, float* weight);
+  void (*sum_pixels)(const Conv3x3BackwardArgs&, int64_t first, int64_t last, double* sums);
 };
 
 struct Conv3x3Kernels {
@@ -148,20 +155,23 @@ struct Conv3x3Kernels {
 
 constexpr int64_t kFewChannels = 8;  // up to here the transforms cost more than they save
 
-// The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, for tests.
+// The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one.
 const Kernels& kernels(Storage storage);
-const Conv3x3Kernels& conv3x3_kernels(int64_t in, int64_t out);
+const Conv3x3Kernels& conv3x3_kernels(Storage storage, int64_t in, int64_t out);
 
 // Whether this machine and its system have all of a level of the x86-64 psABI: a kernel may use any
 // instruction of its level.
 bool has_x86_64_v3();
 bool has_x86_64_v4();
+// Whether they have, beyond that, tiles for products of bfloat16; asks the system for their use.
+bool has_amx();
 
 const Kernels& baseline_kernels(Storage storage);
-const Conv3x3Kernels& baseline_conv3x3_kernels(int64_t in, int64_t out);
+const Conv3x3Kernels& baseline_conv3x3_kernels(Storage storage, int64_t in, int64_t out);
 const Kernels& avx2_kernels(Storage storage);
-const Conv3x3Kernels& avx2_conv3x3_kernels(int64_t in, int64_t out);
+const Conv3x3Kernels& avx2_conv3x3_kernels(Storage storage, int64_t in, int64_t out);
 const Kernels& avx512_kernels(Storage storage);
-const Conv3x3Kernels& avx512_conv3x3_kernels(int64_t in, int64_t out);
+const Conv3x3Kernels& avx512_conv3x3_kernels(Storage storage, int64_t in, int64_t out);
+const Conv3x3Kernels& amx_conv3x3_kernels(Storage storage, int64_t in, int64_t out);
 
 }  // namespace ltdd

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -21,6 +22,21 @@ struct Shape {
   int64_t n, c, height, width;
   int64_t s() const { return height * width; }
   int64_t size() const { return n * c * s(); }
+};
+
+// Room of exactly so many floats that begins with a cache line.
+class Lines {
+ public:
+  explicit Lines(int64_t size)
+      : at_(static_cast<float*>(::operator new(size * sizeof(float), kLine))) {}
+  ~Lines() { ::operator delete(at_, kLine); }
+  Lines(const Lines&) = delete;
+  Lines& operator=(const Lines&) = delete;
+  float* data() const { return at_; }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  float* at_;
 };
 
 // The nearest value that a 16-bit type has, by definition, because not every compiler has the

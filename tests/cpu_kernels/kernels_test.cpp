@@ -280,28 +280,29 @@ void check_classes(const char* isa, const Kernels& run, Storage row, int64_t cha
 }
 
 // A convolution in groups of images, and the gradient of its taps.
-void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& run,
+void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& run, Storage storage,
                    const Shape& shape, int64_t out, std::mt19937& generator) {
-  const Case t{isa, any, Storage::kFloat, shape, true};
+  const Case t{isa, any, storage, shape, true};
   const int64_t in = shape.c, h = shape.height, w = shape.width, s = shape.s(), n = shape.n;
-  const auto x = random_values(shape.size(), generator, Storage::kFloat);
-  const auto gy = random_values(n * s * out, generator, Storage::kFloat);
-  const auto taps = random_values(9 * in * out, generator, Storage::kFloat);  // [9, in, out]
+  const auto x = random_values(shape.size(), generator, storage);
+  const auto gy = random_values(n * s * out, generator, storage);
+  // Values that a 16-bit type has: what tiles round of others is no error of theirs.
+  const auto taps = random_values(9 * in * out, generator, storage);  // [9, in, out]
   const auto bias = random_values(out, generator, Storage::kFloat);
-  const auto floats = [](const std::vector<double>& v) {
-    return std::vector<float>(v.begin(), v.end());
-  };
-  const auto fx = floats(x), fgy = floats(gy), ftaps = floats(taps), fbias = floats(bias);
+  const auto x_bytes = pack(x, storage), gy_bytes = pack(gy, storage);
+  const std::vector<float> ftaps(taps.begin(), taps.end()), fbias(bias.begin(), bias.end());
   const int64_t size = run.backward.table_size(in, out);
-  std::vector<float> packed(run.forward.packed_size(in, out));
-  std::vector<float> scratch(
+  const Lines packed(run.forward.packed_size(in, out)), tables(2 * size);
+  const Lines scratch(
       std::max(run.forward.scratch_size(h, w, in, out), run.backward.scratch_size(h, w, in, out)));
-  std::vector<float> y(n * s * out), grad(9 * in * out), tables(2 * size);
-  run.forward.pack(ftaps.data(), in, out, 0, in / 2, packed.data());
-  run.forward.pack(ftaps.data(), in, out, in / 2, in, packed.data());
-  const ltdd::Conv3x3Args forward{fx.data(), packed.data(), fbias.data(), h,       w,
-                                  in,        out,           true,         y.data()};
-  const ltdd::Conv3x3BackwardArgs backward{fx.data(), fgy.data(), h, w, in, out};
+  const Lines room(9 * ltdd::kLine * out);
+  std::vector<char> y(n * s * out * item_bytes(storage));
+  std::vector<float> grad(9 * in * out);  // [out, 9, in]
+  for (int64_t k = 0; k < in; k += ltdd::kLine)
+    run.forward.pack(ftaps.data(), in, out, k, std::min(in, k + ltdd::kLine), packed.data());
+  const ltdd::Conv3x3Args forward{x_bytes.data(), packed.data(), fbias.data(), h, w, in, out,
+                                  true,           y.data()};
+  const ltdd::Conv3x3BackwardArgs backward{x_bytes.data(), gy_bytes.data(), h, w, in, out};
   int64_t together = run.forward.images_together(h, w);
   for (int64_t first = 0; first < n; first += together)
     run.forward.run(forward, first, std::min(n, first + together), scratch.data());
@@ -312,30 +313,38 @@ void check_conv3x3(const char* isa, const Kernels& any, const Conv3x3Kernels& ru
                      scratch.data());
   const int64_t twice = std::min(n, together);
   run.backward.run(backward, 0, twice, false, tables.data() + size, scratch.data());
-  for (int64_t k = 0; k < in; ++k) run.backward.unpack(tables.data(), 2, in, out, k, grad.data());
+  for (int64_t k = 0; k < in; k += ltdd::kLine)
+    run.backward.unpack(tables.data(), 2, in, out, k, std::min(in, k + ltdd::kLine), room.data(),
+                        grad.data());
+  std::vector<double> sums(out), want_sums(out);
+  run.backward.sum_pixels(backward, 0, n, sums.data());
 
   std::vector<double> want(9 * in * out), terms(9 * in * out);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t p = 0; p < s; ++p)
       for (int64_t o = 0; o < out; ++o) {
         double sum = bias[o], largest = std::abs(bias[o]);
+        want_sums[o] += gy[(i * s + p) * out + o];
         for (int64_t tap = 0; tap < 9; ++tap) {
           const int64_t row = p / w + tap / 3 - 1, column = p % w + tap % 3 - 1;
           if (row < 0 || row >= h || column < 0 || column >= w) continue;
           for (int64_t k = 0; k < in; ++k) {
             const double value = x[(i * s + row * w + column) * in + k];
-            const int64_t at = (tap * in + k) * out + o;
-            sum += taps[at] * value;
-            largest += std::abs(taps[at] * value);
+            const int64_t at = (o * 9 + tap) * in + k;
+            sum += taps[(tap * in + k) * out + o] * value;
+            largest += std::abs(taps[(tap * in + k) * out + o] * value);
             const double g = gy[(i * s + p) * out + o] * value * (i < twice ? 2 : 1);
             want[at] += g;
             terms[at] += std::abs(g);
           }
         }
-        t.expect("conv y", y[(i * s + p) * out + o], sum, largest + 30, 1e-5);
+        t.expect("conv y", unpack(y, (i * s + p) * out + o, storage), sum, largest + 30,
+                 storage == Storage::kFloat ? 1e-5 : 1.0 / 256);
       }
   for (size_t at = 0; at < want.size(); ++at)
     t.expect("conv taps", grad[at], want[at], terms[at] + 30, 1e-5);
+  for (int64_t o = 0; o < out; ++o)
+    t.expect("conv bias", sums[o], want_sums[o], static_cast<double>(4 * n * s), 1e-6);
 }
 
 }  // namespace
@@ -344,13 +353,14 @@ int main() {
   struct {
     const char* name;
     const Kernels& (*kernels)(Storage);
-    const Conv3x3Kernels& (*conv3x3)(int64_t, int64_t);
+    const Conv3x3Kernels& (*conv3x3)(Storage, int64_t, int64_t);
     bool here;
   } const sets[] = {
       {"baseline", ltdd::baseline_kernels, ltdd::baseline_conv3x3_kernels, true},
 #if defined(__x86_64__)
       {"avx2", ltdd::avx2_kernels, ltdd::avx2_conv3x3_kernels, ltdd::has_x86_64_v3()},
       {"avx512", ltdd::avx512_kernels, ltdd::avx512_conv3x3_kernels, ltdd::has_x86_64_v4()},
+      {"amx", ltdd::avx512_kernels, ltdd::amx_conv3x3_kernels, ltdd::has_amx()},
 #endif
   };
   const Shape shapes[] = {{2, 3, 8, 8},   {3, 19, 7, 7}, {1, 33, 4, 4},   {2, 5, 9, 6},
@@ -387,11 +397,12 @@ int main() {
         check_classes(set.name, set.kernels(row), row, channels, generator);
         ++cases;
       }
-    for (const auto& [shape, out] : convolutions) {
-      check_conv3x3(set.name, set.kernels(Storage::kFloat), set.conv3x3(shape.c, out), shape, out,
-                    generator);
-      ++cases;
-    }
+    for (const Storage storage : {Storage::kFloat, Storage::kBFloat16})
+      for (const auto& [shape, out] : convolutions) {
+        check_conv3x3(set.name, set.kernels(storage), set.conv3x3(storage, shape.c, out), storage,
+                      shape, out, generator);
+        ++cases;
+      }
   }
   std::printf("%d cases, %d failures\n", cases, failures);
   return failures == 0 ? 0 : 1;

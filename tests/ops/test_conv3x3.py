@@ -51,6 +51,27 @@ def test_matches_float64(shape, out, layout, taps_layout):
         assert relative_error(got.grad, wanted.grad) <= 4e-5
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "out"), SHAPES, ids=str)
+def test_bfloat16_images_match_float64(shape, out, layout):
+    """Sums are of float32: what is left is the rounding of y, dx and, with tiles, of the taps."""
+    x = activation(shape, layout=layout).bfloat16().detach().requires_grad_()
+    weight, bias = parameters(out, shape[1])
+    y = ltdd_ext.conv3x3(x, weight, bias)
+    assert y.dtype == torch.bfloat16
+    grad = activation(tuple(y.shape), layout=layout, seed=2).bfloat16()
+    y.backward(grad)
+
+    inputs = [v.detach().double().requires_grad_() for v in (x, weight, bias)]
+    want = torch.nn.functional.conv2d(*inputs, padding=1)
+    want.backward(grad.double())
+    assert relative_error(y.detach(), want.detach()) <= 2**-7
+    assert relative_error(x.grad, inputs[0].grad) <= 2**-7
+    assert weight.grad.dtype == bias.grad.dtype == torch.float32
+    for got, wanted in ((weight, inputs[1]), (bias, inputs[2])):
+        assert relative_error(got.grad, wanted.grad) <= 4e-5
+
+
 def test_the_reference_is_the_layer_of_pytorch():
     x = activation((2, 4, 7, 5)).requires_grad_()
     layer = torch.nn.Conv2d(4, 6, 3, padding=1)
@@ -76,10 +97,11 @@ def test_a_frozen_layer_passes_the_gradient_on():
     assert relative_error(got, want) <= 4e-5
 
 
-@pytest.mark.parametrize("out", [3, 24])
-def test_bits_do_not_depend_on_threads_or_batch(out):
-    x = activation((21, 40, 12, 12), layout="pixels").detach().requires_grad_()
-    weight, bias = parameters(out, 40)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("channels", "out"), [(40, 3), (40, 24), (3, 24)])
+def test_bits_do_not_depend_on_threads_or_batch(channels, out, dtype):
+    x = activation((21, channels, 12, 12), layout="pixels").to(dtype).detach().requires_grad_()
+    weight, bias = parameters(out, channels)
 
     def bits() -> list[torch.Tensor]:
         y = ltdd_ext.conv3x3(x, weight, bias)
@@ -110,11 +132,12 @@ def test_nothing_in(shape):
     assert x.grad.shape == shape
 
 
-def test_opcheck():
-    x = activation((3, 5, 8, 6), layout="pixels").detach().requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype):
+    x = activation((3, 5, 8, 6), layout="pixels").to(dtype).detach().requires_grad_()
     weight, bias = parameters(7, 5)
     torch.library.opcheck(torch.ops.ltdd_ext.conv3x3.default, (x, weight, bias))
-    grad = activation((3, 7, 8, 6), layout="pixels")
+    grad = activation((3, 7, 8, 6), layout="pixels").to(dtype)
     torch.library.opcheck(torch.ops.ltdd_ext.conv3x3_backward.default, (grad, x.detach()))
 
 
@@ -137,7 +160,11 @@ def test_compiles_into_one_graph():
         ({"weight": torch.ones(5, 3, 5, 5)}, ValueError, "expected weight of shape (O, 3, 3, 3)"),
         ({"weight": torch.ones(5, 4, 3, 3)}, ValueError, "expected weight of shape (O, 3, 3, 3)"),
         ({"bias": torch.ones(4)}, ValueError, "expected bias of shape (5,), got (4,)"),
-        ({"x": torch.ones(2, 3, 4, 4).double()}, TypeError, "expected x of dtype float32"),
+        (
+            {"x": torch.ones(2, 3, 4, 4).double()},
+            TypeError,
+            "expected x of dtype float32 or bfloat16",
+        ),
         ({"bias": None}, TypeError, "expected bias a torch.Tensor, got NoneType"),
     ],
     ids=lambda value: "",

@@ -207,9 +207,36 @@ def test_convolve_takes_what_it_computes_faster(layer, shape, taken):
     torch.testing.assert_close(convolve(layer, x, op), layer(x))
     torch.testing.assert_close(convolve(layer, x), layer(x), rtol=1e-4, atol=1e-4)
     assert bool(calls) == taken
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         convolve(layer, x, op)
     assert len(calls) == taken
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize(("channels", "few"), [(3, True), (8, True), (9, False), (64, False)])
+def test_convolve_under_autocast_takes_few_channels_where_tiles_are(
+    monkeypatch, channels, few, tiles
+):
+    monkeypatch.setattr("ltdd_ext._convolution._HAS_TILES", tiles)
+    calls = []
+
+    def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        calls.append((x.dtype, weight.dtype))
+        return reference.conv3x3(x, weight, bias)
+
+    layer, x = nn.Conv2d(channels, 6, 3, padding=1), torch.randn(2, channels, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, own, want = convolve(layer, x, op), convolve(layer, x), layer(x)
+    assert calls == [(torch.bfloat16, torch.float32)] * (few and tiles)
+    assert got.dtype == own.dtype == want.dtype == torch.bfloat16
+    for one in (got, own):
+        torch.testing.assert_close(one, want, rtol=2e-2, atol=2e-2)
+
+
+def test_convolve_leaves_a_mixture_of_dtypes_to_the_layer():
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    with pytest.raises(RuntimeError, match="type"):
+        convolve(layer, torch.randn(2, 3, 8, 8).bfloat16())
 
 
 def test_backends_agree():

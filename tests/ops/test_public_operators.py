@@ -147,7 +147,7 @@ REFUSED: dict[str, list[Row]] = {
     ],
     "conv3x3": [
         *ACTIVATIONS,
-        ({"x": X.double()}, "expected x of dtype float32, got float64"),
+        ({"x": X.double()}, "expected x of dtype float32 or bfloat16, got float64"),
         ({"x": X[0]}, "expected x of shape (N, C, H, W), got (2, 6, 6)"),
         ({"weight": torch.rand(3, 2, 5, 5)}, "expected weight of shape (O, 2, 3, 3)"),
         ({"weight": torch.rand(3, 1, 3, 3)}, "expected weight of shape (O, 2, 3, 3)"),
