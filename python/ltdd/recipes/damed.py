@@ -98,7 +98,7 @@ DAMED = Recipe(
     published=published_by(CELLS, _RUNS),
     choice=choice_by("of imbalance factor 100 (CIFAR-10) or 10 and the nearest images per class"),
     budgets=budgets(
-        TAUGHT_DEMO | {"classifier_epochs": 2, "classifier_steps": 15},
+        {**TAUGHT_DEMO, "classifier_epochs": 2, "classifier_steps": 15},
         {"classifier_epochs": 4, "classifier_steps": 10},
     ),
 )
