@@ -9,7 +9,15 @@ the phases (1 / 0.2 at 10; 1 / 0.5, then 0.5 / 1 at 50; 0.1 / 1 at 200) and in f
 from __future__ import annotations
 
 from ltdd.recipes.recipe import Recipe, Settings
-from ltdd.recipes.trajectories import GSAM, SOFT_STUDENT, Cell, budgets, choice_by, published_by
+from ltdd.recipes.trajectories import (
+    GSAM,
+    SOFT_STUDENT,
+    TAUGHT_DEMO,
+    Cell,
+    budgets,
+    choice_by,
+    published_by,
+)
 
 
 def _cell(
@@ -72,7 +80,7 @@ _RUNS: Settings = {
 DAMED = Recipe(
     name="damed",
     title="images and labels that match backbones and balanced classifiers of experts (6 experts "
-    "and 100 iterations on digits, 4 and 300 on few cores, 100 and 10,000 published)",
+    "and 60 iterations on digits, 4 and 300 on few cores, 100 and 10,000 published)",
     paper="arXiv:2408.14506",
     method={
         "initialization": {"method": "correct_real"},
@@ -90,7 +98,7 @@ DAMED = Recipe(
     published=published_by(CELLS, _RUNS),
     choice=choice_by("of imbalance factor 100 (CIFAR-10) or 10 and the nearest images per class"),
     budgets=budgets(
-        {"iterations": 100, "classifier_epochs": 2, "classifier_steps": 10},
+        {**TAUGHT_DEMO, "classifier_epochs": 2, "classifier_steps": 15},
         {"classifier_epochs": 4, "classifier_steps": 10},
     ),
 )

@@ -6,7 +6,15 @@ Sources: arXiv:2310.05773 and its authors' configuration of each cell; experts a
 from __future__ import annotations
 
 from ltdd.recipes.recipe import Recipe, Settings
-from ltdd.recipes.trajectories import GSAM, SOFT_STUDENT, Cell, budgets, choice_by, published_by
+from ltdd.recipes.trajectories import (
+    GSAM,
+    SOFT_STUDENT,
+    TAUGHT_DEMO,
+    Cell,
+    budgets,
+    choice_by,
+    published_by,
+)
 
 
 def _cell(
@@ -58,7 +66,7 @@ _RUNS: Settings = {
 DATM = Recipe(
     name="datm",
     title="images and labels that lead networks along late parts of experts' paths (6 experts and "
-    "200 iterations on digits, 4 and 300 on few cores, 100 and 10,000 published)",
+    "60 iterations on digits, 4 and 300 on few cores, 100 and 10,000 published)",
     paper="arXiv:2310.05773",
     method={
         "initialization": {"method": "correct_real"},
@@ -74,5 +82,5 @@ DATM = Recipe(
     },
     published=published_by(CELLS, _RUNS),
     choice=choice_by("of the nearest images per class, whatever the imbalance"),
-    budgets=budgets({}, {}),
+    budgets=budgets(TAUGHT_DEMO, {}),
 )
