@@ -1,4 +1,4 @@
-"""Batch or instance norm in training, activation and pooling, in one pass each way."""
+"""Batch or instance norm in training, activation and pooling, and nothing kept but the input."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ def check_arguments(
 ) -> None:
     """Refuse parameters or switches that do not fit the activation."""
     check_fused(op, x, act, pool)
-    if x.is_cuda:
-        _check.bad_value(op, "x", "on cpu", x.device)
     check_channel_vector(op, "weight", weight, x)
     check_channel_vector(op, "bias", bias, x)
     if over not in _OVERS:
@@ -52,7 +50,7 @@ def norm_act(
     instance norm (arXiv:1607.08022, Eq. 1).
 
     Args:
-        x: Activation (N, C, H, W) or (N, C, S) on the CPU, float32, bfloat16, float16 or float64,
+        x: Activation (N, C, H, W) or (N, C, S), float32, bfloat16, float16 or float64,
             contiguous or channels_last (read as it lies; other strides are copied first).
         weight: (C,), float32 (float64 for float64).
         bias: (C,), like ``weight``.
@@ -68,15 +66,14 @@ def norm_act(
 
     Raises:
         TypeError: an argument is no tensor of a supported dtype.
-        ValueError: a shape or switch does not fit, ``x`` is not on the CPU, or a batch has one
-            value a channel only.
+        ValueError: a shape, device or switch does not fit, or a batch has one value a channel only.
 
     Note:
         Differentiable in ``x``, ``weight`` and ``bias``, any number of times and in forward mode:
         one gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
         PyTorch operations. Only ``x`` is kept for the backward pass, which recomputes the ReLU
         mask. Arithmetic is float32 (float64 for float64), sums are float64. Deterministic for any
-        number of threads. There is no CUDA kernel: there the separate layers of PyTorch do it.
+        number of threads.
 
     Example:
         >>> import torch, ltdd_ext
@@ -115,10 +112,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     x, weight, bias, *ctx.switches = inputs
     _, mean, m2 = output
     ctx.mark_non_differentiable(mean, m2)
+    ctx.set_materialize_grads(False)  # or zeros are made for the moments
     ctx.save_for_backward(x, weight, bias, mean, m2)
 
 
-def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_m2: Tensor | None
+) -> tuple[Any, ...]:
+    if grad_y is None:
+        return (None,) * 7
     if _autograd.is_differentiated():
         inputs = (*ctx.saved_tensors[:3], *ctx.switches)
         grads = (grad_y, grad_mean, grad_m2)

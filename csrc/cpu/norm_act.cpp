@@ -1,24 +1,19 @@
 // norm_act: y = pool(act(norm(x))) with the statistics of x itself, as training needs it, and its
 // gradient in x, weight and bias.
 //
-// The norm is k x + h with k = weight r, h = bias - mean k, r = rsqrt(var + eps); mean and var are
-// those of a channel over the batch or over each image by itself. With g = mask unpool(grad_y) and
-// sums over the M elements that share a mean:
-//
-//   grad_bias = sum g,   grad_weight = r sum g (x - mean)
-//   dx = k g - k / M sum g - k r^2 / M (x - mean) sum g (x - mean)
-//
-// dx has the form of bn_act_moments_backward and is computed by its loops. Traffic over the batch:
-// forward reads x twice and writes y, backward reads x and grad_y twice and writes dx. Over images
-// the second reading finds x in the cache. Tasks are whole rows, and sums over images are taken in
-// their order, so results do not depend on the number of threads.
+// Equations: common/norm.h, with g = mask unpool(grad_y); mean and var are those of a channel over
+// the batch or over each image by itself. dx has the form of bn_act_moments_backward and is
+// computed by its loops. Traffic over the batch: forward reads x twice and writes y, backward reads
+// x and grad_y twice and writes dx. Over images the second reading finds x in the cache. Tasks are
+// whole rows, and sums over images are taken in their order, so results do not depend on the number
+// of threads.
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <tuple>
 #include <vector>
 
+#include "../common/norm.h"
 #include "fused.h"
 
 namespace ltdd {
@@ -67,6 +62,8 @@ class Norms {
     }
   }
 
+  Norm at(int64_t row) const { return {center[row], inverse_sd[row]}; }
+
  private:
   static Tensor empty_scales(const Activation& a, bool per_image) {
     const int64_t length = per_image ? a.n * a.c : a.c;
@@ -74,19 +71,19 @@ class Norms {
   }
 
   void set(int64_t row, double mean, double var) {
-    center[row] = mean;
-    inverse_sd[row] = 1.0 / std::sqrt(var + eps_);
+    const Norm norm = norm_of(mean, var, eps_);
+    center[row] = norm.mean;
+    inverse_sd[row] = norm.inverse_sd;
   }
 
-  void set_scale(int64_t at, int64_t row) {
-    const double scale = weight[row % c_] * inverse_sd[row];
-    const double offset = bias[row % c_] - center[row] * scale;
+  void set_scale(int64_t to, int64_t row) {
+    const auto [scale, offset] = norm_scale(at(row), weight[row % c_], bias[row % c_]);
     if (in_double_) {
-      static_cast<double*>(k)[at] = scale;
-      static_cast<double*>(h)[at] = offset;
+      static_cast<double*>(k)[to] = scale;
+      static_cast<double*>(h)[to] = offset;
     } else {
-      static_cast<float*>(k)[at] = static_cast<float>(scale);
-      static_cast<float*>(h)[at] = static_cast<float>(offset);
+      static_cast<float*>(k)[to] = static_cast<float>(scale);
+      static_cast<float*>(h)[to] = static_cast<float>(offset);
     }
   }
 
@@ -193,9 +190,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
     double *const to_mean = row_data(grad_mean), *const to_m2 = row_data(grad_m2);
     // What the sums over a mean's M elements contribute to dx, as gradients of row moments.
     const auto through_statistics = [&](int64_t row, double sum, double sum_x, double elements) {
-      const double r = norms.inverse_sd[row], k = norms.weight[row % a.c] * r;
-      to_mean[row] = -k * sum / elements * size;
-      to_m2[row] = -k * r * r * sum_x / elements / 2.0;
+      const auto [shift, slope] =
+          norm_pullback(norms.at(row), norms.weight[row % a.c], sum, sum_x, elements);
+      to_mean[row] = shift * size;
+      to_m2[row] = slope / 2.0;
     };
     const auto sum_up = [&](int64_t first, int64_t last) {
       run_block(a, run.norm_sums_rows, run.norm_sums_pixels, sums, first, last);
