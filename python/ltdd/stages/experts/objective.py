@@ -109,10 +109,9 @@ class Objective:
             own, others = labels[: len(drawn.partner)], labels[drawn.partner]
             return bayias_loss(logits, own, others, drawn.lam, self.counts)
         inputs, targets = batches.mix_views(drawn)
-        plain, rebalanced, z, p = (o.chunk(2) for o in self._pass(inputs, size))
-        consistency = consistency_loss(p[0], z[0], p[1], z[1])
+        plain, rebalanced, z, p = self._pass(inputs, size)
         return expert_loss(
-            plain, rebalanced, consistency, targets, self.weights, share, self.config
+            plain, rebalanced, consistency_loss(p, z), targets, self.weights, share, self.config
         )
 
     def _pass(self, images: Tensor, size: int) -> Any:
