@@ -37,7 +37,7 @@ class CastWeights:
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad
         ]
-        self._weights = list({parameter: None for _, _, parameter in self._places})
+        self._weights = list[Tensor]({parameter: None for _, _, parameter in self._places})
         self._copies = [weight.detach().bfloat16().requires_grad_() for weight in self._weights]
         self._grads = [torch.empty_like(weight) for weight in self._weights]
 

@@ -49,7 +49,8 @@ def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _sum_of_views(values: Tensor) -> Tensor:
     """Return the mean over a view's images, added over both views, of (..., 2N)."""
-    return values.unflatten(-1, (2, -1)).mean(dim=-1).sum(dim=-1)
+    means: Tensor = values.unflatten(-1, (2, -1)).mean(dim=-1)
+    return means.sum(dim=-1)
 
 
 def consistency_loss(prediction: Tensor, projection: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def expert_loss(
     # Together, in half as many launches.
     logits, weighted = torch.stack([plain, rebalanced]), targets * class_weights
     terms = _sum_of_views(_cross_entropies(logits, torch.stack([targets, weighted])))
-    plain_term, rebalanced_term = terms
+    plain_term, rebalanced_term = terms.unbind()
     classification = (1 - progress) * plain_term + progress * rebalanced_term
     return config.classification_weight * classification + config.consistency_weight * consistency
 
