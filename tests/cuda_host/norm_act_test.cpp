@@ -140,9 +140,9 @@ void check(const Shape& shape, With with, bool shifted = false) {
 template <typename scalar_t>
 void check_all() {
   const Shape shapes[] = {
-      {2, 3, 4, 4, false}, {3, 3, 8, 8, false},   {1, 2, 32, 32, false}, {20, 17, 7, 7, false},
-      {2, 3, 5, 8, false}, {2, 1, 64, 96, false}, {2, 8, 4, 4, true},    {3, 40, 7, 7, true},
-      {2, 3, 5, 6, true},  {2, 8, 40, 40, true},  {2, 2, 2, 2, false},   {33, 8, 2, 3, true},
+      {2, 3, 4, 4, false}, {3, 3, 8, 8, false},   {1, 2, 32, 32, false}, {5, 17, 7, 7, false},
+      {2, 3, 5, 8, false}, {1, 1, 64, 96, false}, {2, 8, 4, 4, true},    {3, 40, 7, 7, true},
+      {2, 3, 5, 6, true},  {1, 8, 40, 40, true},  {2, 2, 2, 2, false},   {33, 8, 2, 3, true},
       {0, 2, 4, 4, false}, {2, 3, 3, 7, false},
   };
   for (const Shape& shape : shapes)
