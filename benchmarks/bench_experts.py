@@ -88,13 +88,10 @@ def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
         box = cut_box(SIDE, SIDE, lam, row, column)
         mixup = lam * first + (1 - lam) * other_first
         cutmix = paste(second, other_second, box)
-        targets = (
-            lam * one_hot + (1 - lam) * other,
-            box.kept * one_hot + (1 - box.kept) * other,
-        )
+        targets = torch.cat([share * one_hot + (1 - share) * other for share in (lam, box.kept)])
         heads = network(mixup), network(cutmix)
-        logits, rebalanced, z, p = ((a, b) for a, b in zip(*heads, strict=True))
-        consistency = consistency_loss(p[0], z[0], p[1], z[1])
+        logits, rebalanced, z, p = (torch.cat(pair) for pair in zip(*heads, strict=True))
+        consistency = consistency_loss(p, z)
         update(
             optimizer,
             expert_loss(logits, rebalanced, consistency, targets, class_weights, 0.5, CONFIG),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -29,9 +29,10 @@ from benchmarks.cases import (
     bn_act_forms,
     moments_forms,
     statistics_forms,
+    training_norm_forms,
 )
 from benchmarks.recovery_forms import recovery_forms
-from benchmarks.shapes import EVERY, Shape
+from benchmarks.shapes import EVERY, TRAINED, Shape
 
 pytestmark = [
     pytest.mark.cuda,
@@ -94,9 +95,17 @@ def median_milliseconds(forms: Forms) -> dict[str, float]:
     }
 
 
-def measure(group: str, forms: Forms, shape: Shape, layout: str, dtype: str, passes: float) -> None:
+def measure(
+    group: str,
+    forms: Forms,
+    shape: Shape,
+    layout: str,
+    dtype: str,
+    passes: float,
+    through_relu: bool = False,
+) -> None:
     """Time all forms in turn and keep the row; they move the activation ``passes`` times."""
-    agree(forms, dtype)
+    agree(forms, dtype, through_relu)
     size = torch.Size(shape).numel() * DTYPES[dtype].itemsize
     source = torch.ones(size // 4, device="cuda")
     target = torch.empty_like(source)
@@ -140,6 +149,17 @@ def test_bn_act_moments(shape: Shape, layout: str, dtype: str, pool: bool) -> No
     quarter = 0.25 if pool else 1.0
     forms = bn_act_forms(activation(shape, layout, dtype, "cuda"), pool)
     measure(group, forms, shape, layout, dtype, 3 + 2 * quarter)
+
+
+@pytest.mark.parametrize("over", ["batch", "image"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", TRAINED, ids=lambda s: "x".join(map(str, s)))
+def test_norm_act(shape: Shape, layout: str, dtype: str, over: Literal["batch", "image"]) -> None:
+    group = f"norm over the {over} + ReLU + pool in training, forward and backward"
+    forms = training_norm_forms(activation(shape, layout, dtype, "cuda"), over)
+    # x twice and y; x and the gradient of y twice each, and dx.
+    measure(group, forms, shape, layout, dtype, 2.25 + (2 * 1.25 + 1), through_relu=True)
 
 
 def network(name: str) -> tuple[nn.Module, Shape]:

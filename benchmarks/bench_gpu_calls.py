@@ -60,6 +60,8 @@ def calls() -> dict[str, Callable[[], object]]:
         "row_moments, both ways": lambda: gradient(ltdd_ext.row_moments(wanting)),
         "bn_act_moments": lambda: ltdd_ext.bn_act_moments(x, k, h),
         "bn_act_moments, both ways": lambda: gradient(ltdd_ext.bn_act_moments(wanting, k, h)),
+        "norm_act": lambda: ltdd_ext.norm_act(x, k, h, "image"),
+        "norm_act, both ways": lambda: gradient(ltdd_ext.norm_act(wanting, k, h, "image")[:1]),
         "class_moments": lambda: ltdd_ext.class_moments(x, labels, 2),
         "ClassMoments.update_": lambda: state.update_(mean, m2, 16, labels),
         **{f"align_loss, {n} layers": align(n, False) for n in LAYERS},

@@ -24,10 +24,8 @@ from benchmarks.cases import (
     statistics_forms,
     training_norm_forms,
 )
-from benchmarks.shapes import EVERY, NETWORKS, SELECTED, Shape
+from benchmarks.shapes import EVERY, SELECTED, TRAINED, Shape
 from benchmarks.timing import SETTING, bandwidth, keep_freed_pages, median_seconds, reading
-
-TRAINED = NETWORKS["ConvNet-3, 32 px"]  # the first of its convolutions sees three channels
 
 pytestmark = [pytest.mark.benchmark(timer=time.thread_time, warmup=False)]
 

@@ -121,7 +121,9 @@ def _with_gradients(forms: dict[str, Callable[..., Tensor]], inputs: tuple[Tenso
 
 def training_norm_forms(x: Tensor, over: Literal["batch", "image"]) -> Forms:
     """Return norm, ReLU and pool as they train, with all gradients."""
-    weight, bias = (torch.rand(x.shape[1]).add(0.5).requires_grad_() for _ in range(2))
+    weight, bias = (
+        torch.rand(x.shape[1], device=x.device).add(0.5).requires_grad_() for _ in range(2)
+    )
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return ltdd_ext.norm_act(x, weight, bias, over, pool="avg2")[0]

@@ -20,6 +20,7 @@ SHAPES = (
     "50x128x64x64 or 20x64x112x112 or 20x256x56x56 or 20x2048x7x7)) or (NHWC-fp32 and "
     "(20x64x112x112 or 50x128x64x64)) or (NCHW-bf16 and (100x128x32x32 or 20x256x56x56)))"
 )
+TRAINING_NORMS = "test_norm_act and NHWC and (100x128x32x32 or 100x128x16x16)"
 TESTS = (
     "tests/ops tests/models/test_models.py tests/engine/test_cuda_graphs.py "
     "tests/engine/test_determinism.py"
@@ -85,10 +86,12 @@ def plan(data: str, architecture: str) -> dict[int, Part]:
             (
                 "python -m benchmarks -q -s -m cuda -k 'calls or test_class_statistics'",
                 f"python -m benchmarks -q -m cuda -k '{SHAPES}'",
+                f"python -m benchmarks -q -m cuda -k '{TRAINING_NORMS}'",
             ),
             9,
             "class statistics at least as fast as the compiler, eager against eager and graph "
-            "against graph; at most 20 us of the host a call; 80 % of the copy from 50 MB on",
+            "against graph; at most 20 us of the host a call; 80 % of the copy from 50 MB on; "
+            "norms in training faster than the layers one by one",
             "rows are stored one by one, so nothing is lost if time runs out; a share below 60 % "
             "goes to the profiler (part 3)",
         ),

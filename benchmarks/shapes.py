@@ -22,6 +22,8 @@ NETWORKS: dict[str, list[Shape]] = {
     ],
 }
 
+TRAINED = NETWORKS["ConvNet-3, 32 px"]  # the first of its convolutions sees three channels
+
 EVERY: list[Shape] = [shape for shapes in NETWORKS.values() for shape in shapes]
 
 # Large, middle and small maps: enough to see where each form is good, in minutes.

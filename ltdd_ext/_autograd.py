@@ -33,7 +33,7 @@ def pull_back(
     composed: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Any],
     needed: Sequence[bool],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of a composed operator, differentiable in inputs and ``grads``.
 
@@ -41,7 +41,7 @@ def pull_back(
         composed: The operator out of PyTorch's operations.
         inputs: Its arguments.
         needed: Which of them want a gradient.
-        grads: Gradients of its outputs.
+        grads: Gradients of its outputs; None for zeros.
     """
     if not any(needed):
         return (None,) * len(needed)
@@ -51,7 +51,7 @@ def pull_back(
         pairs = [
             (output, grad)
             for output, grad in zip(composed(*own), grads, strict=True)
-            if output.requires_grad
+            if output.requires_grad and grad is not None
         ]
     found = iter(
         torch.autograd.grad(

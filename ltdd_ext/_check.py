@@ -107,6 +107,8 @@ def fits(
 
 def whole(op: str, argument: str, value: Any, least: int) -> None:
     """Refuse what is not an integer of at least ``least``."""
+    if type(value) is int and value >= least:
+        return  # as nearly always
     if not _is_scalar(value, int, "__index__"):
         bad_type(op, argument, "a whole number", repr(value))
     if value < least:
@@ -115,6 +117,8 @@ def whole(op: str, argument: str, value: Any, least: int) -> None:
 
 def number(op: str, argument: str, value: Any) -> None:
     """Refuse what is not a finite real number."""
+    if type(value) is float and -math.inf < value < math.inf:
+        return  # as nearly always
     if not _is_scalar(value, (int, float), "__float__"):
         bad_type(op, argument, "a number", repr(value))
     if not -math.inf < value < math.inf:
@@ -140,6 +144,8 @@ def sequence(op: str, argument: str, value: object) -> None:
 
 
 def length(op: str, argument: str, value: Sequence[object], wanted: int, per: str) -> None:
+    if type(value) is list and len(value) == wanted:
+        return  # as nearly always
     sequence(op, argument, value)
     if len(value) != wanted:
         bad_value(op, argument, f"to hold {wanted} entries, one per {per}", len(value))

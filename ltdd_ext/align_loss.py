@@ -37,24 +37,24 @@ def check_arguments(
     layers = len(means)
     if layers == 0:
         _check.bad_value(op, "means", "to hold at least one layer", 0)
-    per_layer = {
-        "m2s": m2s,
-        "sizes": sizes,
-        "global_means": global_means,
-        "global_vars": global_vars,
-        **({} if weights is None else {"weights": weights}),
-    }
+    _check.length(op, "m2s", m2s, layers, "layer")
+    _check.length(op, "sizes", sizes, layers, "layer")
+    _check.length(op, "global_means", global_means, layers, "layer")
+    _check.length(op, "global_vars", global_vars, layers, "layer")
+    if weights is not None:
+        _check.length(op, "weights", weights, layers, "layer")
     if class_weight != 0.0:
-        per_layer |= {"class_means": class_means, "class_vars": class_vars}
-    for name, values in per_layer.items():
-        _check.length(op, name, values, layers, "layer")
+        _check.length(op, "class_means", class_means, layers, "layer")
+        _check.length(op, "class_vars", class_vars, layers, "layer")
     for layer, weight in enumerate(weights or ()):
         _check.number(op, f"weights[{layer}]", weight)
-    _check.tensor(op, "means", means[0])
-    if means[0].dim() != 2:
-        _check.bad_value(op, "means[0]", "of shape (N, C)", tuple(means[0].shape))
-    device, dtype, rows = means[0].device, means[0].dtype, means[0].shape[0]
-    _check.dtype_in(op, "means", means[0], (torch.float32, torch.float64))
+    first = means[0]
+    _check.tensor(op, "means", first)
+    if first.dim() != 2:
+        _check.bad_value(op, "means[0]", "of shape (N, C)", tuple(first.shape))
+    device, rows = first.device, first.shape[0]
+    dtypes = (first.dtype,)
+    _check.dtype_in(op, "means", first, _TARGET_DTYPES)
     _check.labels(op, labels, rows, device)
     num_classes = 0
     if class_weight != 0.0:
@@ -62,21 +62,25 @@ def check_arguments(
         if class_means[0].dim() != 2:
             _check.bad_value(op, "class_means[0]", "of shape (K, C)", tuple(class_means[0].shape))
         num_classes = len(class_means[0])
-    for layer in range(layers):
-        mean = means[layer]
-        _check.tensor(op, f"means[{layer}]", mean)
-        if mean.dim() != 2 or mean.shape[0] != rows:
-            _check.bad_value(op, f"means[{layer}]", f"of shape ({rows}, C)", tuple(mean.shape))
-        channels = mean.shape[1]
-        _check.whole(op, f"sizes[{layer}]", sizes[layer], 1)
-        for name, values in (("means", means), ("m2s", m2s)):
-            _check.fits(op, name, values[layer], (dtype,), (rows, channels), device, layer)
-        for name, values in (("global_means", global_means), ("global_vars", global_vars)):
-            _check.fits(op, name, values[layer], _TARGET_DTYPES, (channels,), device, layer)
+    for layer, mean in enumerate(means):
+        if mean is not first:
+            _check.tensor(op, f"means[{layer}]", mean)
+            if mean.dim() != 2 or mean.shape[0] != rows:
+                _check.bad_value(op, f"means[{layer}]", f"of shape ({rows}, C)", tuple(mean.shape))
+            _check.fits(op, "means", mean, dtypes, tuple(mean.shape), device, layer)
+        matrix = tuple(mean.shape)
+        channels = matrix[1:]
+        if type(sizes[layer]) is not int or sizes[layer] < 1:
+            _check.whole(op, f"sizes[{layer}]", sizes[layer], 1)
+        _check.fits(op, "m2s", m2s[layer], dtypes, matrix, device, layer)
+        _check.fits(
+            op, "global_means", global_means[layer], _TARGET_DTYPES, channels, device, layer
+        )
+        _check.fits(op, "global_vars", global_vars[layer], _TARGET_DTYPES, channels, device, layer)
         if class_weight != 0.0:
-            table = (num_classes, channels)
-            for name, values in (("class_means", class_means), ("class_vars", class_vars)):
-                _check.fits(op, name, values[layer], _TARGET_DTYPES, table, device, layer)
+            table = (num_classes, *channels)
+            _check.fits(op, "class_means", class_means[layer], _TARGET_DTYPES, table, device, layer)
+            _check.fits(op, "class_vars", class_vars[layer], _TARGET_DTYPES, table, device, layer)
 
 
 def align_loss(

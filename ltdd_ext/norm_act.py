@@ -1,4 +1,4 @@
-"""Batch or instance norm in training, activation and pooling, in one pass each way."""
+"""Batch or instance norm in training, activation and pooling, and nothing kept but the input."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ def check_arguments(
 ) -> None:
     """Refuse parameters or switches that do not fit the activation."""
     check_fused(op, x, act, pool)
-    if x.is_cuda:
-        _check.bad_value(op, "x", "on cpu", x.device)
     check_channel_vector(op, "weight", weight, x)
     check_channel_vector(op, "bias", bias, x)
     if over not in _OVERS:
@@ -52,7 +50,7 @@ def norm_act(
     instance norm (arXiv:1607.08022, Eq. 1).
 
     Args:
-        x: Activation (N, C, H, W) or (N, C, S) on the CPU, float32, bfloat16, float16 or float64,
+        x: Activation (N, C, H, W) or (N, C, S), float32, bfloat16, float16 or float64,
             contiguous or channels_last (read as it lies; other strides are copied first).
         weight: (C,), float32 (float64 for float64).
         bias: (C,), like ``weight``.
@@ -68,15 +66,14 @@ def norm_act(
 
     Raises:
         TypeError: an argument is no tensor of a supported dtype.
-        ValueError: a shape or switch does not fit, ``x`` is not on the CPU, or a batch has one
-            value a channel only.
+        ValueError: a shape, device or switch does not fit, or a batch has one value a channel only.
 
     Note:
         Differentiable in ``x``, ``weight`` and ``bias``, any number of times and in forward mode:
-        twice in reverse mode by kernels, whatever goes beyond and the transforms of ``torch.func``
-        by plain PyTorch operations. Only ``x`` is kept for the backward pass, which recomputes the
-        ReLU mask. Arithmetic is float32 (float64 for float64), sums are float64. Deterministic for
-        any number of threads. There is no CUDA kernel: there the separate layers of PyTorch do it.
+        twice in reverse mode by kernels (on CUDA once), whatever goes beyond and the transforms of
+        ``torch.func`` by plain PyTorch operations. Only ``x`` is kept for the backward pass, which
+        recomputes the ReLU mask. Arithmetic is float32 (float64 for float64), sums are float64.
+        Deterministic for any number of threads.
 
     Example:
         >>> import torch, ltdd_ext
@@ -133,10 +130,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     x, weight, bias, *ctx.switches = inputs
     _, mean, m2 = output
     ctx.mark_non_differentiable(mean, m2)
+    ctx.set_materialize_grads(False)  # or zeros are made for the moments
     ctx.save_for_backward(x, weight, bias, mean, m2)
 
 
-def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_m2: Tensor | None
+) -> tuple[Any, ...]:
+    if grad_y is None:
+        return (None,) * 7
     return *_call_backward(grad_y, *ctx.saved_tensors, *ctx.switches), None, None, None, None
 
 
@@ -148,7 +150,7 @@ def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> N
 def _double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """Differentiate the gradients by what they come from; x also by way of its moments."""
     inputs = (*ctx.saved_tensors, *ctx.switches)
-    if _autograd.is_differentiated():
+    if _autograd.is_differentiated() or grads[0].is_cuda:  # that kernel is one for CPUs
         needed = ctx.needs_input_grad
         return _autograd.pull_back(_composed.norm_act_backward, inputs, needed, grads)
     gg_y, dx, grad_weight = _call_double_backward(*grads, *inputs)

@@ -1,23 +1,19 @@
 // norm_act: y = pool(act(norm(x))) with the statistics of x itself, as training needs it, and its
 // gradient in x, weight and bias.
 //
-// The norm is k x + h with k = weight r, h = bias - mean k, r = rsqrt(var + eps); mean and var are
-// those of a channel over the batch or over each image by itself. With g = mask unpool(grad_y) and
-// sums over the M elements that share a mean:
-//
-//   grad_bias = sum g,   grad_weight = r sum g (x - mean)
-//   dx = k g - k / M sum g - k r^2 / M (x - mean) sum g (x - mean)
-//
-// dx has the form of bn_act_moments_backward and is computed by its loops. Traffic over the batch:
-// forward reads x twice and writes y, backward reads x and grad_y twice and writes dx. Over images
-// the second reading finds x in the cache. Tasks are whole rows, and sums over images are taken in
-// their order, so results do not depend on the number of threads.
+// Equations: common/norm.h, with g = mask unpool(grad_y); mean and var are those of a channel over
+// the batch or over each image by itself. dx has the form of bn_act_moments_backward and is
+// computed by its loops. Traffic over the batch: forward reads x twice and writes y, backward reads
+// x and grad_y twice and writes dx. Over images the second reading finds x in the cache. Tasks are
+// whole rows, and sums over images are taken in their order, so results do not depend on the number
+// of threads.
 
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 #include <vector>
 
+#include "../common/norm.h"
 #include "fused.h"
 #include "norms.h"
 
@@ -117,9 +113,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
     double *const to_mean = row_data(grad_mean), *const to_m2 = row_data(grad_m2);
     // What the sums over a mean's M elements contribute to dx, as gradients of row moments.
     const auto through_statistics = [&](int64_t row, double sum, double sum_x, double elements) {
-      const double r = norms.inverse_sd[row], k = norms.weight[row % a.c] * r;
-      to_mean[row] = -k * sum / elements * size;
-      to_m2[row] = -k * r * r * sum_x / elements / 2.0;
+      const auto [shift, slope] =
+          norm_pullback(norms.at(row), norms.weight[row % a.c], sum, sum_x, elements);
+      to_mean[row] = shift * size;
+      to_m2[row] = slope / 2.0;
     };
     const auto sum_up = [&](int64_t first, int64_t last) {
       run_block(a, run.norm_sums_rows, run.norm_sums_pixels, sums, first, last);

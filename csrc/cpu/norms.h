@@ -2,9 +2,9 @@
 
 // The norm that norm_act and its gradients work with.
 
-#include <cmath>
 #include <vector>
 
+#include "../common/norm.h"
 #include "tensors.h"
 
 namespace ltdd {
@@ -52,6 +52,8 @@ class Norms {
     }
   }
 
+  Norm at(int64_t row) const { return {center[row], inverse_sd[row]}; }
+
  private:
   static Tensor empty_scales(const Activation& a, bool per_image) {
     const int64_t length = per_image ? a.n * a.c : a.c;
@@ -59,19 +61,19 @@ class Norms {
   }
 
   void set(int64_t row, double mean, double var) {
-    center[row] = mean;
-    inverse_sd[row] = 1.0 / std::sqrt(var + eps_);
+    const Norm norm = norm_of(mean, var, eps_);
+    center[row] = norm.mean;
+    inverse_sd[row] = norm.inverse_sd;
   }
 
-  void set_scale(int64_t at, int64_t row) {
-    const double scale = weight[row % c_] * inverse_sd[row];
-    const double offset = bias[row % c_] - center[row] * scale;
+  void set_scale(int64_t to, int64_t row) {
+    const auto [scale, offset] = norm_scale(at(row), weight[row % c_], bias[row % c_]);
     if (in_double_) {
-      static_cast<double*>(k)[at] = scale;
-      static_cast<double*>(h)[at] = offset;
+      static_cast<double*>(k)[to] = scale;
+      static_cast<double*>(h)[to] = offset;
     } else {
-      static_cast<float*>(k)[at] = static_cast<float>(scale);
-      static_cast<float*>(h)[at] = static_cast<float>(offset);
+      static_cast<float*>(k)[to] = static_cast<float>(scale);
+      static_cast<float*>(h)[to] = static_cast<float>(offset);
     }
   }
 

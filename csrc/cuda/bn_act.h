@@ -2,6 +2,8 @@
 
 // What the two directions of bn_act_moments share: the pointwise maths and the choice of units.
 
+#include <limits>
+
 #include "launch_moments.h"
 
 namespace ltdd::cuda {
@@ -20,6 +22,16 @@ struct ScaleShift {
 template <typename acc_t>
 __device__ __forceinline__ acc_t activate(acc_t before, acc_t least) {
   return before <= least ? least : before;
+}
+
+template <typename acc_t>
+acc_t least_of(bool relu) {
+  return relu ? acc_t(0) : -std::numeric_limits<acc_t>::infinity();
+}
+
+template <typename acc_t>
+acc_t blocked_by(bool relu) {
+  return relu ? acc_t(0) : std::numeric_limits<acc_t>::quiet_NaN();
 }
 
 // From sm_80 on one instruction does the same, NaN included, for one number or for two of 16 bits.

@@ -6,8 +6,6 @@
 // the registers that the moments come from. Traffic: reads x (and residual), writes y.
 // Deterministic: no atomics, and the grid depends on the shape alone.
 
-#include <limits>
-
 #include "bn_act.h"
 
 namespace ltdd::cuda {
@@ -121,7 +119,7 @@ void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, 
     using acc_t = acc_type<scalar_t>;
     const Epilogue epilogue{static_cast<const acc_t*>(fused.k), static_cast<const acc_t*>(fused.h),
                             static_cast<const scalar_t*>(fused.residual), static_cast<scalar_t*>(y),
-                            fused.relu ? acc_t(0) : -std::numeric_limits<acc_t>::infinity()};
+                            least_of<acc_t>(fused.relu)};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     const bool aligned = all_aligned({x, y, fused.residual});
     if (!fused.pool && takes_flat<scalar_t>(shape, aligned))

@@ -10,8 +10,6 @@
 namespace ltdd::cuda {
 namespace {
 
-constexpr int64_t kRelu = 1, kNoPool = 1, kAveragePool = 2;
-
 // The arguments that forward and backward share, dense and in the layout of x.
 struct Arguments {
   ActivationTensor a;
@@ -26,10 +24,7 @@ Arguments as_arguments(const char* op, const Tensor& x, const Tensor& k, const T
   const Activation& shape = all.a.shape;
   check_vector(op, "k", k, shape.channels);
   check_vector(op, "h", h, shape.channels);
-  if (act != 0 && act != kRelu) refuse(op, "act 0 or 1, got ", act);
-  if (pool != kNoPool && pool != kAveragePool) refuse(op, "pool 1 or 2, got ", pool);
-  if (pool == kAveragePool && x.dim() != 4)
-    refuse(op, "x of shape (N, C, H, W) for pooling, got ", shape_of(x));
+  const Switches with = check_switches(op, x, act, pool);
   all.k = dense(op, "k", k, x, acc_dtype(x));
   all.h = dense(op, "h", h, x, acc_dtype(x));
   if (residual) {
@@ -38,22 +33,8 @@ Arguments as_arguments(const char* op, const Tensor& x, const Tensor& k, const T
     all.residual = all.a.in_layout(op, "residual", *residual);
   }
   all.fused = {all.k.const_data_ptr(), all.h.const_data_ptr(),
-               all.residual ? all.residual->const_data_ptr() : nullptr, act == kRelu,
-               pool == kAveragePool};
+               all.residual ? all.residual->const_data_ptr() : nullptr, with.relu, with.pool};
   return all;
-}
-
-Tensor empty_output(const Arguments& all) {
-  if (!all.fused.pool) return all.a.like();
-  return all.a.empty_in_layout(all.a.shape.height / 2, all.a.shape.width / 2);
-}
-
-// Whether a tensor has the shape of the output, found without making one.
-bool is_like_output(const Arguments& all, const Tensor& tensor) {
-  if (!all.fused.pool) return same_shape(tensor, all.a.tensor);
-  const Activation& shape = all.a.shape;
-  return tensor.dim() == 4 && tensor.size(0) == shape.images && tensor.size(1) == shape.channels &&
-         tensor.size(2) == shape.height / 2 && tensor.size(3) == shape.width / 2;
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Tensor& k,
@@ -63,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Te
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments all = as_arguments("bn_act_moments", x, k, h, residual, act, pool);
   const Activation& shape = all.a.shape;
-  Tensor y = empty_output(all), mean = all.a.rows(), m2 = all.a.rows();
+  Tensor y = all.a.output(all.fused.pool), mean = all.a.rows(), m2 = all.a.rows();
   if (shape.size() == 0) {
     torch::stable::fill_(mean, std::numeric_limits<double>::quiet_NaN());
     torch::stable::fill_(m2, 0.0);
@@ -87,9 +68,7 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cuda(
   check_matrix(op, "grad_mean", grad_mean, shape.images, shape.channels);
   check_matrix(op, "grad_m2", grad_m2, shape.images, shape.channels);
   check_matrix(op, "mean", mean, shape.images, shape.channels);
-  if (!is_like_output(all, grad_y))
-    refuse(op, "grad_y of shape ", shape_of(empty_output(all)), ", got ", shape_of(grad_y));
-  const Tensor grads = all.a.in_layout(op, "grad_y", grad_y);
+  const Tensor grads = all.a.output_grad(op, grad_y, all.fused.pool);
   const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, ScalarType::Double);
   const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, ScalarType::Double);
   const Tensor means = dense(op, "mean", mean, x, ScalarType::Double);

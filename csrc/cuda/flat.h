@@ -158,46 +158,44 @@ __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
   }
 }
 
-template <typename scalar_t, int V, typename Gradient>
+template <typename scalar_t, int V, typename Map>
 __global__ void __launch_bounds__(kFlatThreads, kFlatBlocks)
-    flat_gradient_kernel(const scalar_t* __restrict__ x,  // (rows, S)
-                         scalar_t* __restrict__ dx,       // (rows, S)
-                         FlatGrid grid, Gradient gradient) {
+    flat_map_kernel(const scalar_t* __restrict__ x,  // (rows, S)
+                    scalar_t* __restrict__ out,      // (rows, S)
+                    FlatGrid grid, Map map) {
   using acc_t = acc_type<scalar_t>;
   const int64_t first_row = grid.first_row();
   const int rows = grid.rows_here();
   const int elements = rows * grid.size;
   const int64_t start = first_row * grid.size;
   const unsigned first_channel = grid.first_channel();
-  __shared__ FlatRow<typename Gradient::Coefficients> of_row[kMaxFlatRows];
+  __shared__ FlatRow<typename Map::Coefficients> of_row[kMaxFlatRows];
   for (int row = static_cast<int>(threadIdx.x); row < rows; row += kFlatThreads)
-    of_row[row].of = gradient.coefficients(
-        first_row + row, (first_channel + static_cast<unsigned>(row)) % grid.channels);
+    of_row[row].of = map.coefficients(first_row + row,
+                                      (first_channel + static_cast<unsigned>(row)) % grid.channels);
   __syncthreads();
-  for_flat_units<V, Gradient::kStreams>(
-      elements, [&]<int kWidth, int kUnits>(int first, int count) {
-        using Units = LinearUnits<kWidth>;
-        const Units units(Plane{1, kWidth});
-        typename Units::template Raw<scalar_t> raw[kUnits];
-        typename Gradient::template Operands<Units> operands[kUnits];
+  for_flat_units<V, Map::kStreams>(elements, [&]<int kWidth, int kUnits>(int first, int count) {
+    using Units = LinearUnits<kWidth>;
+    const Units units(Plane{1, kWidth});
+    typename Units::template Raw<scalar_t> raw[kUnits];
+    typename Map::template Operands<Units> operands[kUnits];
 #pragma unroll
-        for (int u = 0; u < kUnits; ++u)
-          if (first + u * kFlatThreads < count) {
-            units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
-            gradient.load(units, start, start, first + u * kFlatThreads, operands[u]);
-          }
+    for (int u = 0; u < kUnits; ++u)
+      if (first + u * kFlatThreads < count) {
+        units.load_unit(x + start, first + u * kFlatThreads, raw[u]);
+        map.load(units, start, start, first + u * kFlatThreads, operands[u]);
+      }
 #pragma unroll
-        for (int u = 0; u < kUnits; ++u) {
-          const int unit = first + u * kFlatThreads;
-          if (unit >= count) break;
-          acc_t values[kWidth];
-          gradient.apply(
-              units, start, unit,
-              FlatLookup<kWidth, typename Gradient::Coefficients>(of_row, unit * kWidth, grid.size),
-              operands[u], raw[u], values);
-          units.store_unit(dx + start, unit, values);
-        }
-      });
+    for (int u = 0; u < kUnits; ++u) {
+      const int unit = first + u * kFlatThreads;
+      if (unit >= count) break;
+      acc_t values[kWidth];
+      map.apply(units, start, unit,
+                FlatLookup<kWidth, typename Map::Coefficients>(of_row, unit * kWidth, grid.size),
+                operands[u], raw[u], values);
+      units.store_unit(out + start, unit, values);
+    }
+  });
 }
 
 }  // namespace ltdd::cuda

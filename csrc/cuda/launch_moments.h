@@ -8,8 +8,8 @@
 
 #include "flat.h"
 #include "ops.h"
-#include "pixels.h"
-#include "rows.h"
+#include "pixel_maps.h"
+#include "row_maps.h"
 
 namespace ltdd::cuda {
 
@@ -18,9 +18,9 @@ inline constexpr int kMaxLoads = 8;           // in flight in one thread
 inline constexpr int kTargetBlocks = 528;     // four per multiprocessor of a large GPU
 inline constexpr int kMaxLines = 32;          // threads of an NHWC block along the pixels
 // Pixels of an NHWC plane for each of its blocks: enough to be worth a merge of their moments, or
-// the coefficients of a gradient.
+// the coefficients of a map.
 inline constexpr int kSplitPixels = 256;
-inline constexpr int kGradientPixels = 256;
+inline constexpr int kMapPixels = 256;
 inline constexpr int kMaxSplits = 64;
 
 // Units, V channels wide, that a thread holds which reads `streams` tensors at once.
@@ -119,16 +119,23 @@ inline SplitParts split_parts(const PixelGrid& grid, void* scratch) {
   return {base, base + part, base + 2 * part};
 }
 
-// Bytes for the parts of an NHWC activation, whichever vector its pointers will allow.
+// Into how many parts planes are cut at most, whichever vector the pointers will allow.
 template <typename Pixels>
-size_t scratch_bytes(const Activation& shape, int streams) {
-  if (!shape.channels_last || shape.rows() == 0 || shape.size() == 0) return 0;
+int most_splits(const Activation& shape, int streams) {
   int splits = 1;
+  if (!shape.channels_last || shape.rows() == 0 || shape.size() == 0) return splits;
   for (const int vector : {1, 4, 8}) {
     const int units = units_in_registers<Pixels>(vector, streams);
     const PixelPlan plan = plan_pixels(shape, Pixels(plane_of(shape)), vector, units, kSplitPixels);
     splits = std::max(splits, plan.grid.splits);
   }
+  return splits;
+}
+
+// Bytes for the moments of these parts.
+template <typename Pixels>
+size_t scratch_bytes(const Activation& shape, int streams) {
+  const int splits = most_splits<Pixels>(shape, streams);
   if (splits == 1) return 0;
   return sizeof(double) * static_cast<size_t>(splits) * (2 * static_cast<size_t>(shape.rows()) + 1);
 }
@@ -143,13 +150,23 @@ void launch_rows(const Activation& shape, const Units& units, const scalar_t* x,
       });
 }
 
+template <typename scalar_t, typename Units, typename Map>
+void launch_row_map(const Activation& shape, const Units& units, const scalar_t* x, scalar_t* out,
+                    const Map& map, cudaStream_t stream) {
+  for_row_grid<false, Map::kStreams>(
+      shape, units, [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
+        launch(&row_map_kernel<scalar_t, Units, kLanes, kUnits, Map>, blocks, threads, 0, stream, x,
+               out, grid, shape.size(), units, map);
+      });
+}
+
 template <typename scalar_t, typename Units, typename Gradient>
-void launch_row_gradient(const Activation& shape, const Units& units, const scalar_t* x,
-                         scalar_t* dx, const Gradient& gradient, cudaStream_t stream) {
+void launch_row_sums(const Activation& shape, const Units& units, const scalar_t* x, double* sums,
+                     const Gradient& gradient, cudaStream_t stream) {
   for_row_grid<false, Gradient::kStreams>(
       shape, units, [&]<int kLanes, int kUnits>(const RowGrid& grid, dim3 blocks, dim3 threads) {
-        launch(&row_gradient_kernel<scalar_t, Units, kLanes, kUnits, Gradient>, blocks, threads, 0,
-               stream, x, dx, grid, shape.size(), units, gradient);
+        launch(&row_sums_kernel<scalar_t, Units, kLanes, kUnits, Gradient>, blocks, threads, 0,
+               stream, x, sums, grid, shape.size(), units, gradient);
       });
 }
 
@@ -191,13 +208,13 @@ void launch_flat(const Activation& shape, const scalar_t* x, double* mean, doubl
   }
 }
 
-template <typename scalar_t, typename Gradient>
-void launch_flat_gradient(const Activation& shape, const scalar_t* x, scalar_t* dx,
-                          const Gradient& gradient, cudaStream_t stream) {
+template <typename scalar_t, typename Map>
+void launch_flat_map(const Activation& shape, const scalar_t* x, scalar_t* out, const Map& map,
+                     cudaStream_t stream) {
   if constexpr (!std::is_same_v<scalar_t, double>) {
     const FlatGrid grid = flat_grid<scalar_t>(shape);
-    launch(&flat_gradient_kernel<scalar_t, kVector<scalar_t>, Gradient>, flat_blocks(grid),
-           dim3(kFlatThreads), 0, stream, x, dx, grid, gradient);
+    launch(&flat_map_kernel<scalar_t, kVector<scalar_t>, Map>, flat_blocks(grid),
+           dim3(kFlatThreads), 0, stream, x, out, grid, map);
   }
 }
 
@@ -215,13 +232,24 @@ void launch_pixels(const Activation& shape, const Pixels& pixels, const scalar_t
          dim3(kPixelThreads), 0, stream, mean, m2, parts, plan.grid.splits, shape.rows());
 }
 
+template <int V, typename scalar_t, typename Pixels, typename Map>
+void launch_pixel_map(const Activation& shape, const Pixels& pixels, const scalar_t* x,
+                      scalar_t* out, const Map& map, cudaStream_t stream) {
+  constexpr int kUnits = units_in_registers<Pixels>(V, Map::kStreams);
+  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kMapPixels);
+  launch(&pixel_map_kernel<scalar_t, V, Pixels, kUnits, Map>, plan.blocks, plan.threads, 0, stream,
+         x, out, plan.grid, pixels, map);
+}
+
+// Returns into how many parts each plane was cut.
 template <int V, typename scalar_t, typename Pixels, typename Gradient>
-void launch_pixel_gradient(const Activation& shape, const Pixels& pixels, const scalar_t* x,
-                           scalar_t* dx, const Gradient& gradient, cudaStream_t stream) {
+int launch_pixel_sums(const Activation& shape, const Pixels& pixels, const scalar_t* x,
+                      double* sums, const Gradient& gradient, cudaStream_t stream) {
   constexpr int kUnits = units_in_registers<Pixels>(V, Gradient::kStreams);
-  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kGradientPixels);
-  launch(&pixel_gradient_kernel<scalar_t, V, Pixels, kUnits, Gradient>, plan.blocks, plan.threads,
-         0, stream, x, dx, plan.grid, pixels, gradient);
+  const PixelPlan plan = plan_pixels(shape, pixels, V, kUnits, kSplitPixels);
+  launch(&pixel_sums_kernel<scalar_t, V, Pixels, kUnits, Gradient>, plan.blocks, plan.threads, 0,
+         stream, x, sums, plan.grid, pixels, gradient);
+  return plan.grid.splits;
 }
 
 // Calls body.template operator()<V>(): V is the widest vector that fits the run of neighbours and

@@ -51,6 +51,21 @@ void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const 
                              const double* grad_mean, const double* grad_m2, const void* x,
                              const double* mean, void* dx, void* dresidual, Stream stream);
 
+// y = pool(act(norm(x))) with the statistics of x itself, and its moments. weight, bias: [C], in
+// the type that k and h above have; so are their gradients. The backward pass gets x, mean and m2.
+struct NormAct {
+  const void *weight, *bias;
+  double eps;
+  bool per_image, relu, pool;
+};
+size_t norm_act_scratch_bytes(const Activation& shape, const NormAct& norm);
+void norm_act(const Activation& shape, const NormAct& norm, const void* x, void* y, double* mean,
+              double* m2, void* scratch, Stream stream);
+size_t norm_act_backward_scratch_bytes(const Activation& shape, const NormAct& norm);
+void norm_act_backward(const Activation& shape, const NormAct& norm, const void* grad_y,
+                       const void* x, const double* mean, const double* m2, void* dx,
+                       void* grad_weight, void* grad_bias, void* scratch, Stream stream);
+
 // Statistics of every class in a batch of row moments, (K, C) each; NaN where a class has no image,
 // and everywhere if a label lies out of [0, K).
 void class_moments_batch(const double* mean, const double* m2, int64_t spatial_size,

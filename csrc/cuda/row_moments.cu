@@ -38,21 +38,14 @@ struct NoEpilogue {
 };
 
 template <typename scalar_t>
-struct MomentsGradient {
+struct MomentsGradient : NothingBesidesX {
   using acc_t = acc_type<scalar_t>;
   using Coefficients = AffineInX<acc_t>;
   static constexpr int kStreams = 1;
+  static constexpr bool kToOutputs = false;
   RowGradients<acc_t> moments;
 
-  template <typename Units>
-  struct Operands {};
-  template <int kElements, int V>
-  struct PixelOperands {};
-
   __device__ Coefficients coefficients(int64_t row, int64_t) const { return moments.at(row); }
-
-  template <typename Units>
-  __device__ void load(const Units&, int64_t, int64_t, int, Operands<Units>&) const {}
 
   template <typename Units, typename Lookup>
   __device__ void apply(const Units&, int64_t, int, const Lookup& at, const Operands<Units>&,
@@ -61,12 +54,6 @@ struct MomentsGradient {
 #pragma unroll
     for (int e = 0; e < Units::kElements; ++e) values[e] = at(e)(raw[e]);
   }
-
-  __device__ void start_at(int64_t, int64_t) {}
-  template <int V, typename Operands>
-  __device__ void load_output(bool, int64_t, Operands&) const {}
-  template <int V, typename Operands>
-  __device__ void load_pixel(int64_t, int, Operands&) const {}
 
   template <int V, typename Operands>
   __device__ void apply_pixel(int64_t, int, const Coefficients* at, const Operands&,
@@ -109,18 +96,17 @@ void row_moments_backward(const Activation& shape, const double* grad_mean, cons
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   for_type(shape.type, [&]<typename scalar_t>() {
     const MomentsGradient<scalar_t> gradient{
-        row_gradients<acc_type<scalar_t>>(grad_mean, grad_m2, mean, shape.size())};
+        {}, row_gradients<acc_type<scalar_t>>(grad_mean, grad_m2, mean, shape.size())};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     scalar_t* out = static_cast<scalar_t*>(dx);
     const int64_t run = shape.channels_last ? shape.channels : shape.size();
     const bool aligned = is_aligned(x, kVectorBytes) && is_aligned(dx, kVectorBytes);
-    if (takes_flat<scalar_t>(shape, aligned))
-      return launch_flat_gradient(shape, in, out, gradient, on);
+    if (takes_flat<scalar_t>(shape, aligned)) return launch_flat_map(shape, in, out, gradient, on);
     for_vector<scalar_t>(aligned && run % kVector<scalar_t> == 0, [&]<int V>() {
       if (shape.channels_last)
-        launch_pixel_gradient<V>(shape, LinearPixels(plane_of(shape)), in, out, gradient, on);
+        launch_pixel_map<V>(shape, LinearPixels(plane_of(shape)), in, out, gradient, on);
       else
-        launch_row_gradient(shape, LinearUnits<V>(plane_of(shape)), in, out, gradient, on);
+        launch_row_map(shape, LinearUnits<V>(plane_of(shape)), in, out, gradient, on);
     });
   });
   check_launch("row_moments_backward");

@@ -188,40 +188,4 @@ __global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
   }
 }
 
-// dx = gradient(x), unit by unit. What the gradient reads besides x is loaded together with it.
-template <typename scalar_t, typename Units, int kLanes, int kUnits, typename Gradient>
-__global__ void __launch_bounds__(kMaxWarpsPerRow* kWarp, kRowBlocks)
-    row_gradient_kernel(const scalar_t* __restrict__ x,  // (rows, S)
-                        scalar_t* __restrict__ dx,       // (rows, S)
-                        RowGrid grid, int64_t size, Units units, Gradient gradient) {
-  using acc_t = acc_type<scalar_t>;
-  constexpr int kElements = Units::kElements;
-  const RowSeat<kLanes> seat(grid, units.count);
-  if (seat.row >= grid.rows) return;
-  const int64_t start = seat.row * size;
-  const auto coefficients = gradient.coefficients(seat.row, grid.channel_of(seat.row));
-  for (int first = seat.begin; first < seat.end; first += kLanes * kUnits) {
-    typename Units::template Raw<scalar_t> raw[kUnits];
-    typename Gradient::template Operands<Units> operands[kUnits];
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      const int unit = first + u * kLanes + seat.lane;
-      if (unit < seat.end) {
-        units.load_unit(x + start, unit, raw[u]);
-        gradient.load(units, start, seat.row * units.output_size(), unit, operands[u]);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      const int unit = first + u * kLanes + seat.lane;
-      if (unit < seat.end) {
-        acc_t values[kElements];
-        gradient.apply(
-            units, start, unit, [&](int) { return coefficients; }, operands[u], raw[u], values);
-        units.store_unit(dx + start, unit, values);
-      }
-    }
-  }
-}
-
 }  // namespace ltdd::cuda

@@ -143,6 +143,23 @@ struct ActivationTensor {
                                                     : torch::headeronly::MemoryFormat::Contiguous);
   }
 
+  // A new output of a fused operator, and whether a tensor has its shape: half the plane if pooled.
+  Tensor output(bool pool) const {
+    return pool ? empty_in_layout(shape.height / 2, shape.width / 2) : like();
+  }
+  bool is_output(const Tensor& other, bool pool) const {
+    if (!pool) return same_shape(other, tensor);
+    return other.dim() == 4 && other.size(0) == shape.images && other.size(1) == shape.channels &&
+           other.size(2) == shape.height / 2 && other.size(3) == shape.width / 2;
+  }
+
+  // The gradient of that output, in this layout.
+  Tensor output_grad(const char* op, const Tensor& grad_y, bool pool) const {
+    if (!is_output(grad_y, pool))
+      refuse(op, "grad_y of shape ", shape_of(output(pool)), ", got ", shape_of(grad_y));
+    return in_layout(op, "grad_y", grad_y);
+  }
+
   // Row moments are float64 whatever the activation is.
   Tensor rows() const {
     return new_empty(tensor, {shape.images, shape.channels}, ScalarType::Double);
@@ -165,6 +182,19 @@ inline ActivationTensor as_activation(const char* op, const Tensor& x) {
     return {x, shape};
   }
   return {torch::stable::contiguous(x), shape};
+}
+
+// What a fused operator does besides its norm.
+struct Switches {
+  bool relu, pool;
+};
+
+inline Switches check_switches(const char* op, const Tensor& x, int64_t act, int64_t pool) {
+  if (act != 0 && act != 1) refuse(op, "act 0 or 1, got ", act);
+  if (pool != 1 && pool != 2) refuse(op, "pool 1 or 2, got ", pool);
+  if (pool == 2 && x.dim() != 4)
+    refuse(op, "x of shape (N, C, H, W) for pooling, got ", shape_of(x));
+  return {act == 1, pool == 2};
 }
 
 // Mean and m2 of every row of x, (N, C) each; in row_moments_binding.cpp.

@@ -193,6 +193,22 @@ struct PooledUnits {
   }
 };
 
+// What a map that reads nothing besides x has in place of operands.
+struct NothingBesidesX {
+  template <typename Units>
+  struct Operands {};
+  template <int kElements, int V>
+  struct PixelOperands {};
+
+  template <typename Units>
+  __device__ void load(const Units&, int64_t, int64_t, int, Operands<Units>&) const {}
+  __device__ void start_at(int64_t, int64_t) {}
+  template <int V, typename Operands>
+  __device__ void load_output(bool, int64_t, Operands&) const {}
+  template <int V, typename Operands>
+  __device__ void load_pixel(int64_t, int, Operands&) const {}
+};
+
 // Where a unit of pixels lies: its first pixel, which elements exist (a bit mask), and its output
 // pixel, -1 for a window that the plane ends inside of.
 struct PixelPosition {

@@ -14,14 +14,6 @@ struct Switches {
   bool residual, relu, pool;
 };
 
-// Index of the output element that element s of a row goes to, or -1; planes are pooled by 2x2.
-int64_t output_of(const Shape& shape, int64_t s, bool pool) {
-  if (!pool) return s;
-  const int64_t line = s / shape.w / 2, column = s % shape.w / 2;
-  if (line >= shape.h / 2 || column >= shape.w / 2) return -1;
-  return line * (shape.w / 2) + column;
-}
-
 template <typename scalar_t>
 void check(const Shape& shape, Switches with, bool shifted = false) {
   using acc_t = ltdd::cuda::acc_type<scalar_t>;

@@ -99,11 +99,20 @@ struct Shape {
   std::string text() const;
 };
 
+// Index of the output element that element s of a row goes to, or -1; planes are pooled by 2x2.
+inline int64_t output_of(const Shape& shape, int64_t s, bool pool) {
+  if (!pool) return s;
+  const int64_t line = s / shape.w / 2, column = s % shape.w / 2;
+  if (line >= shape.h / 2 || column >= shape.w / 2) return -1;
+  return line * (shape.w / 2) + column;
+}
+
 }  // namespace harness
 
 int list_launches();
 void test_row_moments();
 void test_bn_act_moments();
+void test_norm_act();
 void test_class_moments();
 void test_align_loss();
 void test_large_offsets();

@@ -26,6 +26,7 @@ bool launch_one(const std::string& line) {
   double* rows = static_cast<double*>(somewhere());
   void* x = somewhere();
   const ltdd::cuda::BnAct fused{x, x, nullptr, true, pool};
+  const ltdd::cuda::NormAct norm{x, x, 1e-5, false, true, pool};
   if (op == "row_moments")
     ltdd::cuda::row_moments(shape, x, rows, rows, x, nullptr);
   else if (op == "row_moments_backward")
@@ -34,6 +35,10 @@ bool launch_one(const std::string& line) {
     ltdd::cuda::bn_act_moments(shape, fused, x, x, rows, rows, x, nullptr);
   else if (op == "bn_act_moments_backward")
     ltdd::cuda::bn_act_moments_backward(shape, fused, x, rows, rows, x, rows, x, nullptr, nullptr);
+  else if (op == "norm_act")
+    ltdd::cuda::norm_act(shape, norm, x, x, rows, rows, x, nullptr);
+  else if (op == "norm_act_backward")
+    ltdd::cuda::norm_act_backward(shape, norm, x, x, rows, rows, x, x, x, x, nullptr);
   else
     return false;
   return true;

@@ -59,7 +59,16 @@ def kernels_in(ptx: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@pytest.mark.parametrize("stem", ["row_moments", "bn_act_moments", "bn_act_moments_backward"])
+WITH_VECTORS = [
+    "row_moments",
+    "bn_act_moments",
+    "bn_act_moments_backward",
+    "norm_act",
+    "norm_act_backward",
+]
+
+
+@pytest.mark.parametrize("stem", WITH_VECTORS)
 def test_vectors_are_sixteen_bytes(stem: str, tmp_path: Path) -> None:
     """Each vector kernel reads, and each that writes an activation unpooled stores, 16 bytes."""
     target = tmp_path / "kernels.ptx"
@@ -78,6 +87,6 @@ def test_vectors_are_sixteen_bytes(stem: str, tmp_path: Path) -> None:
         wide_kernels += 1
         kinds = {match[1] for match in WIDE.finditer(body)}
         assert "ld" in kinds, name
-        if "gradient" in name or "BnAct" in name:
+        if "map_kernel" in name or "BnActEpilogue" in name:
             assert "st" in kinds, name
     assert wide_kernels > 0

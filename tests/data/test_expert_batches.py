@@ -27,8 +27,9 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def mix(source: Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return source.mix_views(source.mixture(plain, generator(seed)))
+def mix(source: Batches, plain: Tensor, seed: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    inputs, targets = source.mix_views(source.mixture(plain, generator(seed)))
+    return inputs, targets.chunk(2)
 
 
 def test_both_views_show_one_mixture_and_labels_match_pixels(runtime: Runtime) -> None:

@@ -25,6 +25,10 @@ for shape in [(3, 8, 16, 16), (5, 3, 7, 7), (2, 5, 4, 4), (1, 64, 24, 24), (1, 2
                 for pool in ("none", "avg2"):
                     outputs = ltdd_ext.bn_act_moments(x, k, h, residual, "relu", pool)
                     sum(out.float().sum() for out in outputs).backward()
+            for over in ("batch", "image"):
+                for pool in ("none", "avg2"):
+                    y = ltdd_ext.norm_act(x, k.requires_grad_(), h, over, pool=pool)[0]
+                    y.float().sum().backward()
 x, labels = torch.randn(20, 40, 4, 4).cuda(), (torch.arange(20) % 3).cuda()
 mean, m2 = ltdd_ext.row_moments(x)
 ltdd_ext.class_moments(x, labels, 4)

@@ -72,6 +72,19 @@ def bn_act_moments_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str)
     return call
 
 
+def norm_act_case(over: str, dtype: torch.dtype, layout: str) -> Call:
+    x = activation((4, 64, 56, 56), dtype, layout, "cuda").requires_grad_()
+    weight = torch.linspace(0.5, 1.5, 64, device="cuda").requires_grad_()
+    bias = torch.linspace(-1.0, 1.0, 64, device="cuda").requires_grad_()
+
+    def call() -> Outputs:
+        outputs = ltdd_ext.norm_act(x, weight, bias, over, pool="avg2")
+        grads = torch.autograd.grad(outputs[0].float().square().sum(), (x, weight, bias))
+        return tuple(out.detach() for out in outputs) + grads
+
+    return call
+
+
 def align_loss_case(class_weight: float, rows: int = 50, num_classes: int = 10) -> Call:
     case = alignment(rows, (64, 128, 33), num_classes, device="cuda", requires_grad=True)
 
@@ -103,6 +116,8 @@ CASES: dict[str, Callable[[], Call]] = {
     "row_moments_pixels": lambda: row_moments_case((2, 64, 56, 56), torch.bfloat16, "pixels"),
     "bn_act_moments": lambda: bn_act_moments_case((8, 64, 32, 32), torch.float16, "rows"),
     "bn_act_moments_pixels": lambda: bn_act_moments_case((2, 64, 56, 56), torch.float32, "pixels"),
+    "norm_act": lambda: norm_act_case("image", torch.float32, "rows"),
+    "norm_act_pixels": lambda: norm_act_case("batch", torch.bfloat16, "pixels"),
     "class_moments": class_moments_case,
     "align_loss": lambda: align_loss_case(0.0),
     "align_loss_by_class": lambda: align_loss_case(0.5),
@@ -152,7 +167,7 @@ def test_runs_on_the_current_stream(name: str) -> None:
         stream.synchronize()
         torch.cuda._sleep(100_000_000)
         got = call()
-    if "moments" in name and "class" not in name:
+    if name.startswith(("row_moments", "bn_act_moments", "norm_act")):
         assert not stream.query(), "the operator waited for the device or used another stream"
     stream.synchronize()
     assert equal(got, wanted)

@@ -32,11 +32,11 @@ SHAPES = [
 ]
 
 
-def parameters(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def parameters(channels: int, dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     pair = torch.randn(2, channels, generator=generator, dtype=torch.float64)
-    return [part.to(row_dtype).requires_grad_() for part in pair]
+    return [part.to(row_dtype).to(device).requires_grad_() for part in pair]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,9 +45,9 @@ def parameters(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("act", ["none", "relu"])
 @pytest.mark.parametrize("over", ["batch", "image"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_float64(shape, over, act, pool, layout, dtype):
-    x = activation(shape, dtype, layout).requires_grad_()
-    weight, bias = parameters(shape[1], dtype)
+def test_matches_float64(shape, over, act, pool, layout, dtype, device):
+    x = activation(shape, dtype, layout, device).requires_grad_()
+    weight, bias = parameters(shape[1], dtype, device)
     y, mean, m2 = ltdd_ext.norm_act(x, weight, bias, over, 1e-3, act, pool)
     assert y.dtype == dtype
     grad = torch.randn(y.shape, dtype=torch.float64).to(y)
@@ -117,13 +117,13 @@ def test_is_the_layer_of_pytorch(over):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("over", ["batch", "image"])
-def test_layouts_may_differ(layout, grad_layout, over):
+def test_layouts_may_differ(layout, grad_layout, over, device):
     """x and the incoming gradient each in its own strides."""
-    x = activation((3, 20, 6, 6), layout=layout).detach().requires_grad_()
-    weight, bias = parameters(20, torch.float32)
+    x = activation((3, 20, 6, 6), layout=layout, device=device).detach().requires_grad_()
+    weight, bias = parameters(20, torch.float32, device)
     y, _, _ = ltdd_ext.norm_act(x, weight, bias, over, pool="avg2")
     assert y.stride() == laid_out(y, "pixels" if layout == "pixels" else "rows").stride()
-    grad = activation(tuple(y.shape), layout=grad_layout, seed=2)
+    grad = activation(tuple(y.shape), layout=grad_layout, device=device, seed=2)
     want, _, _ = reference.norm_act(x, weight, bias, over, pool="avg2")
     for got, wanted in zip(
         torch.autograd.grad(y, (x, weight, bias), grad),
@@ -134,9 +134,9 @@ def test_layouts_may_differ(layout, grad_layout, over):
 
 
 @pytest.mark.parametrize("over", ["batch", "image"])
-def test_three_dimensions(over):
-    x = activation((3, 5, 11)).requires_grad_()
-    weight, bias = parameters(5, torch.float32)
+def test_three_dimensions(over, device):
+    x = activation((3, 5, 11), device=device).requires_grad_()
+    weight, bias = parameters(5, torch.float32, device)
     y, _, _ = ltdd_ext.norm_act(x, weight, bias, over)
     want, _, _ = reference.norm_act(x, weight, bias, over)
     torch.testing.assert_close(y, want)
@@ -146,10 +146,11 @@ def test_three_dimensions(over):
 
 @pytest.mark.parametrize("over", ["batch", "image"])
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
-def test_values_far_from_zero(over, layout):
+def test_values_far_from_zero(over, layout, device):
     """A mean of 1,000 deviations costs the digits that k x + h cancels, no more."""
-    x = laid_out(torch.randn(4, 8, 16, 16, generator=torch.manual_seed(0)) + 1000, layout)
-    weight, bias = torch.ones(8), torch.zeros(8)
+    drawn = torch.randn(4, 8, 16, 16, generator=torch.manual_seed(0)) + 1000
+    x = laid_out(drawn.to(device), layout)
+    weight, bias = torch.ones(8, device=device), torch.zeros(8, device=device)
     y, _, _ = ltdd_ext.norm_act(x, weight, bias, over, act="none")
     want, _, _ = reference.norm_act(x.double(), weight.double(), bias.double(), over, act="none")
     assert (y - want).abs().max() < 4 * 1000 * 2**-24
@@ -170,21 +171,23 @@ def test_bits_do_not_depend_on_threads(over):
     assert_threads_change_no_bit(bits)
 
 
-def test_nan_stays_where_it_is():
-    x = activation((3, 4, 4, 4)).detach().clone()
+def test_nan_stays_where_it_is(device):
+    x = activation((3, 4, 4, 4), device=device).detach().clone()
     x[1, 2, 0, 0] = float("nan")
-    y, _, _ = ltdd_ext.norm_act(x, torch.ones(4), torch.zeros(4), "image")
+    weight, bias = torch.ones(4, device=device), torch.zeros(4, device=device)
+    y, _, _ = ltdd_ext.norm_act(x, weight, bias, "image")
     assert y[1, 2].isnan().all()
     assert y.isnan().sum() == 16
-    y, _, _ = ltdd_ext.norm_act(x, torch.ones(4), torch.zeros(4), "batch")
+    y, _, _ = ltdd_ext.norm_act(x, weight, bias, "batch")
     assert y[:, 2].isnan().all()
     assert y.isnan().sum() == 48
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 4, 4)], ids=str)
-def test_nothing_in_nothing_out(shape):
-    x = torch.zeros(shape).requires_grad_()
-    weight, bias = torch.ones(shape[1]).requires_grad_(), torch.zeros(shape[1]).requires_grad_()
+def test_nothing_in_nothing_out(shape, device):
+    x = torch.zeros(shape, device=device).requires_grad_()
+    weight = torch.ones(shape[1], device=device).requires_grad_()
+    bias = torch.zeros(shape[1], device=device).requires_grad_()
     y, mean, m2 = ltdd_ext.norm_act(x, weight, bias)
     assert y.shape == shape
     assert mean.shape == m2.shape == shape[:2]
@@ -195,9 +198,9 @@ def test_nothing_in_nothing_out(shape):
 
 @pytest.mark.parametrize("over", ["batch", "image"])
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
-def test_opcheck(over, layout):
-    x = activation((3, 5, 4, 6), torch.float32, layout).requires_grad_()
-    weight, bias = parameters(5, torch.float32)
+def test_opcheck(over, layout, device):
+    x = activation((3, 5, 4, 6), torch.float32, layout, device).requires_grad_()
+    weight, bias = parameters(5, torch.float32, device)
     switches = (over == "image", 1e-5, 1, 2)
     torch.library.opcheck(torch.ops.ltdd_ext.norm_act.default, (x, weight, bias, *switches))
     with torch.no_grad():
@@ -214,9 +217,9 @@ def test_opcheck(over, layout):
 
 @pytest.mark.parametrize("over", ["batch", "image"])
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
-def test_gradcheck(over, layout):
-    x = activation((3, 3, 4, 4), torch.float64, layout).requires_grad_()
-    weight, bias = parameters(3, torch.float64)
+def test_gradcheck(over, layout, device):
+    x = activation((3, 3, 4, 4), torch.float64, layout, device).requires_grad_()
+    weight, bias = parameters(3, torch.float64, device)
 
     def output(*inputs: torch.Tensor) -> torch.Tensor:
         return ltdd_ext.norm_act(*inputs, over, pool="avg2")[0]

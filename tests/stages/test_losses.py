@@ -71,14 +71,14 @@ def test_losses_are_float32_for_bfloat16_logits() -> None:
     logits, targets = draw(0, 8, 5).bfloat16(), draw(1, 8, 5).softmax(1)
     for loss in (
         soft_cross_entropy(logits, targets),
-        consistency_loss(logits, logits, logits, logits),
+        consistency_loss(logits, logits),
     ):
         assert loss.dtype == torch.float32
 
 
 def test_consistency_stops_at_the_projection_not_the_prediction() -> None:
     p1, z1, p2, z2 = (draw(seed, 4, 6).requires_grad_() for seed in range(4))
-    loss = consistency_loss(p1, z1, p2, z2)
+    loss = consistency_loss(torch.cat([p1, p2]), torch.cat([z1, z2]))
     expected = -F.cosine_similarity(p1, z2).mean() - F.cosine_similarity(p2, z1).mean()
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -90,16 +90,17 @@ def test_consistency_stops_at_the_projection_not_the_prediction() -> None:
 
 def test_consistency_is_least_for_parallel_vectors() -> None:
     p, z = draw(0, 4, 6), draw(1, 4, 6)
-    assert float(consistency_loss(2 * z, p, 5 * p, z)) == pytest.approx(-2, abs=1e-6)
+    loss = consistency_loss(torch.cat([2 * z, 5 * p]), torch.cat([p, z]))
+    assert float(loss) == pytest.approx(-2, abs=1e-6)
 
 
 def expert_terms(progress: float, config: ExpertsConfig) -> tuple[Tensor, list[Tensor]]:
     heads = [draw(seed, 4, 3).requires_grad_() for seed in range(4)]
-    first, second = draw(4, 4, 3).softmax(1), draw(5, 4, 3).softmax(1)
+    targets = torch.cat([draw(4, 4, 3).softmax(1), draw(5, 4, 3).softmax(1)])
     weights = class_debias_weights([9, 4, 1], 1.0)
-    plain, rebalanced = (heads[0], heads[1]), (heads[2], heads[3])
+    plain, rebalanced = torch.cat(heads[:2]), torch.cat(heads[2:])
     consistency = torch.tensor(-1.5)
-    loss = expert_loss(plain, rebalanced, consistency, (first, second), weights, progress, config)
+    loss = expert_loss(plain, rebalanced, consistency, targets, weights, progress, config)
     return loss, heads
 
 

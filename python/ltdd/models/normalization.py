@@ -14,9 +14,9 @@ from ltdd_ext.nn import convolve
 class InstanceNorm(nn.Module):
     """Affine instance norm: a group norm with one channel per group.
 
-    It has no running statistics, so there is nothing to match in recovery. On a CPU it is
-    `ltdd_ext.norm_act`: torch's own layers are slow on channels_last maps. On a GPU it is torch's
-    instance norm, which keeps 16-bit maps as they are; autocast turns group norm's into float32.
+    It has no running statistics, so there is nothing to match in recovery. It is
+    `ltdd_ext.norm_act`, which reads channels_last and 16-bit maps as they are: torch's own layers
+    are slow on the first, and copy them on a GPU; autocast turns group norm's into float32.
 
     Args:
         channels: Number of channels C.
@@ -32,11 +32,9 @@ class InstanceNorm(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return normalised maps of the shape (N, C, H, W), dtype and memory format given."""
-        if maps.is_cpu:
+        if _has_kernels(maps):
             return norm_act(maps, *_affine(self, maps), "image", self.eps, act="none")[0]
-        if maps.shape[2] * maps.shape[3] == 1:  # of one pixel torch's instance norm wants nothing
-            return F.group_norm(maps, self.channels, self.weight, self.bias, self.eps)
-        return F.instance_norm(maps, weight=self.weight, bias=self.bias, eps=self.eps)
+        return F.group_norm(maps, self.channels, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """Return the number of channels for `repr`."""
@@ -47,10 +45,9 @@ class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool; takes what `nn.Sequential` takes.
 
     The same as `nn.Sequential` of them, and traced as one. `ltdd_ext.bn_act_moments` computes a
-    frozen batch norm with what follows it in one pass. On a CPU, `ltdd_ext.nn.convolve` computes
-    the first layer, and `ltdd_ext.norm_act` the rest together wherever the norm takes its
-    statistics from the maps themselves: always in an instance norm, in training in a batch norm.
-    On a GPU, `ltdd_ext.bn_act_moments` computes what follows such a norm.
+    frozen batch norm with what follows it in one pass, and `ltdd_ext.norm_act` any other wherever
+    it takes its statistics from the maps themselves: always in an instance norm, in training in a
+    batch norm. The first layer is `ltdd_ext.nn.convolve`.
     """
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
@@ -73,8 +70,6 @@ class NormBlock(nn.Sequential):
                     maps = layer(maps)
                 return maps
             return bn_act_moments(maps, *_frozen(norm, maps), pool=pool)[0]
-        if images.is_cuda:
-            return _act(norm(maps), pool)
         y, mean, m2 = norm_act(
             maps,
             *_affine(norm, maps),
@@ -87,19 +82,11 @@ class NormBlock(nn.Sequential):
         return y
 
 
-_WITH_KERNELS = frozenset(backends()["bn_act_moments"])  # asked once: it takes as long as a layer
+_WITH_KERNELS = frozenset(backends()["norm_act"])  # asked once: it takes as long as a layer
 
 
 def _has_kernels(x: Tensor) -> bool:
     return x.device.type in _WITH_KERNELS
-
-
-def _act(maps: Tensor, pool: Pool) -> Tensor:
-    """Return the ReLU of maps, pooled if asked: a frozen batch norm's that changes nothing."""
-    scale, shift = (
-        maps.new_full((maps.shape[1],), value, dtype=_computed_in(maps)) for value in (1, 0)
-    )
-    return bn_act_moments(maps, scale, shift, pool=pool)[0]
 
 
 def _frozen(norm: nn.BatchNorm2d, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,14 +115,40 @@ def _track(norm: nn.BatchNorm2d, mean: Tensor, m2: Tensor, size: int) -> None:
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    share = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    share = norm.momentum
+    if share is None:
+        assert norm.num_batches_tracked is not None
+        share = 1 / int(norm.num_batches_tracked)
     center = mean.mean(0)
     squares = (m2 + size * (mean - center).square()).sum(0)
     var = squares / (len(mean) * size - 1)  # unbiased
     norm.running_mean.lerp_(center.to(norm.running_mean.dtype), share)
     norm.running_var.lerp_(var.to(norm.running_var.dtype), share)
+
+
+def pause_counting(network: nn.Module) -> dict[str, Tensor]:
+    """Have batch norms no longer count their batches, which takes a launch a layer and step.
+
+    Those without a momentum go on: the count is their momentum.
+
+    Returns:
+        The counts so far by the names of the layers, for `resume_counting`.
+    """
+    counts = {}
+    for name, norm in network.named_modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
+            if norm.num_batches_tracked is not None:
+                counts[name] = norm.num_batches_tracked
+            norm.num_batches_tracked = None
+    return counts
+
+
+def resume_counting(network: nn.Module, counts: dict[str, Tensor], batches: int) -> None:
+    """Give layers, those of a copy too, their counts back and so many batches more."""
+    for name, count in counts.items():
+        network.get_submodule(name).num_batches_tracked = count + batches
 
 
 def instance_norm(channels: int) -> nn.Module:

@@ -39,12 +39,21 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (N, K).
         targets: (N, K), non-negative; rows need not sum to 1 (class weights may be folded in).
     """
-    return -(targets * F.log_softmax(_exact(logits), dim=1)).sum(dim=1).mean()
+    return _cross_entropies(logits, targets).mean()
 
 
-def consistency_loss(
-    prediction1: Tensor, projection1: Tensor, prediction2: Tensor, projection2: Tensor
-) -> Tensor:
+def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return `soft_cross_entropy` of each row, (...), of (..., K)."""
+    return -(targets * F.log_softmax(_exact(logits), dim=-1)).sum(dim=-1)
+
+
+def _sum_of_views(values: Tensor) -> Tensor:
+    """Return the mean over a view's images, added over both views, of (..., 2N)."""
+    means: Tensor = values.unflatten(-1, (2, -1)).mean(dim=-1)
+    return means.sum(dim=-1)
+
+
+def consistency_loss(prediction: Tensor, projection: Tensor) -> Tensor:
     """Return the negative cosine between each view's prediction and the other's projection.
 
     ``-mean cos(p1, sg(z2)) - mean cos(p2, sg(z1))`` (arXiv:2511.18858, Eq. 5).
@@ -53,12 +62,10 @@ def consistency_loss(
     untrained; here, as in the method's code, it stops at z.
 
     Args:
-        prediction1, projection1: p and z of view 1, (N, H).
-        prediction2, projection2: p and z of view 2, (N, H).
+        prediction, projection: p and z of both views, one behind the other, (2N, H).
     """
-    first = F.cosine_similarity(_exact(prediction1), _exact(projection2.detach()))
-    second = F.cosine_similarity(_exact(prediction2), _exact(projection1.detach()))
-    return -first.mean() - second.mean()
+    first, second = _exact(projection.detach()).chunk(2)
+    return -_sum_of_views(F.cosine_similarity(_exact(prediction), torch.cat([second, first])))
 
 
 def debias_progress(epoch: int, epochs: int) -> float:
@@ -67,10 +74,10 @@ def debias_progress(epoch: int, epochs: int) -> float:
 
 
 def expert_loss(
-    plain: tuple[Tensor, Tensor],
-    rebalanced: tuple[Tensor, Tensor],
+    plain: Tensor,
+    rebalanced: Tensor,
     consistency: Tensor,
-    targets: tuple[Tensor, Tensor],
+    targets: Tensor,
     class_weights: Tensor,
     progress: float | Tensor,
     config: ExpertsConfig,
@@ -81,17 +88,18 @@ def expert_loss(
     the rebalanced term each summed over the two mixed views.
 
     Args:
-        plain: logits of the plain head for view 1 and 2, (N, K) each.
-        rebalanced: logits of the rebalanced head for view 1 and 2.
+        plain: logits of the plain head, of both views one behind the other, (2N, K).
+        rebalanced: logits of the rebalanced head, alike.
         consistency: scalar of `consistency_loss`.
-        targets: mixed label probabilities of view 1 and 2, (N, K) each.
+        targets: mixed label probabilities, alike.
         class_weights: (K,) of `class_debias_weights`.
         progress: a of `debias_progress`.
         config: supplies gamma1 and gamma2.
     """
-    pairs = list(zip(plain, rebalanced, targets, strict=True))
-    plain_term = sum(soft_cross_entropy(p, t) for p, _, t in pairs)
-    rebalanced_term = sum(soft_cross_entropy(r, t * class_weights) for _, r, t in pairs)
+    # Together, in half as many launches.
+    logits, weighted = torch.stack([plain, rebalanced]), targets * class_weights
+    terms = _sum_of_views(_cross_entropies(logits, torch.stack([targets, weighted])))
+    plain_term, rebalanced_term = terms.unbind()
     classification = (1 - progress) * plain_term + progress * rebalanced_term
     return config.classification_weight * classification + config.consistency_weight * consistency
 

@@ -141,11 +141,12 @@ class CutBox(NamedTuple):
     """A rectangle in pixels, and the share of the image that it leaves uncovered.
 
     Attributes:
-        edges: int64 (4,): top, left, bottom, right.
+        covered: bool (H, W). Where the edges lie would be less to copy to a device, but more to
+            launch there.
         kept: float64 scalar.
     """
 
-    edges: Tensor
+    covered: Tensor
     kept: Tensor
 
 
@@ -166,16 +167,11 @@ def cut_box(height: int, width: int, lam: float, row: float, column: float) -> C
     top, bottom = (min(max(math.floor(centre_y + s * half_h), 0), height) for s in (-1, 1))
     left, right = (min(max(math.floor(centre_x + s * half_w), 0), width) for s in (-1, 1))
     kept = 1 - (bottom - top) * (right - left) / (height * width)
-    return CutBox(torch.tensor([top, left, bottom, right]), torch.tensor(kept, dtype=torch.float64))
+    covered = torch.zeros(height, width, dtype=torch.bool)
+    covered[top:bottom, left:right] = True
+    return CutBox(covered, torch.tensor(kept, dtype=torch.float64))
 
 
 def paste(images: Tensor, others: Tensor, box: CutBox) -> Tensor:
-    """Return ``images`` with the rectangle replaced by that of ``others`` (CutMix).
-
-    A mask, not a slice: where the rectangle lies is read on the device alone.
-    """
-    top, left, bottom, right = box.edges
-    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
-    within_rows = (rows >= top) & (rows < bottom)
-    within_columns = (columns >= left) & (columns < right)
-    return torch.where(within_rows[:, None] & within_columns, others, images)
+    """Return ``images`` with the rectangle replaced by that of ``others`` (CutMix)."""
+    return torch.where(box.covered, others, images)

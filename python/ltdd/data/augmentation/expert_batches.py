@@ -7,6 +7,7 @@ that renders can be recorded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,18 +53,16 @@ class Mixture(NamedTuple):
     """Both mixed views of a step: MixUp of the first pair, CutMix of the second.
 
     Attributes:
-        own: two views of the plainly drawn images.
-        others: two views of the resampled ones.
-        labels, other_labels: int64 (B,), their classes.
-        lam: float64 scalar, the share of the plain images in MixUp; both views show one mixture.
+        shown: two views of the plainly drawn images, then two of the resampled ones, 4B in all.
+        labels: int64 (2B,), classes of the plainly drawn and of the resampled images.
+        shares: float32 (2, 2): of the plain images, then of the others, in MixUp and in CutMix;
+            both views show one mixture.
         box: the rectangle of CutMix.
     """
 
-    own: tuple[Shown, Shown]
-    others: tuple[Shown, Shown]
+    shown: Shown
     labels: Tensor
-    other_labels: Tensor
-    lam: Tensor
+    shares: Tensor
     box: CutBox
 
 
@@ -144,22 +143,23 @@ class Batches:
         resampled = torch.multinomial(
             self.draw_weights, len(plain), replacement=True, generator=generator
         )
-        own = self.shown(plain, generator), self.shown(plain, generator)
-        others = self.shown(resampled, generator), self.shown(resampled, generator)
+        pictures = (plain, plain, resampled, resampled)
+        shown = _joined([self.shown(indices, generator) for indices in pictures])
         lam, row, column = torch.rand(3, generator=generator, dtype=torch.float64)
         box = cut_box(*self.images.shape[2:], *(float(v) for v in (lam, row, column)))
-        return Mixture(own, others, self.labels[plain], self.labels[resampled], lam, box)
+        share = torch.stack([lam, box.kept])
+        shares = torch.stack([share, 1 - share]).float()
+        return Mixture(shown, self.labels[torch.cat([plain, resampled])], shares, box)
 
-    def mix_views(self, drawn: Mixture) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return both views (2B, C, H, W) and their label probabilities (B, K) each."""
-        first, second = (self.view(shown) for shown in drawn.own)
-        other_first, other_second = (self.view(shown) for shown in drawn.others)
-        y, other_y = (one_hot(k, self.num_classes) for k in (drawn.labels, drawn.other_labels))
-        lam, kept = drawn.lam, drawn.box.kept
-        mixup = lam * first + (1 - lam) * other_first
+    def mix_views(self, drawn: Mixture) -> tuple[Tensor, Tensor]:
+        """Return both views, one behind the other: (2B, C, H, W), label probabilities (2B, K)."""
+        first, second, other_first, other_second = self.view(drawn.shown).chunk(4)
+        y, other_y = one_hot(drawn.labels, self.num_classes).chunk(2)
+        own, others = drawn.shares
+        mixup = own[0] * first + others[0] * other_first
         cutmix = paste(second, other_second, drawn.box)
-        targets = (lam * y + (1 - lam) * other_y, kept * y + (1 - kept) * other_y)
-        return torch.cat([mixup, cutmix]), targets
+        targets = own[:, None, None] * y + others[:, None, None] * other_y
+        return torch.cat([mixup, cutmix]), targets.flatten(0, 1)
 
     def pairs(self, plain: Tensor, generator: torch.Generator) -> Pairs:
         """Draw a partner for each image, tail classes more often and with more weight."""
@@ -186,13 +186,11 @@ def part_of(drawn: Drawn, rows: slice) -> Drawn:
     """Return what was drawn of some images of a batch."""
     match drawn:
         case Mixture():
-            (first, second), (other_first, other_second) = drawn.own, drawn.others
-            return drawn._replace(
-                own=(_part(first, rows), _part(second, rows)),
-                others=(_part(other_first, rows), _part(other_second, rows)),
-                labels=drawn.labels[rows],
-                other_labels=drawn.other_labels[rows],
+            pictures, labels = (
+                torch.arange(len(mirrored)).view(sets, -1)[:, rows].flatten()
+                for mirrored, sets in ((drawn.shown.place.mirrored, 4), (drawn.labels, 2))
             )
+            return drawn._replace(shown=_part(drawn.shown, pictures), labels=drawn.labels[labels])
         case Pairs():
             places = torch.arange(len(drawn.partner))[rows]
             shown = torch.cat([places, drawn.partner[rows]])
@@ -208,6 +206,15 @@ def _part(shown: Shown, rows: slice | Tensor) -> Shown:
     else:
         place = Crops(shown.place.boxes[rows], shown.place.mirrored[rows])
     return Shown(shown.picked[rows], place)
+
+
+def _joined(shown: Sequence[Shown]) -> Shown:
+    """Return several views as one."""
+    kind = type(shown[0].place)
+    where, mirrored = zip(*(one.place for one in shown), strict=True)
+    # Images are the last dimension but one, of corners and of boxes.
+    place = kind(torch.cat(where, dim=-2), torch.cat(mirrored))
+    return Shown(torch.cat([one.picked for one in shown]), place)
 
 
 def fits(images: Tensor, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ltdd.data.augmentation.student_views import View, ViewSchedule, mix_labels, render
 from ltdd.data.image_spec import ImageSet, ImageSpec
+from ltdd.engine.cast_weights import CastWeights
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps
 from ltdd.engine.finite import mean_of_losses
@@ -61,7 +62,7 @@ def train_student(
     """
     config, device = schedule.config, runtime.device
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    averaged = MovingAverage(model, config.ema_decay)
+    averaged, weights = MovingAverage(model, config.ema_decay), CastWeights(model, runtime)
     mean, std = spec.normalization.tensors(device)
     images, labels = shown.images.to(device), shown.labels.to(device)
     optimizer = build_optimizer(model, config, device)
@@ -71,11 +72,11 @@ def train_student(
     def take(view: View, picked: Tensor, rows: Tensor) -> Tensor:
         batch = render(view, picked, mean, std)
         soft = source.logits(view, batch, rows)
-        with runtime.autocast():
+        with weights.used(), runtime.autocast():
             logits = model(batch)
         loss = student_loss(logits, soft, mix_labels(view, labels, spec.num_classes), config)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        weights.backward(loss)
         optimizer.step()
         averaged.update()
         return loss.detach()

@@ -137,11 +137,10 @@ class Objective:
             own = bayias_loss(logits, first, others, drawn.lam, self.counts)
             return self._imitating(own, logits, views)
         views, targets = batches.mix_views(drawn)
-        outputs = self._pass(views, size)
-        plain, rebalanced, z, p = (o.chunk(2) for o in outputs)
-        consistency = consistency_loss(p[0], z[0], p[1], z[1])
+        plain, rebalanced, z, p = self._pass(views, size)
+        consistency = consistency_loss(p, z)
         own = expert_loss(plain, rebalanced, consistency, targets, self.weights, share, self.config)
-        return self._imitating(own, outputs[1], views)
+        return self._imitating(own, rebalanced, views)
 
     def _imitating(self, own: Tensor, logits: Tensor, views: Tensor) -> Tensor:
         if self.master is None:

@@ -18,6 +18,7 @@ from ltdd.data.augmentation.expert_batches import (
     part_of,
 )
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.cast_weights import CastWeights
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
 from ltdd.engine.distributed.ranks import current
@@ -28,6 +29,7 @@ from ltdd.engine.tensor_trees import to_device
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.data_parallel import DataParallel
+from ltdd.models.normalization import pause_counting, resume_counting
 from ltdd.models.weights import (
     Weights,
     load_body,
@@ -104,13 +106,16 @@ def train_expert(
             role=role,
             batch_size=batch_size,
         )
+    weights = CastWeights(network, runtime, whole=not parallel.divides)
     objective = Objective(parallel.network, batches, data, runtime, master)
+    counts = {} if parallel.divides else pause_counting(network)
     averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
     def take(drawn: Any, share: Tensor, size: int) -> Tensor:
-        loss = parallel.weighted(objective.loss(drawn, share, size))
+        with weights.used():
+            loss = parallel.weighted(objective.loss(drawn, share, size))
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        weights.backward(loss)
         optimizer.step()
         if averaged is not None:
             averaged.update()
@@ -139,7 +144,9 @@ def train_expert(
             first_step = epoch.number * steps + 1
             loss = mean_of_losses(epoch.losses, f"experts: {role}", first_step)
             runtime.log.write("train", stage="experts", role=role, epoch=epoch.number, loss=loss)
+    resume_counting(network, counts, total)
     if averaged is not None:
+        resume_counting(averaged.module, counts, total)
         module = _finished(averaged.module, objective, len(data.train_labels), parallel, role)
         return module.eval().requires_grad_(False)
     return backbone.eval().requires_grad_(False)

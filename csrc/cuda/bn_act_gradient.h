@@ -1,0 +1,130 @@
+#pragma once
+
+// The gradient of y = pool(act(k x + h + residual)) and of moments of x, as bn_act_moments and
+// norm_act want it: the mask of the ReLU is computed again from x.
+//
+//   g = spread(grad_y) where act passes,   dresidual = g
+//   dx = k g + shift + slope (x - center)
+
+#include "bn_act.h"
+#include "moments_gradient.h"
+
+namespace ltdd::cuda {
+
+// Of a row: the part of the gradient that is affine in x, and what x is scaled by.
+template <typename acc_t>
+struct NormCoefficients {
+  AffineInX<acc_t> moments;
+  ScaleShift<acc_t> channel;
+};
+
+// norms.at(row, channel) returns the coefficients of a row.
+template <typename scalar_t, typename Norms, bool kResidual>
+struct BnActGradient {
+  using acc_t = acc_type<scalar_t>;
+  using Coefficients = NormCoefficients<acc_t>;
+  static constexpr int kStreams = kResidual ? 3 : 2;
+  static constexpr bool kToOutputs = false;
+
+  Norms norms;
+  const scalar_t *residual, *grad_y;
+  scalar_t* dresidual;
+  acc_t blocked;  // see pass
+
+  template <typename Units>
+  struct Operands {
+    typename Units::template RawGrad<scalar_t> grad;
+    Residual<typename Units::template Raw<scalar_t>, kResidual> residual;
+  };
+  template <int kElements, int V>
+  struct PixelOperands {
+    Pack<scalar_t, V> grad;  // of the output of the unit
+    Residual<Pack<scalar_t, V>, kResidual> residual[kElements];
+  };
+
+  __device__ Coefficients coefficients(int64_t row, int64_t channel) const {
+    return norms.at(row, channel);
+  }
+
+  template <typename Units>
+  __device__ void load(const Units& units, int64_t start, int64_t output_start, int unit,
+                       Operands<Units>& operands) const {
+    units.load_output_grad(grad_y + output_start, unit, operands.grad);
+    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.raw);
+  }
+
+  // The gradient of what the ReLU is applied to, at element e of a unit.
+  template <typename Units>
+  __device__ acc_t before_bound(const Coefficients& here, const Operands<Units>& operands, int e,
+                                acc_t x) const {
+    return pass(Units::template output_grad<scalar_t>(operands.grad, e),
+                operands.residual.add_to(here.channel(x), e), blocked);
+  }
+
+  // at(e): the coefficients of element e of the unit.
+  template <typename Units, typename Lookup>
+  __device__ void apply(const Units& units, int64_t start, int unit, const Lookup& at,
+                        const Operands<Units>& operands,
+                        const typename Units::template Raw<scalar_t>& raw,
+                        acc_t (&values)[Units::kElements]) const {
+    acc_t grad[Units::kElements];
+#pragma unroll
+    for (int e = 0; e < Units::kElements; ++e) {
+      const Coefficients here = at(e);
+      const acc_t x = raw[e];
+      grad[e] = before_bound<Units>(here, operands, e, x);
+      values[e] = here.channel.k * grad[e] + here.moments(x);
+    }
+    if constexpr (kResidual) units.store_unit(dresidual + start, unit, grad);
+  }
+
+  // From here on, bytes of pixels count from element `start`, those of outputs from `output_start`.
+  __device__ void start_at(int64_t start, int64_t output_start) {
+    grad_y += output_start;
+    if constexpr (kResidual) {
+      residual += start;
+      dresidual += start;
+    }
+  }
+
+  // A window that the plane ends inside of has no output.
+  template <int V, int kElements>
+  __device__ void load_output(bool exists, int64_t offset,
+                              PixelOperands<kElements, V>& operands) const {
+    if (exists)
+      operands.grad = cuda::load<V>(bytes_on(grad_y, offset));
+    else
+      operands.grad = {};
+  }
+
+  template <int V, typename Operands>
+  __device__ void load_pixel(int64_t offset, int e, Operands& operands) const {
+    if constexpr (kResidual) operands.residual[e].raw = cuda::load<V>(bytes_on(residual, offset));
+  }
+
+  // The same at channel v of element e of a unit of pixels.
+  template <int V, int kElements>
+  __device__ acc_t before_bound(const Coefficients& here,
+                                const PixelOperands<kElements, V>& operands, int e, int v,
+                                acc_t x) const {
+    return pass(operands.grad[v] * (acc_t(1) / kElements),
+                operands.residual[e].add_to(here.channel(x), v), blocked);
+  }
+
+  template <int V, int kElements>
+  __device__ void apply_pixel(int64_t offset, int e, const Coefficients* at,
+                              const PixelOperands<kElements, V>& operands,
+                              const Pack<scalar_t, V>& raw, acc_t (&values)[V]) const {
+    acc_t grad[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const Coefficients here = at[v];
+      const acc_t x = raw[v];
+      grad[v] = before_bound<V>(here, operands, e, v, x);
+      values[v] = here.channel.k * grad[v] + here.moments(x);
+    }
+    if constexpr (kResidual) store<V>(bytes_on(dresidual, offset), grad);
+  }
+};
+
+}  // namespace ltdd::cuda
