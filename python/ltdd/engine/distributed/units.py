@@ -112,10 +112,10 @@ class Units(Generic[T]):
             checkpoint.step(**self._kept(None), state={})
         results = [self.done.get(number, {}) for number in range(len(self._units))]
         for source in range(0 if self._together else ranks.world):
-            own = {f"{n}.{name}": t for n, made in self.done.items() for name, t in made.items()}
-            for title, tensor in ranks.share_tensors(own, source).items():
-                number, _, name = title.partition(".")
-                results[int(number)][name] = tensor
+            mine = {f"{n}.{name}": t for n, made in self.done.items() for name, t in made.items()}
+            for title, tensor in ranks.share_tensors(mine, source).items():
+                place, _, name = title.partition(".")
+                results[int(place)][name] = tensor
             told = ranks.share(held.events, source)
             for event in told if ranks.is_first else ():
                 self._runtime.log.write(**event)
