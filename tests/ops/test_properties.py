@@ -165,8 +165,9 @@ def conv3x3_property(
     back = torch.nn.functional.conv_transpose2d(grad.double().abs(), wide[1], padding=1).max()
     taps = grad.double().abs().sum((0, 2, 3)).max() * wide[0].max()
     sizes = (reach, back, taps, grad.double().abs().sum((0, 2, 3)).max())
+    # With tiles a factor is two halves up to 2^-17, and the product of both lower ones is left out.
     for (got, wanted), size in zip(pairs, sizes, strict=True):
-        assert float((got.double() - wanted).abs().max() / size) <= 1e-5
+        assert float((got.double() - wanted).abs().max() / size) <= 2 * 2**-17 + 2**-16 + 1e-6
 
 
 def class_moments_property(images: int, classes: int, channels: int, seed: int, cut: int) -> None:
