@@ -62,7 +62,8 @@ def convolve(
     if is_conv3x3(layer) and (dtype := _faster_dtype(layer, x)) is not None:
         weight = layer.weight
         bias = weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
-        return op(x.to(dtype), weight, bias)
+        # Taps that were already cast for the step (a training loop may cast all at once) go back.
+        return op(x.to(dtype), weight.float(), bias.float())
     y: Tensor = layer(x)
     return y
 
@@ -76,7 +77,7 @@ def _faster_dtype(layer: nn.Conv2d, x: Tensor) -> torch.dtype | None:
         between = _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
         return None if between or dtypes != (torch.float32, torch.float32) else torch.float32
     few = layer.in_channels <= _FEW_CHANNELS and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    castable = dtypes[0] in (torch.float32, torch.bfloat16) and dtypes[1] == torch.float32
+    castable = set(dtypes) <= {torch.float32, torch.bfloat16}
     return torch.bfloat16 if few and castable and _HAS_TILES else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from types import SimpleNamespace
 
@@ -227,9 +228,10 @@ def test_convolve_under_autocast_takes_few_channels_where_tiles_are(
     layer, x = nn.Conv2d(channels, 6, 3, padding=1), torch.randn(2, channels, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         got, own, want = convolve(layer, x, op), convolve(layer, x), layer(x)
-    assert calls == [(torch.bfloat16, torch.float32)] * (few and tiles)
-    assert got.dtype == own.dtype == want.dtype == torch.bfloat16
-    for one in (got, own):
+        cast = convolve(copy.deepcopy(layer).bfloat16(), x, op)
+    assert calls == [(torch.bfloat16, torch.float32)] * 2 * (few and tiles)
+    assert got.dtype == own.dtype == cast.dtype == want.dtype == torch.bfloat16
+    for one in (got, own, cast):
         torch.testing.assert_close(one, want, rtol=2e-2, atol=2e-2)
 
 
@@ -275,9 +277,9 @@ def test_values_read_elsewhere_are_kept():
     want, want_moments = with_hooks(model, x)
     observed = convert_observer(model)
     got, moments = observed(x)
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # conv3x3 rounds in its own way
     for one, (mean, _) in zip(moments, want_moments, strict=True):
-        torch.testing.assert_close(one.mean, mean)
+        torch.testing.assert_close(one.mean, mean, rtol=1e-4, atol=1e-4)
     assert [m.act for m in observed.modules() if isinstance(m, FusedBatchNorm)] == ["none"] * 2
 
 
