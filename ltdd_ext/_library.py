@@ -65,7 +65,7 @@ def build_info() -> dict[str, str]:
         ``cuda`` and ``cuda_architectures`` (empty without the CUDA library), ``cuda_reason``,
         ``compiler``, ``cxx_standard`` and ``cpu_instruction_set``, which the CPU kernels chose on
         this machine (``amx``, ``avx512``, ``avx2`` or ``baseline``; the environment variable
-        ``LTDD_CPU_ISA`` asks for a lower one).
+        ``LTDD_CPU_ISA`` asks for a lower one, or with ``amx`` for tiles in float32 too).
 
     Example:
         >>> import ltdd_ext

@@ -33,11 +33,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve with 3x3 taps, stride 1 and padding 1.
 
     ``y[n,o,i,j] = bias[o] + sum_{c,a,b} weight[o,c,a,b] x[n,c,i+a-1,j+b-1]``, forward and backward.
-    Where the processor has tiles (AMX), they are products of matrices of bfloat16, summed in
-    float32; of float32, of three such products, of the upper and lower halves of both factors.
-    Elsewhere they are computed on tiles of 4x4 outputs as ``A' ((G w G') (B' d B)) A`` (Winograd's
-    F(4x4, 3x3), arXiv:1509.09308, section 4) with a quarter of the multiplications; directly where
-    input or output has up to 8 channels.
+    Of bfloat16, where the processor has tiles (AMX), they are products of matrices, summed in
+    float32; of float32 too with ``LTDD_CPU_ISA=amx`` in the environment, then three products, of
+    the upper and lower halves of both factors. Elsewhere they are computed on tiles of 4x4 outputs
+    as ``A' ((G w G') (B' d B)) A`` (Winograd's F(4x4, 3x3), arXiv:1509.09308, section 4) with a
+    quarter of the multiplications; directly where input or output has up to 8 channels.
 
     Args:
         x: Images (N, C, H, W) on the CPU, float32 or bfloat16; other layouts than channels_last are

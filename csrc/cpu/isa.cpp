@@ -56,14 +56,24 @@ struct InstructionSet {
   const Conv3x3Kernels& (*conv3x3)(Storage, int64_t, int64_t);
 };
 
+#if defined(__x86_64__)
+// Of float32, tiles take halves of bfloat16: faster, and less exact than whoever says float32
+// expects, so they have to be asked for.
+const Conv3x3Kernels& tiles_for_bfloat16(Storage storage, int64_t in, int64_t out) {
+  return storage == Storage::kBFloat16 ? amx_conv3x3_kernels(storage, in, out)
+                                       : avx512_conv3x3_kernels(storage, in, out);
+}
+#endif
+
 InstructionSet choose() {
 #if defined(__x86_64__)
-  const char* asked = std::getenv("LTDD_CPU_ISA");
-  const std::string_view limit = asked != nullptr ? asked : "amx";
-  if (limit == "amx" && has_amx()) return {"amx", avx512_kernels, amx_conv3x3_kernels};
-  if ((limit == "amx" || limit == "avx512") && has_x86_64_v4())
+  const char* variable = std::getenv("LTDD_CPU_ISA");
+  const std::string_view asked = variable != nullptr ? variable : "";
+  if (asked == "amx" && has_amx()) return {"amx", avx512_kernels, amx_conv3x3_kernels};
+  if (asked.empty() && has_amx()) return {"amx", avx512_kernels, tiles_for_bfloat16};
+  if (asked != "avx2" && asked != "baseline" && has_x86_64_v4())
     return {"avx512", avx512_kernels, avx512_conv3x3_kernels};
-  if (limit != "baseline" && has_x86_64_v3()) return {"avx2", avx2_kernels, avx2_conv3x3_kernels};
+  if (asked != "baseline" && has_x86_64_v3()) return {"avx2", avx2_kernels, avx2_conv3x3_kernels};
 #endif
   return {"baseline", baseline_kernels, baseline_conv3x3_kernels};
 }

@@ -27,7 +27,7 @@ from ltdd.engine.storage.files import read_tensors, write_tensors
 from ltdd.stages.nearest_images import nearest_images
 from ltdd.stages.recovery import distribution
 from ltdd.stages.recovery.distribution import match_distributions
-from ltdd.stages.recovery.gradient import _Matching, match_gradients
+from ltdd.stages.recovery.gradient import _Gradients, match_gradients
 from ltdd.stages.run import InitialImages, Run
 from ltdd.stages.trajectories import train_trajectories
 
@@ -114,7 +114,9 @@ def test_what_two_ranks_have_begun_others_end(world: int, tmp_path: Path) -> Non
                 surroundings = dataclasses.replace(runtime, checkpoint=kept_by_all)
                 start, spec = start_of(data, 3), data.spec(flip=True)
                 if stop:
-                    patch.setattr(_Matching, "advance", _stopped_before_the_last(_Matching.advance))
+                    patch.setattr(
+                        _Gradients, "advance", _stopped_before_the_last(_Gradients.advance)
+                    )
                     with pytest.raises(InterruptedError):
                         match_gradients(start, data, spec, DREAM, surroundings)
                     return {}
@@ -131,7 +133,7 @@ def test_what_two_ranks_have_begun_others_end(world: int, tmp_path: Path) -> Non
 
 
 def _stopped_before_the_last(advance: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def stopped(self: _Matching, outer: int, inner: int) -> Tensor:
+    def stopped(self: _Gradients, outer: int, inner: int) -> Tensor:
         if (outer, inner) == (DREAM.outer - 1, DREAM.inner - 1):
             raise InterruptedError
         return advance(self, outer, inner)
@@ -155,13 +157,13 @@ def test_distributions_are_matched_class_by_class(
 
 def test_a_rank_looks_at_its_own_classes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    distance = distribution._Matching._distance
+    distance = distribution._Distributions._distance
 
-    def noted(self: distribution._Matching, member: object, label: int, step: int) -> object:
+    def noted(self: distribution._Distributions, member: object, label: int, step: int) -> object:
         seen.append(label)
         return distance(self, member, label, step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(distribution._Matching, "_distance", noted)
+    monkeypatch.setattr(distribution._Distributions, "_distance", noted)
 
     def work(rank: int) -> None:
         data = make_data(SIZES)

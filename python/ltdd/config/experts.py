@@ -136,25 +136,30 @@ class _Experts(Stage):
         Args:
             role: `observer`, `teacher` or `master`.
         """
-        own = {n: getattr(self, f"{role}_{n}", None) for n in _OWN}
-        changes: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-        changes |= dict.fromkeys(_OF_ROLES)
+        changes = self._own_of(role) | dict.fromkeys(_OF_ROLES)
         if role == "master":
             defaults = {spec.name: spec.default for spec in fields_of(_Experts)}
             changes |= {name: defaults[name] for name in _IMITATION}
         return with_form(self, changes.pop("loss", self.loss), **changes)
 
+    def _own_of(self, role: str) -> dict[str, Any]:
+        """Return what a role has of its own, by the names of the common fields."""
+        observers = (self.observer_loss, self.observer_resampling_power, self.observer_debias_power)
+        teachers = (self.teacher_loss, self.teacher_resampling_power, self.teacher_debias_power)
+        values = {"observer": observers, "teacher": teachers}.get(role, (None,) * len(_OWN))
+        pairs = zip(_OWN, values, strict=True)
+        return {name: value for name, value in pairs if value is not None}
+
     def _check_roles(self) -> None:
-        given = [name for name in _OF_ROLES if getattr(self, name) is not None]
         apart = self.teacher != "same" or self.extra_teachers
-        for name in given:
-            role, _, field = name.partition("_")
+        given = [(role, own) for role in ("observer", "teacher") for own in self._own_of(role)]
+        for role, field in given:
+            name, loss = f"{role}_{field}", self._own_of(role).get("loss", self.loss)
             if role == "teacher" and not apart:
                 raise UserError(
                     f"expected experts.teacher to name the architecture of a teacher that "
                     f"experts.{name} makes another network than the observer, got 'same'"
                 )
-            loss = getattr(self, f"{role}_loss") or self.loss
             if field not in {spec.name for spec in fields_of(form_of("experts", loss))}:
                 raise UserError(
                     f"expected experts.{role}_loss rldd with experts.{name}, got {loss!r}"

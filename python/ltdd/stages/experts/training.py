@@ -108,7 +108,6 @@ def train_expert(
         )
     weights = CastWeights(network, runtime, whole=not parallel.divides)
     objective = Objective(parallel.network, batches, data, runtime, master)
-    counts = {} if parallel.divides else pause_counting(network)
     averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
     def take(drawn: Any, share: Tensor, size: int) -> Tensor:
@@ -127,6 +126,9 @@ def train_expert(
         parts["averaged"] = averaged
     course = Resumable(runtime)
     course.restore(parts)
+    counts = {} if parallel.divides else pause_counting(network)
+    if averaged is not None and not parallel.divides:
+        pause_counting(averaged.module)
     total, done = config.epochs * steps, course.first * steps + course.step
     with runtime.progress(total, f"experts: {role} ({architecture})", done) as progress:
         for epoch in course.epochs(config.epochs):
