@@ -155,8 +155,8 @@ struct Conv3x3Kernels {
 
 constexpr int64_t kFewChannels = 8;  // up to here the transforms cost more than they save
 
-// The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, amx for tiles in
-// float32 too.
+// The sets for this machine. LTDD_CPU_ISA=baseline|avx2|avx512 asks for a lower one, amx for tiles
+// in float32 too.
 const Kernels& kernels(Storage storage);
 const Conv3x3Kernels& conv3x3_kernels(Storage storage, int64_t in, int64_t out);
 
