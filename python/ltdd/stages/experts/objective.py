@@ -124,25 +124,7 @@ class Objective:
             share: scalar, of the rebalanced term.
             size: images are mixed whole, then shown with sides of so many pixels.
         """
-        batches = self.batches
-        if isinstance(drawn, Labelled):
-            views = batches.view(drawn.shown)
-            logits = self._pass(views, size)
-            own = soft_cross_entropy(logits, one_hot(drawn.labels, batches.num_classes))
-            return self._imitating(own, logits, views)
-        if isinstance(drawn, Pairs):
-            views, labels = batches.unimix(drawn), drawn.labels
-            logits = self._pass(views, size)
-            first, others = labels[: len(drawn.partner)], labels[drawn.partner]
-            own = bayias_loss(logits, first, others, drawn.lam, self.counts)
-            return self._imitating(own, logits, views)
-        views, targets = batches.mix_views(drawn)
-        plain, rebalanced, z, p = self._pass(views, size)
-        consistency = consistency_loss(p, z)
-        own = expert_loss(plain, rebalanced, consistency, targets, self.weights, share, self.config)
-        return self._imitating(own, rebalanced, views)
-
-    def _imitating(self, own: Tensor, logits: Tensor, views: Tensor) -> Tensor:
+        own, logits, views = self._own(drawn, share, size)
         if self.master is None:
             return own
         with torch.no_grad(), self.runtime.autocast():
@@ -151,6 +133,25 @@ class Objective:
         temperature, weight = config.distil_temperature, config.distil_share
         distance = matching_loss(logits.float(), wanted, "kl", temperature)
         return (1 - weight) * own + weight * temperature**2 * distance
+
+    def _own(self, drawn: Drawn, share: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss without a master, the logits that are kept, and the views as shown."""
+        batches = self.batches
+        if isinstance(drawn, Labelled):
+            views = batches.view(drawn.shown)
+            logits = self._pass(views, size)
+            targets = one_hot(drawn.labels, batches.num_classes)
+            return soft_cross_entropy(logits, targets), logits, views
+        if isinstance(drawn, Pairs):
+            views, labels = batches.unimix(drawn), drawn.labels
+            logits = self._pass(views, size)
+            first, others = labels[: len(drawn.partner)], labels[drawn.partner]
+            return bayias_loss(logits, first, others, drawn.lam, self.counts), logits, views
+        views, targets = batches.mix_views(drawn)
+        plain, rebalanced, z, p = self._pass(views, size)
+        consistency = consistency_loss(p, z)
+        own = expert_loss(plain, rebalanced, consistency, targets, self.weights, share, self.config)
+        return own, rebalanced, views
 
     def _pass(self, images: Tensor, size: int) -> Any:
         with self.runtime.autocast():
