@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -165,9 +166,12 @@ def conv3x3_property(
     back = torch.nn.functional.conv_transpose2d(grad.double().abs(), wide[1], padding=1).max()
     taps = grad.double().abs().sum((0, 2, 3)).max() * wide[0].max()
     sizes = (reach, back, taps, grad.double().abs().sum((0, 2, 3)).max())
-    # With tiles a factor is two halves up to 2^-17, and the product of both lower ones is left out.
+    # By tiles, which have to be asked for, a factor is two halves up to 2^-17, and the product of
+    # both lower ones is left out.
+    tiles = os.environ.get("LTDD_CPU_ISA") == "amx"
+    bound = 2 * 2**-17 + 2**-16 + 1e-6 if tiles else 1e-5
     for (got, wanted), size in zip(pairs, sizes, strict=True):
-        assert float((got.double() - wanted).abs().max() / size) <= 2 * 2**-17 + 2**-16 + 1e-6
+        assert float((got.double() - wanted).abs().max() / size) <= bound
 
 
 def class_moments_property(images: int, classes: int, channels: int, seed: int, cut: int) -> None:
