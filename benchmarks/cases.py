@@ -131,7 +131,12 @@ def training_norm_forms(x: Tensor, over: Literal["batch", "image"]) -> Forms:
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return rivals.training_norm(x, weight, bias, over)
 
+    def synced(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ltdd_ext.synced_norm_act(x, weight, bias, lambda own: own[None], pool="avg2")[0]
+
     forms = {"ours": ours, "plain": plain, "compile": compiled(plain)}
+    if over == "batch" and not x.is_cuda:
+        forms["ours, synced"] = synced
     return _with_gradients(forms, (x, weight, bias))
 
 

@@ -26,6 +26,9 @@ STABLE_TORCH_LIBRARY(ltdd_ext, m) {
       "Tensor m2, bool per_image, float eps, int act, int pool) "
       "-> (Tensor dx, Tensor grad_weight, Tensor grad_bias)");
   m.def(
+      "norm_act_sums(Tensor grad_y, Tensor x, Tensor k, Tensor h, Tensor mean, int act, int pool) "
+      "-> (Tensor sum_g, Tensor sum_gx)");
+  m.def(
       "norm_act_double_backward(Tensor gg_x, Tensor gg_weight, Tensor gg_bias, Tensor grad_y, "
       "Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor m2, bool per_image, float eps, "
       "int act, int pool) -> (Tensor gg_y, Tensor dx, Tensor grad_weight)");

@@ -20,6 +20,7 @@ from .class_moments import (
 from .conv3x3 import conv3x3
 from .norm_act import norm_act
 from .row_moments import row_moments
+from .synced_norm_act import synced_norm_act
 
 __all__ = [
     "ClassMoments",
@@ -37,4 +38,5 @@ __all__ = [
     "norm_act",
     "reference",
     "row_moments",
+    "synced_norm_act",
 ]

@@ -35,7 +35,7 @@ def bn_act_moments(
     y = k.detach().view(per_channel) * x.to(k.dtype) + h.detach().view(per_channel)
     if residual is not None:
         y = y + residual
-    return (_activated(y, act, pool).to(x.dtype), *row_moments(x))
+    return (activated(y, act, pool).to(x.dtype), *row_moments(x))
 
 
 def norm_act(
@@ -48,7 +48,7 @@ def norm_act(
     var, mean = torch.var_mean(wide, shared, correction=0, keepdim=True)
     normed = (wide - mean) * torch.rsqrt(var + eps)
     y = normed * weight.view(per_channel) + bias.view(per_channel)
-    return (_activated(y, act, pool).to(x.dtype), *row_moments(x.detach()))
+    return (activated(y, act, pool).to(x.dtype), *row_moments(x.detach()))
 
 
 def norm_act_backward(
@@ -69,7 +69,7 @@ def norm_act_backward(
     return gradients
 
 
-def _activated(y: Tensor, act: int, pool: int) -> Tensor:
+def activated(y: Tensor, act: int, pool: int) -> Tensor:
     if act == _RELU:
         y = torch.relu(y)
     return F.avg_pool2d(y, 2) if pool == _AVG2 else y

@@ -17,6 +17,7 @@ OPERATORS = (
     "norm_act",
     "norm_act_backward",
     "norm_act_double_backward",
+    "norm_act_sums",
     "conv3x3",
     "conv3x3_backward",
     "class_moments",

@@ -20,6 +20,7 @@ from .class_moments import FinishedMoments, check_batch, check_merge, check_stat
 from .conv3x3 import check_arguments as check_conv3x3
 from .norm_act import Over
 from .norm_act import check_arguments as check_norm_act
+from .synced_norm_act import Gather, check_synced, merged
 
 __all__ = [
     "align_loss",
@@ -31,6 +32,7 @@ __all__ = [
     "conv3x3",
     "norm_act",
     "row_moments",
+    "synced_norm_act",
 ]
 
 
@@ -65,6 +67,34 @@ def norm_act(
     """Norm by the statistics of x, activation, pool, and moments; see :func:`ltdd_ext.norm_act`."""
     check_norm_act("norm_act", x, weight, bias, over, eps, act, pool)
     return _composed.norm_act(x, weight, bias, over == "image", eps, ACTS[act], POOLS[pool])
+
+
+def synced_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gather: Gather,
+    eps: float = 1e-5,
+    act: Act = "relu",
+    pool: Pool = "none",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`norm_act` over the batches of several processes; see :func:`ltdd_ext.synced_norm_act`.
+
+    ``gather`` has to be differentiable where gradients are wanted.
+    """
+    check_synced("synced_norm_act", x, weight, bias, gather, eps, act, pool)
+    means, m2s = _composed.row_moments(x)
+    own, own_m2 = merged(means, m2s, means.new_full((len(means), 1), x.shape[2:].numel()))
+    rows = gather(torch.cat([own, own_m2, own.new_tensor([x.numel() // x.shape[1]])]))
+    means, m2s, counts = rows.split([x.shape[1], x.shape[1], 1], dim=1)
+    mean, m2 = merged(means, m2s, counts)
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    inverse_sd = torch.rsqrt(m2 / counts.sum() + eps).view(per_channel)
+    normed = (x.to(weight.dtype) - mean.view(per_channel)) * inverse_sd
+    y = _composed.activated(
+        normed * weight.view(per_channel) + bias.view(per_channel), ACTS[act], POOLS[pool]
+    )
+    return y.to(x.dtype), mean.detach(), m2.detach(), counts.sum().detach()
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

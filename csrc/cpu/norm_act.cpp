@@ -153,10 +153,48 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
           contiguous_as(grad_bias, bias.scalar_type())};
 }
 
+// What a process adds to the sums of a batch that several share (ltdd_ext.synced_norm_act): of every
+// row sum g and sum g (x - mean), with k, h and mean those of the whole batch.
+std::tuple<Tensor, Tensor> norm_act_sums_cpu(const Tensor& grad_y, const Tensor& x, const Tensor& k,
+                                             const Tensor& h, const Tensor& mean, int64_t act,
+                                             int64_t pool) {
+  const char* op = "norm_act_sums";
+  const Activation a = as_activation(op, x);
+  const Image image = check_fused(op, a, act, pool);
+  check_vector(op, "k", k, a.c);
+  check_vector(op, "h", h, a.c);
+  check_matrix(op, "mean", mean, a.n, a.c);
+  const Kernels& run = kernels(storage_of(op, x));
+  const ScalarType acc_type = acc_dtype(x.scalar_type());
+  const Tensor scale = contiguous_as(k, acc_type), offset = contiguous_as(h, acc_type);
+  const Tensor means = contiguous_as(mean, ScalarType::Double);
+  const Image out = pool == 2 ? Image{image.height / 2, image.width / 2} : image;
+  const Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
+  Tensor sum_g = empty_rows(a), sum_gx = empty_rows(a);
+  if (a.tensor.numel() == 0) {
+    torch::stable::fill_(sum_g, 0.0);
+    torch::stable::fill_(sum_gx, 0.0);
+    return {sum_g, sum_gx};
+  }
+  const NormSumsArgs args{
+      {nullptr, nullptr, const_row_data(means), grads.const_data_ptr(), a.tensor.const_data_ptr(),
+       nullptr, scale.const_data_ptr(), offset.const_data_ptr(), a.n, a.c, image.height,
+       image.width, act == 1, pool == 2, false, false, nullptr, nullptr},
+      row_data(sum_g),
+      row_data(sum_gx),
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr};
+  run_blocks(a, run.norm_sums_rows, run.norm_sums_pixels, args);
+  return {sum_g, sum_gx};
+}
+
 }  // namespace
 }  // namespace ltdd
 
 STABLE_TORCH_LIBRARY_IMPL(ltdd_ext, CPU, m) {
   m.impl("norm_act", TORCH_BOX(&ltdd::norm_act_cpu));
   m.impl("norm_act_backward", TORCH_BOX(&ltdd::norm_act_backward_cpu));
+  m.impl("norm_act_sums", TORCH_BOX(&ltdd::norm_act_sums_cpu));
 }

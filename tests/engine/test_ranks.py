@@ -29,7 +29,7 @@ from ltdd.engine.distributed.units import each, share_out
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.files import read_json, read_tensors, write_tensors
 from ltdd.engine.watching.events import read_events
-from ltdd.models.data_parallel import SyncedBatchNorm
+from ltdd.models.normalization import SyncedBatchNorm
 from ltdd.stages.experts.training import train_expert
 
 CPU = torch.device("cpu")

@@ -42,6 +42,12 @@ OPERATORS: dict[str, Callable[[], Arguments]] = {
     "row_moments": lambda: {"x": X},
     "bn_act_moments": lambda: {"x": X, "k": TWO, "h": TWO, "residual": X},
     "norm_act": lambda: {"x": X, "weight": TWO, "bias": TWO},
+    "synced_norm_act": lambda: {
+        "x": X,
+        "weight": TWO,
+        "bias": TWO,
+        "gather": lambda own: own[None],
+    },
     "conv3x3": lambda: {"x": X, "weight": torch.rand(3, 2, 3, 3), "bias": THREE},
     "class_moments": lambda: {"x": X, "labels": Y, "num_classes": 2},
     "class_moments_update_": lambda: (
@@ -143,6 +149,15 @@ REFUSED: dict[str, list[Row]] = {
         ({"eps": float("inf")}, "expected eps finite, got inf"),
         ({"eps": "1e-5"}, "expected eps a number, got '1e-5'"),
         ({"eps": None}, "expected eps a number, got None"),
+        ({"x": X[:1, :, :1, :1]}, "expected x with several values a channel"),
+    ],
+    "synced_norm_act": [
+        *ACTIVATIONS, *PLAIN,
+        *((changes, message) for changes, message in SWITCHES if "residual" not in changes),
+        ({"weight": THREE}, "expected weight of shape (2,), got (3,)"),
+        ({"bias": TWO.half()}, "expected bias of dtype float32"),
+        ({"gather": None}, "expected gather a function, got NoneType"),
+        ({"eps": 0}, "expected eps > 0, got 0"),
         ({"x": X[:1, :, :1, :1]}, "expected x with several values a channel"),
     ],
     "conv3x3": [

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ltdd_ext import backends, bn_act_moments, norm_act
-from ltdd_ext.bn_act_moments import Pool
+from ltdd.engine.distributed.ranks import current
+from ltdd_ext import backends, bn_act_moments, norm_act, synced_norm_act
+from ltdd_ext.bn_act_moments import Act, Pool
 from ltdd_ext.nn import convolve
 
 
@@ -41,6 +42,30 @@ class InstanceNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}"
 
 
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """A batch norm whose statistics in training are those of the batches of all ranks.
+
+    torch's `SyncBatchNorm` is for GPUs alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return normalised maps of the shape (N, C, H, W) and the dtype given."""
+        return self.followed(input) if self.training else super().forward(input)
+
+    def followed(self, maps: Tensor, act: Act = "none", pool: Pool = "none") -> Tensor:
+        """Normalise in training, and do what follows in the same pass."""
+        ranks = current()
+
+        def gather(own: Tensor) -> Tensor:
+            return ranks.join(own[None], [1] * ranks.world)
+
+        affine = _affine(self, maps)
+        y, mean, m2, count = synced_norm_act(maps, *affine, gather, self.eps, act, pool)
+        with torch.no_grad():
+            _move(self, mean, m2 / (count - 1))
+        return y
+
+
 class NormBlock(nn.Sequential):
     """A layer, a norm, a ReLU and, if given, a 2x2 average pool; takes what `nn.Sequential` takes.
 
@@ -52,8 +77,7 @@ class NormBlock(nn.Sequential):
 
     def forward(self, images: Tensor | fx.Proxy) -> Tensor:
         """Return maps (N, C, H, W), or of half that height and width."""
-        # On several ranks a batch norm is of another type: it waits for those of the others.
-        known = len(self) > 2 and type(self[1]) in (InstanceNorm, nn.BatchNorm2d)
+        known = len(self) > 2 and type(self[1]) in (InstanceNorm, nn.BatchNorm2d, SyncedBatchNorm)
         if isinstance(images, fx.Proxy) or not known or not _has_kernels(images):
             one_by_one: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return one_by_one
@@ -70,6 +94,8 @@ class NormBlock(nn.Sequential):
                     maps = layer(maps)
                 return maps
             return bn_act_moments(maps, *_frozen(norm, maps), pool=pool)[0]
+        if isinstance(norm, SyncedBatchNorm):
+            return norm.followed(maps, "relu", pool)
         y, mean, m2 = norm_act(
             maps,
             *_affine(norm, maps),
@@ -113,6 +139,13 @@ def _track(norm: nn.BatchNorm2d, mean: Tensor, m2: Tensor, size: int) -> None:
 
     Without a momentum, they become the mean over all batches so far.
     """
+    center = mean.mean(0)
+    squares = (m2 + size * (mean - center).square()).sum(0)
+    _move(norm, center, squares / (len(mean) * size - 1))
+
+
+def _move(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
+    """Move running statistics towards a batch's mean and unbiased variance."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     if norm.num_batches_tracked is not None:
@@ -121,10 +154,7 @@ def _track(norm: nn.BatchNorm2d, mean: Tensor, m2: Tensor, size: int) -> None:
     if share is None:
         assert norm.num_batches_tracked is not None
         share = 1 / int(norm.num_batches_tracked)
-    center = mean.mean(0)
-    squares = (m2 + size * (mean - center).square()).sum(0)
-    var = squares / (len(mean) * size - 1)  # unbiased
-    norm.running_mean.lerp_(center.to(norm.running_mean.dtype), share)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
     norm.running_var.lerp_(var.to(norm.running_var.dtype), share)
 
 

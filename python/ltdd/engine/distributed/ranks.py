@@ -20,8 +20,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 PACKET = 2**20  # bytes of tensors that travel together
-_EAGER = 0.002  # seconds in which a wait asks again at once
-_PAUSE = 0.002  # seconds between two looks after that
+_PAUSES = (5e-5, 2e-3)  # seconds between two looks at what is waited for, first and at most
 
 
 class Waiting(Protocol):
@@ -166,12 +165,12 @@ class Ranks:
 
     def _wait(self, work: Any) -> None:
         """Wait in Python, so that a signal and the failure of another rank end it."""
-        start = time.monotonic()
+        pause, longest = _PAUSES
         while not work.is_completed():
-            if time.monotonic() - start > _EAGER:
-                time.sleep(_PAUSE)
-                if self._waiting is not None:
-                    self._waiting.check()
+            time.sleep(pause)  # the thread that receives may need this very core
+            pause = min(1.1 * pause, longest)
+            if pause == longest and self._waiting is not None:
+                self._waiting.check()
         work.wait()
 
 
