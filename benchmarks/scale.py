@@ -143,11 +143,15 @@ def work(wanted: Size, config: DistillConfig) -> dict[str, tuple[int, str]]:
 
 
 class Clock:
-    """CPU seconds of every stage, from the events of a run (`Sink`)."""
+    """CPU seconds and seconds of every stage, from the events of a run (`Sink`).
+
+    Seconds are from the end of the stage before: what several ranks compute at once is logged when
+    it is there.
+    """
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._began = 0.0
+        self.cpu, self.seconds = (dict.fromkeys(STAGES, 0.0) for _ in range(2))
+        self._began, self._ended = 0.0, time.perf_counter()
 
     def start(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Take what earlier processes logged: nothing."""
@@ -157,7 +161,10 @@ class Clock:
         if event["event"] == "stage_start":
             self._began = time.process_time()
         elif event["event"] == "stage_end":
-            self.seconds[event["stage"]] += time.process_time() - self._began
+            self.cpu[event["stage"]] += time.process_time() - self._began
+            now = time.perf_counter()
+            self.seconds[event["stage"]] += now - self._ended
+            self._ended = now
 
 
 def measure(wanted: Size, out: Path, epochs: int, network: str) -> dict[str, Any]:
@@ -172,8 +179,8 @@ def measure(wanted: Size, out: Path, epochs: int, network: str) -> dict[str, Any
     costs = pipeline.distill(config, out, data=data, options=options)["stages"]
     return {
         stage: {
-            "cpu": clock.seconds[stage],
-            "seconds": costs[stage]["seconds"],
+            "cpu": clock.cpu[stage],
+            "seconds": clock.seconds[stage],
             "peak": max(costs[stage]["peak_bytes"] - program, 0),
             "left": sum(file.stat().st_size for file in out.glob(f"stages/{stage}-*")),
         }
