@@ -170,6 +170,10 @@ bool has_x86_64_v4();
 // Whether they have, beyond that, tiles for products of bfloat16; asks the system for their use.
 bool has_amx();
 
+// Whether this processor fetches by itself what is read in the order of memory, and would lose by
+// being asked to.
+extern const bool fetches_ahead;
+
 const Kernels& baseline_kernels(Storage storage);
 const Conv3x3Kernels& baseline_conv3x3_kernels(Storage storage, int64_t in, int64_t out);
 const Kernels& avx2_kernels(Storage storage);
