@@ -21,11 +21,10 @@ from benchmarks.cases import (
     bn_act_forms,
     conv3x3_forms,
     moments_forms,
-    statistics_forms,
     training_norm_forms,
 )
-from benchmarks.shapes import EVERY, SELECTED, TRAINED, Shape
-from benchmarks.timing import SETTING, bandwidth, keep_freed_pages, median_seconds, reading
+from benchmarks.shapes import SELECTED, TRAINED, Shape
+from benchmarks.timing import SETTING, bandwidth, keep_freed_pages, median_seconds
 
 pytestmark = [pytest.mark.benchmark(timer=time.thread_time, warmup=False)]
 
@@ -56,10 +55,10 @@ def measure(
     size = torch.Size(shape).numel() * DTYPES[dtype].itemsize
     megabytes, rates = max(1, size >> 20), {}
     if passes is not None:
-        forms = {**forms, "yardstick": reading(megabytes) if passes <= 1 else bandwidth(megabytes)}
+        forms = {**forms, "yardstick": bandwidth(megabytes)}
     seconds = median_seconds(forms)
     if passes is not None:
-        moved = (1 if passes <= 1 else 2) * (megabytes << 20)
+        moved = 2 * (megabytes << 20)
         rates["gigabytes_per_second"] = passes * size / seconds["ours"] / 1e9
         rates["yardstick_gigabytes_per_second"] = moved / seconds["yardstick"] / 1e9
     report.add_row(
@@ -72,14 +71,6 @@ def measure(
         **rates,
     )
     benchmark.pedantic(forms["ours"], rounds=3, warmup_rounds=0)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", EVERY, ids=lambda s: "x".join(map(str, s)))
-def test_class_statistics(benchmark: Any, shape: Shape, layout: str) -> None:
-    benchmark.group = "class statistics"
-    forms = statistics_forms(activation(shape, layout, "fp32"))
-    measure(benchmark, forms, shape, layout, "fp32", 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,7 +21,7 @@ import ltdd_ext
 from ltdd.engine.storage.files import read_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
-NOT_RIVALS = ("ours", "yardstick")
+NOT_RIVALS = ("ours", "yardstick", "limit")
 
 
 @functools.cache
@@ -110,7 +110,8 @@ def render(title: str, rows: list[dict[str, Any]]) -> str:
         f"Milliseconds, median of interleaved runs. Timing: {said('setting')}.",
         f"Load average of the machine while rows were measured: {loads[0]} to {loads[-1]}.",
         "`x NAME` is how many times longer NAME takes. `share` is GB/s over that of a copy (a sum "
-        "for class statistics) of the same size, timed in the same turn.",
+        "for class statistics) of the same size, timed in the same turn. `at best` is how many "
+        "times longer compile takes than one call and one sum over the same bytes.",
     ]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -125,12 +126,16 @@ def table_of(rows: list[dict[str, Any]]) -> list[str]:
     rivals = [name for name in rows[0]["milliseconds"] if name not in NOT_RIVALS]
     speed = "gigabytes_per_second" in rows[0]
     header = ["shape", "layout", "dtype", "ours ms", *(f"x {name}" for name in rivals)]
+    limited = "limit" in rows[0]["milliseconds"]
+    header += ["at best"] if limited else []
     header += ["GB/s", "share"] if speed else []
     lines = [header, ["---"] * len(header)]
     for row in rows:
         times = row["milliseconds"]
         line = [row["shape"], row["layout"], row["dtype"], f"{times['ours']:.3g}"]
         line += [f"{times[name] / times['ours']:.2f}" if name in times else "" for name in rivals]
+        if limited:
+            line.append(f"{times['compile'] / times['limit']:.2f}")
         if speed:
             rate = row["gigabytes_per_second"]
             line += [f"{rate:.1f}", f"{rate / row['yardstick_gigabytes_per_second']:.0%}"]

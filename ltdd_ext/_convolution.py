@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from . import _check
-from ._library import cpu_instruction_set
+from ._library import cpu_instruction_set, onednn_cap
 from .conv3x3 import conv3x3
 
 # Measured: `python -m benchmarks -s -k convolutions` prints both for each class of shapes. The
 # choice is written down, not timed at run time, so that bits depend on the processor alone.
 _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
 _HAS_TILES = cpu_instruction_set() == "amx"
+_PYTORCH_HAS_TILES = onednn_cap() == ""  # where there are any
 
 
 def is_conv3x3(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -33,7 +34,8 @@ def convolve(
     """Apply a layer, by :func:`ltdd_ext.conv3x3` where it is one and that is faster than PyTorch.
 
     It is on a CPU with maps of at most 64x64 pixels: in float32 with up to 8 or at least 32 input
-    channels; in bfloat16, under autocast on a processor with AMX, with up to 8.
+    channels; in bfloat16, under autocast on a processor with AMX, with up to 8, and with any number
+    where the environment (``ONEDNN_MAX_CPU_ISA``) keeps AMX from PyTorch's convolutions.
 
     Args:
         layer: Any layer; only an ``nn.Conv2d`` of 3x3 taps, stride 1 and zero padding 1 without
@@ -76,9 +78,10 @@ def _faster_dtype(layer: nn.Conv2d, x: Tensor) -> torch.dtype | None:
     if not torch.is_autocast_enabled("cpu"):
         between = _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
         return None if between or dtypes != (torch.float32, torch.float32) else torch.float32
-    few = layer.in_channels <= _FEW_CHANNELS and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    castable = set(dtypes) <= {torch.float32, torch.bfloat16}
-    return torch.bfloat16 if few and castable and _HAS_TILES else None
+    if not _HAS_TILES or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return None
+    faster = layer.in_channels <= _FEW_CHANNELS or not _PYTORCH_HAS_TILES
+    return torch.bfloat16 if faster and set(dtypes) <= {torch.float32, torch.bfloat16} else None
 
 
 class Convolution(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 from pathlib import Path
 
 import torch
@@ -84,6 +85,16 @@ def cpu_instruction_set() -> str:
     library.ltdd_cpu_instruction_set.restype = ctypes.c_char_p
     chosen: str = library.ltdd_cpu_instruction_set().decode()
     return chosen
+
+
+def onednn_cap() -> str:
+    """Return what the environment holds oneDNN, which PyTorch's convolutions call, to.
+
+    It is ``""`` where that leaves oneDNN the tiles of AMX, as words do that are no instruction set.
+    """
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # the first one that says something counts
+    asked = next((value for name in names if (value := os.environ.get(name))), "").upper()
+    return asked if asked.startswith(("SSE", "AVX")) and "AMX" not in asked else ""
 
 
 def backends() -> dict[str, list[str]]:

@@ -28,8 +28,11 @@ def test_each_row_is_there_at_once_and_replaced_by_a_later_one(report: ModuleTyp
 
     report.add_row("recovery step", "2x3x4x4", "NHWC", "bf16", {"ours": 3.0, "peer": 9.0}, "alone")
     report.add_row(*case, {"ours": 1.0, "compile": 5.0, "yardstick": 1.0}, "alone", **speed)
+    report.add_row("limited", *case[1:], {"ours": 2.0, "compile": 5.0, "limit": 4.0}, "alone")
     text = table.read_text()
+    assert "| shape | layout | dtype | ours ms | x compile | at best |" in text
+    assert "| 2x3x4x4 | NCHW | fp32 | 2 | 2.50 | 1.25 |" in text
     assert "| 2x3x4x4 | NCHW | fp32 | 1 | 5.00 | 9.0 | 90% |" in text
-    assert text.count("| NCHW |") == 1
+    assert text.count("| NCHW |") == 2
     assert "## recovery step" in text
     assert "| 2x3x4x4 | NHWC | bf16 | 3 | 3.00 |" in text

@@ -4,14 +4,15 @@
 // The state of a class grows image by image, in the order of the batch (add_image in
 // common/moments.h): the update is Chan's merge with one image, whose momentum 1/(n+1) compounds to
 // the dynamic momentum B/(n+B) of a batch, and the split into batches changes no bit.
-// State is int64 and float64. Traffic: the rows once, the touched classes once or twice.
-// A task owns a range of channels and walks the images in order: no atomics, any number of threads.
+// State is int64 and float64. Traffic: the rows once, the touched classes once.
+// A task owns a range of channels and walks the images class by class, those of a class in order:
+// no atomics, any number of threads.
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <array>
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -53,10 +54,9 @@ ClassState as_state(const char* op, const Tensor& count, const Tensor& mu, const
           channels};
 }
 
-int64_t blocks_of(const ClassState& state) { return (state.channels + kBlock - 1) / kBlock; }
-
-void update(const char* op, const ClassState& state, const Tensor& mean, const Tensor& m2,
-            int64_t spatial_size, const Tensor& labels) {
+// Adds the images of a batch to the state; with a total, the state is written, and is the result.
+void add_batch(const char* op, const ClassState& state, const Tensor& mean, const Tensor& m2,
+               int64_t spatial_size, const Tensor& labels, double* total) {
   const int64_t n = labels.numel();
   check_vector(op, "labels", labels, n);
   check_matrix(op, "mean", mean, n, state.channels);
@@ -65,26 +65,34 @@ void update(const char* op, const ClassState& state, const Tensor& mean, const T
   const auto* label = static_cast<const int64_t*>(dense_labels.const_data_ptr());
   check_labels(op, label, n, state.num_classes);
 
-  std::vector<double> inverse_count(n);  // of the class of image i, once image i is in
-  for (int64_t i = 0; i < n; ++i)
+  std::vector<double> inverse_count(n);
+  std::vector<int64_t> first(state.num_classes + 2), image(n);
+  for (int64_t i = 0; i < n; ++i) {
     inverse_count[i] = 1.0 / static_cast<double>(++state.count[label[i]]);
+    ++first[label[i] + 2];
+  }
+  std::partial_sum(first.begin(), first.end(), first.begin());
+  for (int64_t i = 0; i < n; ++i) image[first[label[i] + 1]++] = i;
 
-  const Tensor means = contiguous_as(mean, acc_dtype(mean.scalar_type()));
-  const Tensor m2s = contiguous_as(m2, means.scalar_type());
-  const AddImagesArgs args{means.const_data_ptr(),
-                           m2s.const_data_ptr(),
-                           label,
+  const Tensor means = contiguous_as(mean, ScalarType::Double);
+  const Tensor m2s = contiguous_as(m2, ScalarType::Double);
+  const AddImagesArgs args{const_row_data(means),
+                           const_row_data(m2s),
+                           image.data(),
+                           first.data(),
                            inverse_count.data(),
-                           n,
                            state.channels,
                            1.0 / static_cast<double>(spatial_size),
                            state.mu,
                            state.within,
-                           state.between};
-  const Kernels& run = kernels(storage_of(op, means));
-  for_each_task(blocks_of(state), n * kBlock, [&](int64_t block) {
+                           state.between,
+                           total};
+  const Kernels& run = kernels(Storage::kDouble);
+  const int64_t blocks = (state.channels + kBlock - 1) / kBlock;
+  for_each_task(blocks, n * kBlock, [&](int64_t block) {
     const int64_t begin = block * kBlock, end = std::min(begin + kBlock, state.channels);
-    run.add_images(args, begin, end);
+    for (int64_t k = 0; k < state.num_classes; ++k)
+      if (total != nullptr || first[k] < first[k + 1]) run.add_images(args, k, begin, end);
   });
 }
 
@@ -92,7 +100,8 @@ void class_moments_update_cpu(const Tensor& count, const Tensor& mu, const Tenso
                               const Tensor& between, const Tensor& mean, const Tensor& m2,
                               int64_t spatial_size, const Tensor& labels) {
   const char* op = "class_moments_update_";
-  update(op, as_state(op, count, mu, within, between), mean, m2, spatial_size, labels);
+  const ClassState state = as_state(op, count, mu, within, between);
+  add_batch(op, state, mean, m2, spatial_size, labels, nullptr);
 }
 
 void class_moments_merge_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
@@ -124,8 +133,15 @@ Tensor new_table(const Tensor& like, const ClassState& state) {
   return new_empty(like, {shape, 2}, ScalarType::Double);
 }
 
-// mean, within, between and total, (K, C) each; the first three may be the state itself.
-void finish(const ClassState& state, const std::array<double*, 4>& to) {
+Finished class_moments_finish_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
+                                  const Tensor& between) {
+  const ClassState state = as_state("class_moments_finish", count, mu, within, between);
+  Tensor out[4];
+  double* to[4];
+  for (int i = 0; i < 4; ++i) {
+    out[i] = new_table(mu, state);
+    to[i] = row_data(out[i]);
+  }
   for_each_task(state.num_classes, state.channels, [&](int64_t k) {
     const double images = static_cast<double>(state.count[k]);
     const double none = std::numeric_limits<double>::quiet_NaN();
@@ -136,18 +152,6 @@ void finish(const ClassState& state, const std::array<double*, 4>& to) {
       to[3][i] = to[1][i] + to[2][i];
     }
   });
-}
-
-Finished class_moments_finish_cpu(const Tensor& count, const Tensor& mu, const Tensor& within,
-                                  const Tensor& between) {
-  const ClassState state = as_state("class_moments_finish", count, mu, within, between);
-  Tensor out[4];
-  std::array<double*, 4> to;
-  for (int i = 0; i < 4; ++i) {
-    out[i] = new_table(mu, state);
-    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
-  }
-  finish(state, to);
   return {out[0], out[1], out[2], out[3]};
 }
 
@@ -159,19 +163,14 @@ Finished class_moments_cpu(const Tensor& x, const Tensor& labels, int64_t num_cl
   const auto [mean, m2] = row_moments_cpu(x);
   std::vector<int64_t> count(num_classes);
   ClassState state{count.data(), nullptr, nullptr, nullptr, num_classes, x.size(1)};
-  Tensor out[4];
-  std::array<double*, 4> to;
-  for (int i = 0; i < 4; ++i) {
-    out[i] = new_table(x, state);
-    to[i] = static_cast<double*>(out[i].mutable_data_ptr());
-    if (i < 3) std::fill_n(to[i], num_classes * state.channels, 0.0);
-  }
-  state.mu = to[0];
-  state.within = to[1];
-  state.between = to[2];
-  update(op, state, mean, m2, x.size(2) * (x.dim() == 4 ? x.size(3) : 1), labels);
-  finish(state, to);
-  return {out[0], out[1], out[2], out[3]};
+  const Tensor means = new_table(x, state), within = new_table(x, state);
+  const Tensor between = new_table(x, state), total = new_table(x, state);
+  state.mu = row_data(means);
+  state.within = row_data(within);
+  state.between = row_data(between);
+  const int64_t spatial_size = x.size(2) * (x.dim() == 4 ? x.size(3) : 1);
+  add_batch(op, state, mean, m2, spatial_size, labels, row_data(total));
+  return {means, within, between, total};
 }
 
 }  // namespace

@@ -48,6 +48,12 @@ bool has_amx() {
 }
 #endif
 
+#if defined(__x86_64__)
+const bool fetches_ahead = (__builtin_cpu_init(), __builtin_cpu_is("amd") != 0);
+#else
+const bool fetches_ahead = false;
+#endif
+
 namespace {
 
 struct InstructionSet {

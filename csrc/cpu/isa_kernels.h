@@ -27,10 +27,6 @@ namespace {
 // And the state of classes.
 #include "class_kernels.h"
 
-// Row moments are double or float; the other sets have no such kernel.
-template <typename scalar_t>
-constexpr auto kAddImages = sizeof(scalar_t) >= sizeof(float) ? add_images<Acc<scalar_t>> : nullptr;
-
 template <typename scalar_t>
 constexpr Kernels kKernels = {
     moments_rows<scalar_t>,
@@ -45,7 +41,7 @@ constexpr Kernels kKernels = {
     norm_sums_pixels<scalar_t>,
     norm_double_rows<scalar_t>,
     norm_double_pixels<scalar_t>,
-    kAddImages<scalar_t>,
+    add_images,
 };
 
 template <typename scalar_t>

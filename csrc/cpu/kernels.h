@@ -74,14 +74,17 @@ struct NormDoubleArgs {
   void* gg_y;
 };
 
-// Images of one batch, in their order, for the running statistics of their classes.
+// Images of one batch for the statistics of their classes: running sums, or, with a total, those of
+// the batch alone, finished.
 struct AddImagesArgs {
-  const void *mean, *m2;        // [N, C], double or float
-  const int64_t* label;         // [N]
+  const double *mean, *m2;      // [N, C]
+  const int64_t* image;         // [N], class by class, those of a class in the order of the batch
+  const int64_t* first;         // [K + 1], where in it a class begins
   const double* inverse_count;  // [N], 1 / images of the class once this one is in
-  int64_t n, c;
+  int64_t c;
   double inverse_size;            // 1 / S
   double *mu, *within, *between;  // [K, C]
+  double* total;                  // [K, C], or null
 };
 
 // A 3x3 convolution with padding 1 of NHWC images; `packed` is what `pack` made of the taps.
@@ -115,8 +118,8 @@ struct Kernels {
   void (*norm_sums_pixels)(const NormSumsArgs&, int64_t sample, int64_t begin, int64_t end);
   void (*norm_double_rows)(const NormDoubleArgs&, int64_t begin, int64_t end);
   void (*norm_double_pixels)(const NormDoubleArgs&, int64_t sample, int64_t begin, int64_t end);
-  // Channels [begin, end); the set of kDouble or kFloat, as the row moments are.
-  void (*add_images)(const AddImagesArgs&, int64_t begin, int64_t end);
+  // Channels [begin, end) of class k; of every set the same.
+  void (*add_images)(const AddImagesArgs&, int64_t k, int64_t begin, int64_t end);
 };
 
 constexpr int64_t kLine = 16;  // input channels that are packed together, a cache line of floats
@@ -166,6 +169,10 @@ bool has_x86_64_v3();
 bool has_x86_64_v4();
 // Whether they have, beyond that, tiles for products of bfloat16; asks the system for their use.
 bool has_amx();
+
+// Whether this processor fetches by itself what is read in the order of memory, and would lose by
+// being asked to.
+extern const bool fetches_ahead;
 
 const Kernels& baseline_kernels(Storage storage);
 const Conv3x3Kernels& baseline_conv3x3_kernels(Storage storage, int64_t in, int64_t out);

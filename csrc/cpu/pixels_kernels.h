@@ -65,13 +65,16 @@ static inline void add_narrow_run(SlabSums<Acc<scalar_t>>& slab, const scalar_t*
     center[v] = load(slab.pivot + v * w);
     sum[v] = sum2[v] = Vec<acc_t>{};
   }
-  for (int64_t p = 0; p < pixels; ++p)
+  const bool ask = asks_ahead();
+  for (int64_t p = 0; p < pixels; ++p) {
+    if (ask) prefetch<vectors>(x + p * stride + kAheadBytes / int64_t{sizeof(scalar_t)});
 #pragma GCC unroll 8
     for (int64_t v = 0; v < vectors; ++v) {
       const Vec<acc_t> d = load(x + p * stride + v * w) - center[v];
       sum[v] += d;
       sum2[v] += d * d;
     }
+  }
 #pragma GCC unroll 8
   for (int64_t v = 0; v < vectors; ++v) {
     store(slab.sum + v * w, load(slab.sum + v * w) + sum[v]);
@@ -86,7 +89,7 @@ static inline auto narrow_run(int64_t stride, int64_t channels)
     -> void (*)(SlabSums<Acc<scalar_t>>&, const scalar_t*, int64_t, int64_t) {
   constexpr int64_t w = kWidth<Acc<scalar_t>>;
   const bool narrow = stride == w || stride == 2 * w || stride == 4 * w || stride == 8 * w;
-  if (!kFetchesAhead || !narrow) return nullptr;
+  if (kVectorBytes != 64 || !narrow) return nullptr;
   if (channels == w) return add_narrow_run<1, scalar_t>;
   if (channels == 2 * w) return add_narrow_run<2, scalar_t>;
   if (channels == 4 * w) return add_narrow_run<4, scalar_t>;

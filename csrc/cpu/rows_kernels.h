@@ -14,8 +14,8 @@ constexpr double kPivotLoss = 4.0;  // squares may be inflated by this much more
 constexpr int64_t kPrefetchBytes = 2048;
 
 // A Zen 4 fetches ahead by itself what is read in the order of memory, and reads at half the speed
-// where it is asked to; the kernels for AVX-512 leave it alone.
-constexpr bool kFetchesAhead = kVectorBytes == 64;
+// where it is asked to; a Xeon reads at up to half the speed where it is not.
+static inline bool asks_ahead() { return kVectorBytes != 64 || !fetches_ahead; }
 
 // The mean is the pivot plus its correction; an infinite pivot must not turn into NaN.
 static inline double corrected(double pivot, double shift) {
@@ -137,14 +137,14 @@ static inline void add_chunk(const scalar_t* x, int64_t count, const Vec<Acc<sca
   constexpr int64_t w = kWidth<acc_t>;
   constexpr int64_t ahead = kPrefetchBytes / static_cast<int64_t>(sizeof(scalar_t));
   const int64_t whole = count / w * w, blocks = count / (4 * w) * (4 * w);
+  const bool ask = asks_ahead();
   Vec<acc_t> sum[4] = {}, sum2[4] = {};
   const auto add = [&](int64_t j, const Vec<acc_t>& d) {
     sum[j] += d;
     sum2[j] += d * d;
   };
   for (int64_t i = 0; i < blocks; i += 4 * w) {
-    for (int64_t j = 0; !kFetchesAhead && j < 4 * w; j += 64 / int64_t{sizeof(scalar_t)})
-      __builtin_prefetch(x + i + j + ahead);
+    if (ask) prefetch<4>(x + i + ahead);
     for (int64_t j = 0; j < 4; ++j) add(j, load(x + i + j * w) - center);
   }
   for (int64_t i = blocks; i < whole; i += w) add(0, load(x + i) - center);
@@ -187,7 +187,7 @@ template <typename scalar_t>
 static void moments_of_rows(const scalar_t* x, int64_t s, int64_t rows, int64_t begin, int64_t end,
                             double* mean, double* m2) {
   const int64_t together = rows_at_once<scalar_t>(s);
-  const bool in_order = kFetchesAhead && s >= 4 * kWidth<Acc<scalar_t>>;
+  const bool in_order = !asks_ahead() && s >= 4 * kWidth<Acc<scalar_t>>;
   const auto some = [&](int64_t row, auto order) {
     moments_of_short_rows<scalar_t, decltype(order)::value>(
         {x + row * s, least(together, end - row), s, (rows - row) * s}, mean + row, m2 + row);

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,3 +56,33 @@ def test_a_gpu_without_kernels_says_how_to_build_them(
     line = cuda_kernels(monkeypatch, built, here)
     assert line.startswith(f"CUDA 13.0 for {built}; nothing of it runs on the GPU here, which is ")
     assert f"TORCH_CUDA_ARCH_LIST='{lacking}' pip install --no-build-isolation -e ." in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ATEN_CPU_CAPABILITY": "default"}, "those of PyTorch for default"),
+        (
+            {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "avx512_core"},
+            "those of PyTorch for default, its convolutions for avx512_core at most",
+        ),
+        (
+            {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41"},
+            "those of PyTorch for default, its convolutions for sse41 at most",
+        ),
+        (
+            {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"},
+            "those of PyTorch for default",
+        ),
+    ],
+)
+def test_what_the_environment_keeps_from_kernels(environment: dict[str, str], said: str) -> None:
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    free = {name: value for name, value in os.environ.items() if name not in names}
+    code = "from ltdd.cli.installation import describe_installation as d; print(d())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=free | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("CPU kernels"))
+    assert line.endswith(f"{ltdd_ext.build_info()['cpu_instruction_set']}; {said}")

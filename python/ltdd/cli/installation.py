@@ -13,7 +13,7 @@ import ltdd_ext
 from ltdd import __version__
 from ltdd.engine import cores
 from ltdd.engine.surroundings import processes
-from ltdd_ext._library import cuda_problem
+from ltdd_ext._library import cuda_problem, onednn_cap
 
 
 def describe_installation() -> str:
@@ -29,7 +29,7 @@ def describe_installation() -> str:
         "extension": f"built with torch {info['torch']} for {info['torch_target']} and later, "
         f"by {info['compiler']}",
         "CUDA kernels": _cuda_kernels(info),
-        "CPU kernels": f"for {info['cpu_instruction_set']}",
+        "CPU kernels": _cpu_kernels(info),
         **cores.describe(),
     }
     width = max(map(len, facts))
@@ -51,6 +51,14 @@ def _ranks() -> str:
         carriers.append("NCCL on GPUs")
     here = f"rank {rank} of {world}" if world > 1 else "one process"
     return f"{here}; several speak by {' and '.join(carriers) or 'nothing: torch is without it'}"
+
+
+def _cpu_kernels(info: dict[str, str]) -> str:
+    """Say what kernels use here: ours, PyTorch's own, and the convolutions it leaves to oneDNN."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    cap = onednn_cap().lower()
+    convolutions = f", its convolutions for {cap} at most" if cap else ""
+    return f"for {info['cpu_instruction_set']}; those of PyTorch for {capability}{convolutions}"
 
 
 def _cuda_kernels(info: dict[str, str]) -> str:
