@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.image_spec import ImageSpec
+from ltdd.engine.cast_weights import frozen_weights_cast
 from ltdd.engine.chunks import Chunks, agreed
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
 from ltdd.engine.distributed.ranks import Ranks, current
@@ -109,16 +110,17 @@ def align_images(
         networks = nn.ModuleList(aim.recorder.network for aim in aims)
         recordable = _is_recordable(config, runtime) and current().world == 1
         steps = RecordedSteps(batch.step, networks, runtime, recordable)
-        for epoch in course.epochs(1):
-            for step, _ in epoch.steps(range(config.iterations), parts):
-                iteration = step - 1
-                losses.add(iteration, batch.advance(steps, number, iteration))
-                logged = iteration % LOG_EVERY == 0 or step == config.iterations
-                if logged or not losses.delayed:
-                    told = partial(_write, runtime, number, iteration) if logged else None
-                    losses.end_group(told)
-                note = "" if losses.newest is None else f"loss {losses.newest:.3f}"
-                progress.step(note, len(own))
+        with frozen_weights_cast(networks, runtime):
+            for epoch in course.epochs(1):
+                for step, _ in epoch.steps(range(config.iterations), parts):
+                    iteration = step - 1
+                    losses.add(iteration, batch.advance(steps, number, iteration))
+                    logged = iteration % LOG_EVERY == 0 or step == config.iterations
+                    if logged or not losses.delayed:
+                        told = partial(_write, runtime, number, iteration) if logged else None
+                        losses.end_group(told)
+                    note = "" if losses.newest is None else f"loss {losses.newest:.3f}"
+                    progress.step(note, len(own))
         losses.settle()
         return {"images": batch.images()}
 
@@ -243,7 +245,7 @@ class _Batch:
         aim.keep_estimate()
         self._optimizer.step()
         with torch.no_grad():
-            self._pixels.copy_(torch.clamp(self._pixels, *self._bounds))
+            self._pixels.clamp_(*self._bounds)
         return losses
 
     def _set_gradient(
@@ -309,7 +311,9 @@ class _Batch:
 
     def _rows(self, aim: Aim, shown: Shown, part: slice) -> tuple[list[Tensor], list[int]]:
         """Return logits, then mean and m2 of every layer, of a part; and the layers' pixels."""
-        views = show(self._pixels[part], shown.part(part), self._padding)
+        whole = len(range(*part.indices(len(self._pixels)))) == len(self._pixels)
+        pixels = self._pixels if whole else self._pixels[part]
+        views = show(pixels, shown.part(part), self._padding)
         with self._runtime.autocast():
             logits, moments = aim.recorder(views)
         rows = [logits.float(), *(row for layer in moments for row in (layer.mean, layer.m2))]
