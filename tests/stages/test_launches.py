@@ -133,7 +133,7 @@ def test_an_expert(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "bound"), [("convnet3_bn", 59), ("resnet18", 139), ("resnet32", 198)]
+    ("architecture", "bound"), [("convnet3_bn", 59), ("resnet18", 132), ("resnet32", 183)]
 )
 def test_recovery(
     monkeypatch: pytest.MonkeyPatch, images: LongTailedData, architecture: str, bound: int
