@@ -23,7 +23,7 @@ SHAPES = (
 TRAINING_NORMS = "test_norm_act and NHWC and (100x128x32x32 or 100x128x16x16)"
 TESTS = (
     "tests/ops tests/models/test_models.py tests/engine/test_cuda_graphs.py "
-    "tests/engine/test_determinism.py"
+    "tests/engine/test_loss_watch.py tests/engine/test_determinism.py"
 )
 DISTIL = "python -m ltdd reproduce cifar10-if100-{ipc} --preset {preset} --data {data} --out {out}"
 NCU = (
@@ -104,7 +104,8 @@ def plan(data: str, architecture: str) -> dict[int, Part]:
             ),
             9,
             "a step of ResNet-50 at least 2.3 times as fast as the published form and 1.15 times "
-            "as fast as the compiled one; the split into convolutions, ours, sums and pool",
+            "as fast as the compiled one; the split into convolutions, ours, sums and pool, no "
+            "sum of two gradients at the input of a block",
             "issue below 60 % and memory below 70 %: waiting; load the next tile before this one "
             "is used",
         ),

@@ -15,8 +15,8 @@ STABLE_TORCH_LIBRARY(ltdd_ext, m) {
       "-> (Tensor y, Tensor mean, Tensor m2)");
   m.def(
       "bn_act_moments_backward(Tensor grad_y, Tensor grad_mean, Tensor grad_m2, Tensor x, "
-      "Tensor k, Tensor h, Tensor? residual, Tensor mean, int act, int pool) "
-      "-> (Tensor dx, Tensor dresidual)");
+      "Tensor k, Tensor h, Tensor? residual, Tensor mean, int act, int pool, "
+      "Tensor? grad_shortcut=None) -> (Tensor dx, Tensor dresidual)");
 
   m.def(
       "norm_act(Tensor x, Tensor weight, Tensor bias, bool per_image, float eps, int act, "

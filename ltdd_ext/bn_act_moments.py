@@ -107,6 +107,48 @@ def bn_act_moments(
     return y, mean, m2
 
 
+def bn_act_moments_shared(
+    x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: Act
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``y`` twice, for two layers that only read it, and mean and m2.
+
+    As :func:`bn_act_moments` without pool. On a GPU the backward pass adds the gradients of the two
+    where it reads them: autograd would add them in a pass of its own. The numbers are the same.
+    """
+    check_arguments(_OP, x, k, h, residual, act, "none")
+    inputs = (x, k, h, residual, ACTS[act])
+    needed = torch.is_grad_enabled() and (
+        x.requires_grad or (residual is not None and residual.requires_grad)
+    )
+    if needed and not torch.compiler.is_compiling() and not _autograd.is_transformed():
+        shared: tuple[Tensor, Tensor, Tensor, Tensor] = _Shared.apply(*inputs)
+        return shared
+    y, mean, m2 = _call(*inputs, POOLS["none"])
+    return y, y, mean, m2
+
+
+class _Shared(torch.autograd.Function):
+    """The formula of the operator with two outputs for one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute the tensor, and name it twice."""
+        given = (*inputs, POOLS["none"])
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mean, m2 = torch.ops.ltdd_ext.bn_act_moments.default(*given)
+        _setup_context(ctx, given, (y, mean, m2))
+        return y, y.detach(), mean, m2
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_y: Tensor, grad_shortcut: Tensor, grad_mean: Tensor, grad_m2: Tensor
+    ) -> tuple[Any, ...]:
+        """Compute the gradients by both readers' gradients."""
+        if _autograd.is_differentiated():
+            return _backward(ctx, grad_y + grad_shortcut, grad_mean, grad_m2)[:-1]
+        return _backward(ctx, grad_y, grad_mean, grad_m2, grad_shortcut)[:-1]
+
+
 def fused_output(x: Tensor, pool: int) -> Tensor:
     """Make the empty output that the kernels would: ``x`` after the pool, in its layout."""
     if pool == 1:
@@ -134,6 +176,7 @@ def _fake_backward(
     mean: Tensor,
     act: int,
     pool: int,
+    grad_shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return output_like(x), x.new_empty(0) if residual is None else output_like(x)
 
@@ -144,14 +187,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.act, ctx.pool = act, pool
 
 
-def _backward(ctx: Any, grad_y: Tensor, grad_mean: Tensor, grad_m2: Tensor) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any,
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_m2: Tensor,
+    grad_shortcut: Tensor | None = None,
+) -> tuple[Any, ...]:
     x, k, h, residual, mean = ctx.saved_tensors
     wanted, grads = ctx.needs_input_grad, (grad_y, grad_mean, grad_m2)
     if _autograd.is_differentiated():
-        needed = (wanted[0], False, False, wanted[3], False, False)
+        needed = (wanted[0], False, False, wanted[3], False, False)  # of the operator's inputs
         inputs = (x, k, h, residual, ctx.act, ctx.pool)
         return _autograd.pull_back(_composed.bn_act_moments, inputs, needed, grads)
-    dx, dresidual = _call_backward(*grads, x, k, h, residual, mean, ctx.act, ctx.pool)
+    rest = (x, k, h, residual, mean, ctx.act, ctx.pool, grad_shortcut)
+    dx, dresidual = _call_backward(*grads, *rest)
     return dx, None, None, None if residual is None else dresidual, None, None
 
 

@@ -8,12 +8,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import _check
 from ._convolution import Convolution, convolve, is_conv3x3
 from ._rewrite import Fusion, find_fusion
-from .bn_act_moments import bn_act_moments
+from .bn_act_moments import Act, bn_act_moments, bn_act_moments_shared
 from .conv3x3 import conv3x3
 from .row_moments import row_moments
 
@@ -72,6 +73,11 @@ class ObservedBatchNorm(nn.Module):
 class FusedBatchNorm(nn.Module):
     """A frozen batch norm with what follows it; returns ``(output, LayerMoments)``.
 
+    Attributes:
+        shared: Return the output once more at the end, for a second layer that only reads it, such
+            as a shortcut: on a GPU the backward pass then adds the two gradients while it reads
+            them. Not with a pool.
+
     Args:
         norm: Batch norm with running statistics, in evaluation mode; its values are copied.
         relu: Apply a ReLU after the optional residual.
@@ -97,23 +103,29 @@ class FusedBatchNorm(nn.Module):
         dtype = torch.float64 if norm.running_var.dtype == torch.float64 else torch.float32
         self.register_buffer("k", scale.to(dtype))
         self.register_buffer("h", offset.to(dtype))
-        self.act = "relu" if relu else "none"
+        self.act: Act = "relu" if relu else "none"
         self.pool = "avg2" if pool else "none"
+        self.shared = False
         self._ops = ops
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, LayerMoments]:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Any, ...]:
         """Compute ``pool(act(bn(x) + residual))`` and measure x (N, C, H, W)."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if residual is not None:  # a sum broadcasts and promotes, the operator does neither
             residual = torch.as_tensor(residual, dtype=x.dtype, device=x.device).expand_as(x)
-        y, mean, m2 = self._ops.bn_act_moments(
-            x, self.k.to(dtype), self.h.to(dtype), residual, self.act, self.pool
-        )
-        return y, LayerMoments(mean, m2, x.shape[2] * x.shape[3])
+        inputs = (x, self.k.to(dtype), self.h.to(dtype), residual, self.act)
+        again: tuple[Tensor, ...] = ()
+        if self.shared and self._ops.bn_act_moments is bn_act_moments:
+            y, shortcut, mean, m2 = bn_act_moments_shared(*inputs)
+            again = (shortcut,)
+        else:
+            y, mean, m2 = self._ops.bn_act_moments(*inputs, self.pool)
+            again = (y,) if self.shared else ()
+        return y, LayerMoments(mean, m2, x.shape[2] * x.shape[3]), *again
 
     def extra_repr(self) -> str:
         """Return channels and what is fused, for ``repr``."""
-        return f"{self.k.numel()}, act={self.act}, pool={self.pool}"
+        return f"{self.k.numel()}, act={self.act}, pool={self.pool}, shared={self.shared}"
 
 
 class ObservedModel(nn.Module):
@@ -322,6 +334,10 @@ def _rewrite(traced: fx.GraphModule, layers: list[str], ops: _Ops) -> ObservedMo
         traced.add_submodule(f"observed_{position}", layer)
         moments[name] = _replace(traced.graph, fusion, f"observed_{position}")
 
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module":
+            _share(traced, node)
+
     (end,) = (node for node in traced.graph.nodes if node.op == "output")
     end.args = ((end.args[0], [moments[name] for name in layers]),)
     traced.graph.lint()
@@ -343,3 +359,30 @@ def _replace(graph: fx.Graph, fusion: Fusion, target: str) -> fx.Node:
     for node in reversed(fusion.chain):
         graph.erase_node(node)
     return measured
+
+
+def _share(traced: fx.GraphModule, call: fx.Node) -> None:
+    """Give the second of two layers that read a fused output an output of its own."""
+    layer = traced.get_submodule(str(call.target))
+    if not isinstance(layer, FusedBatchNorm) or layer.pool != "none":
+        return
+    (output,) = (node for node in call.users if node.args[1] == 0)
+    if [_only_reads(traced, node) for node in output.users] != [True, True]:
+        return
+    layer.shared = True
+    with traced.graph.inserting_after(output):
+        again = traced.graph.call_function(operator.getitem, (call, 2))
+    list(output.users)[1].replace_input_with(output, again)
+
+
+def _only_reads(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node leaves what it reads as it is, and so does all that reads a view of it.
+
+    Who writes to an output would change it for the other reader too.
+    """
+    if node.op == "call_module":
+        kind = type(traced.get_submodule(str(node.target)))
+        return kind in (nn.Conv2d, Convolution, FusedBatchNorm)
+    if node.op == "call_function" and node.target is operator.getitem:
+        return all(_only_reads(traced, reader) for reader in node.users)
+    return node.op == "call_function" and node.target is F.pad

@@ -6,7 +6,9 @@
 //   g = mask unpool(grad_y),   dresidual = g,   dx = k g + grad_mean / S + 2 grad_m2 (x - mean)
 //
 // Traffic: forward reads x (and residual) and writes y; backward reads grad_y, x (and residual) and
-// writes dx (and dresidual). The loops are in bn_act_kernels.h.
+// writes dx (and dresidual). Two readers of y may have left a gradient each. Their sum is taken
+// first here: added inside of the loop, the compiler contracts what follows in another way, and
+// last digits change. The loops are in bn_act_kernels.h.
 
 #include <torch/csrc/stable/library.h>
 
@@ -62,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
 std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
     const Tensor& grad_y, const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
     const Tensor& k, const Tensor& h, const std::optional<Tensor>& residual, const Tensor& mean,
-    int64_t act, int64_t pool) {
+    int64_t act, int64_t pool, const std::optional<Tensor>& grad_shortcut) {
   const char* op = "bn_act_moments_backward";
   const Activation a = as_activation(op, x);
   const Image image = check_fused(op, a, act, pool);
@@ -80,7 +82,12 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
   std::optional<Tensor> added;
   if (residual) added = in_layout_of(op, "residual", a, image, *residual);
   const Image out = pool == 2 ? Image{image.height / 2, image.width / 2} : image;
-  const Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
+  if (grad_shortcut && pool == 2) refuse(op, "no grad_shortcut with pool, got one");
+  Tensor grads = in_layout_of(op, "grad_y", a, out, grad_y);
+  if (grad_shortcut) {
+    const Tensor other = in_layout_of(op, "grad_shortcut", a, image, *grad_shortcut);
+    grads = torch::stable::subtract(grads, other, -1);  // the sum, for which there is no name
+  }
   const Tensor dx = empty_like(a);
   const Tensor dresidual =
       residual ? empty_like(a) : new_empty(a.tensor, {&kNothing, 1}, x.scalar_type());

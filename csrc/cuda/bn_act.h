@@ -84,9 +84,9 @@ __device__ __forceinline__ acc_t pass(acc_t grad, acc_t before, acc_t blocked) {
   return before <= blocked ? acc_t(0) : grad;
 }
 
-// The residual of each element, as it lies in memory, or nothing at all.
+// Something to add to each element, as it lies in memory, or nothing at all.
 template <typename Raw, bool kPresent>
-struct Residual {
+struct Optional {
   Raw raw;
   template <typename acc_t>
   __device__ acc_t add_to(acc_t sum, int i) const {
@@ -94,7 +94,7 @@ struct Residual {
   }
 };
 template <typename Raw>
-struct Residual<Raw, false> {
+struct Optional<Raw, false> {
   template <typename acc_t>
   __device__ acc_t add_to(acc_t sum, int) const {
     return sum;
@@ -103,8 +103,8 @@ struct Residual<Raw, false> {
 
 // Calls rows(units) or pixels.template operator()<V>(pixels) for layout, pooling and the widest
 // vectors that shape and pointers allow. No network pools right behind a residual: that goes
-// element by element.
-template <typename scalar_t, bool kResidual, typename Rows, typename ByPixels>
+// element by element. Without kPools there is no pool.
+template <typename scalar_t, bool kResidual, bool kPools = true, typename Rows, typename ByPixels>
 void for_units(const Activation& shape, bool pool, bool aligned, const Rows& rows,
                const ByPixels& pixels) {
   const Plane plane = plane_of(shape);
@@ -113,12 +113,13 @@ void for_units(const Activation& shape, bool pool, bool aligned, const Rows& row
   const bool even = shape.channels_last || !pool || shape.height % 2 == 0;
   for_vector<scalar_t>(aligned && even && run % kWide == 0, [&]<int V>() {
     constexpr int kPoolVector = kResidual ? 1 : V;
-    if (shape.channels_last && pool)
-      pixels.template operator()<kPoolVector>(PooledPixels(plane));
-    else if (shape.channels_last)
+    if constexpr (kPools) {
+      if (shape.channels_last && pool)
+        return pixels.template operator()<kPoolVector>(PooledPixels(plane));
+      if (pool) return rows(PooledUnits<std::max(kPoolVector, 2), kPoolVector == 1>(plane));
+    }
+    if (shape.channels_last)
       pixels.template operator()<V>(LinearPixels(plane));
-    else if (pool)
-      rows(PooledUnits<std::max(kPoolVector, 2), kPoolVector == 1>(plane));
     else
       rows(LinearUnits<V>(plane));
   });

@@ -4,6 +4,10 @@
 // norm_act want it: the mask of the ReLU is computed again from x.
 //
 //   g = spread(grad_y) where act passes,   dresidual = g
+//
+// Two layers may have read y, such as the first convolution of a block and its shortcut. Then
+// grad_y is the sum of their gradients, rounded to the storage type as torch would store it.
+//
 //   dx = k g + shift + slope (x - center)
 
 #include "bn_act.h"
@@ -19,27 +23,29 @@ struct NormCoefficients {
 };
 
 // norms.at(row, channel) returns the coefficients of a row.
-template <typename scalar_t, typename Norms, bool kResidual>
+template <typename scalar_t, typename Norms, bool kResidual, bool kShared = false>
 struct BnActGradient {
   using acc_t = acc_type<scalar_t>;
   using Coefficients = NormCoefficients<acc_t>;
-  static constexpr int kStreams = kResidual ? 3 : 2;
+  static constexpr int kStreams = 2 + kResidual + kShared;
   static constexpr bool kToOutputs = false;
 
   Norms norms;
-  const scalar_t *residual, *grad_y;
+  const scalar_t *residual, *grad_y, *grad_shortcut;
   scalar_t* dresidual;
   acc_t blocked;  // see pass
 
   template <typename Units>
   struct Operands {
     typename Units::template RawGrad<scalar_t> grad;
-    Residual<typename Units::template Raw<scalar_t>, kResidual> residual;
+    Optional<typename Units::template RawGrad<scalar_t>, kShared> shortcut;
+    Optional<typename Units::template Raw<scalar_t>, kResidual> residual;
   };
   template <int kElements, int V>
   struct PixelOperands {
     Pack<scalar_t, V> grad;  // of the output of the unit
-    Residual<Pack<scalar_t, V>, kResidual> residual[kElements];
+    Optional<Pack<scalar_t, V>, kShared> shortcut;
+    Optional<Pack<scalar_t, V>, kResidual> residual[kElements];
   };
 
   __device__ Coefficients coefficients(int64_t row, int64_t channel) const {
@@ -50,14 +56,35 @@ struct BnActGradient {
   __device__ void load(const Units& units, int64_t start, int64_t output_start, int unit,
                        Operands<Units>& operands) const {
     units.load_output_grad(grad_y + output_start, unit, operands.grad);
+    if constexpr (kShared)
+      units.load_output_grad(grad_shortcut + output_start, unit, operands.shortcut.raw);
     if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.raw);
+  }
+
+  // The gradient of an output, from whoever read it.
+  template <int V>
+  __device__ static Pack<scalar_t, V> total(const Pack<scalar_t, V>& grad,
+                                            const Optional<Pack<scalar_t, V>, kShared>& shortcut) {
+    if constexpr (!kShared) return grad;
+    acc_t sum[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] = shortcut.add_to(grad[v], v);
+    Pack<scalar_t, V> rounded;
+    rounded.round(sum);
+    return rounded;
   }
 
   // The gradient of what the ReLU is applied to, at element e of a unit.
   template <typename Units>
   __device__ acc_t before_bound(const Coefficients& here, const Operands<Units>& operands, int e,
                                 acc_t x) const {
-    return pass(Units::template output_grad<scalar_t>(operands.grad, e),
+    return bounded<Units>(here, operands.grad, operands, e, x);
+  }
+  template <typename Units>
+  __device__ acc_t bounded(const Coefficients& here,
+                           const typename Units::template RawGrad<scalar_t>& incoming,
+                           const Operands<Units>& operands, int e, acc_t x) const {
+    return pass(Units::template output_grad<scalar_t>(incoming, e),
                 operands.residual.add_to(here.channel(x), e), blocked);
   }
 
@@ -67,12 +94,13 @@ struct BnActGradient {
                         const Operands<Units>& operands,
                         const typename Units::template Raw<scalar_t>& raw,
                         acc_t (&values)[Units::kElements]) const {
+    const auto incoming = total(operands.grad, operands.shortcut);
     acc_t grad[Units::kElements];
 #pragma unroll
     for (int e = 0; e < Units::kElements; ++e) {
       const Coefficients here = at(e);
       const acc_t x = raw[e];
-      grad[e] = before_bound<Units>(here, operands, e, x);
+      grad[e] = bounded<Units>(here, incoming, operands, e, x);
       values[e] = here.channel.k * grad[e] + here.moments(x);
     }
     if constexpr (kResidual) units.store_unit(dresidual + start, unit, grad);
@@ -81,6 +109,7 @@ struct BnActGradient {
   // From here on, bytes of pixels count from element `start`, those of outputs from `output_start`.
   __device__ void start_at(int64_t start, int64_t output_start) {
     grad_y += output_start;
+    if constexpr (kShared) grad_shortcut += output_start;
     if constexpr (kResidual) {
       residual += start;
       dresidual += start;
@@ -95,6 +124,7 @@ struct BnActGradient {
       operands.grad = cuda::load<V>(bytes_on(grad_y, offset));
     else
       operands.grad = {};
+    if constexpr (kShared) operands.shortcut.raw = cuda::load<V>(bytes_on(grad_shortcut, offset));
   }
 
   template <int V, typename Operands>
@@ -107,7 +137,13 @@ struct BnActGradient {
   __device__ acc_t before_bound(const Coefficients& here,
                                 const PixelOperands<kElements, V>& operands, int e, int v,
                                 acc_t x) const {
-    return pass(operands.grad[v] * (acc_t(1) / kElements),
+    return bounded<V>(here, operands.grad, operands, e, v, x);
+  }
+  template <int V, int kElements>
+  __device__ acc_t bounded(const Coefficients& here, const Pack<scalar_t, V>& incoming,
+                           const PixelOperands<kElements, V>& operands, int e, int v,
+                           acc_t x) const {
+    return pass(incoming[v] * (acc_t(1) / kElements),
                 operands.residual[e].add_to(here.channel(x), v), blocked);
   }
 
@@ -115,12 +151,13 @@ struct BnActGradient {
   __device__ void apply_pixel(int64_t offset, int e, const Coefficients* at,
                               const PixelOperands<kElements, V>& operands,
                               const Pack<scalar_t, V>& raw, acc_t (&values)[V]) const {
+    const Pack<scalar_t, V> incoming = total(operands.grad, operands.shortcut);
     acc_t grad[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const Coefficients here = at[v];
       const acc_t x = raw[v];
-      grad[v] = before_bound<V>(here, operands, e, v, x);
+      grad[v] = bounded<V>(here, incoming, operands, e, v, x);
       values[v] = here.channel.k * grad[v] + here.moments(x);
     }
     if constexpr (kResidual) store<V>(bytes_on(dresidual, offset), grad);

@@ -29,11 +29,11 @@ struct BnActEpilogue {
   };
   template <typename Units>
   struct Operands {
-    Residual<typename Units::template Raw<scalar_t>, kResidual> residual;
+    Optional<typename Units::template Raw<scalar_t>, kResidual> residual;
   };
   template <int kElements, int V>
   struct PixelOperands {
-    Residual<Pack<scalar_t, V>, kResidual> residual[kElements];
+    Optional<Pack<scalar_t, V>, kResidual> residual[kElements];
   };
 
   __device__ Coefficients coefficients(int64_t channel) const { return {k[channel], h[channel]}; }

@@ -3,8 +3,9 @@
 //   g = spread(grad_y) where act passes,   dresidual = g
 //   dx = k g + grad_mean / S + 2 grad_m2 (x - mean)
 //
-// The mask of the ReLU is computed again from x, so nothing but x (and the residual) is kept
-// between the passes. Traffic: reads x, grad_y (and residual), writes dx (and dresidual).
+// grad_y may come in two parts, grad_y and grad_shortcut, of two layers that read y. The mask of
+// the ReLU is computed again from x, so nothing but x (and the residual) is kept between the
+// passes. Traffic: reads x, grad_y (both of them, and residual), writes dx (and dresidual).
 
 #include "bn_act_gradient.h"
 
@@ -22,34 +23,55 @@ struct FrozenNorms {
   }
 };
 
-}  // namespace
+struct Arguments {
+  const void *grad_y, *grad_shortcut;
+  const double *grad_mean, *grad_m2;
+  const void* x;
+  const double* mean;
+  void *dx, *dresidual;
+};
 
-void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
-                             const double* grad_mean, const double* grad_m2, const void* x,
-                             const double* mean, void* dx, void* dresidual, Stream stream) {
-  if (shape.rows() == 0 || shape.size() == 0) return;
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+template <bool kShared>
+void launch_backward(const Activation& shape, const BnAct& fused, const Arguments& given,
+                     cudaStream_t on) {
   for_variant(shape.type, fused.residual, [&]<typename scalar_t, bool kResidual>() {
     using acc_t = acc_type<scalar_t>;
-    const BnActGradient<scalar_t, FrozenNorms<acc_t>, kResidual> gradient{
-        {row_gradients<acc_t>(grad_mean, grad_m2, mean, shape.size()),
+    const BnActGradient<scalar_t, FrozenNorms<acc_t>, kResidual, kShared> gradient{
+        {row_gradients<acc_t>(given.grad_mean, given.grad_m2, given.mean, shape.size()),
          static_cast<const acc_t*>(fused.k), static_cast<const acc_t*>(fused.h)},
         static_cast<const scalar_t*>(fused.residual),
-        static_cast<const scalar_t*>(grad_y),
-        static_cast<scalar_t*>(dresidual),
+        static_cast<const scalar_t*>(given.grad_y),
+        static_cast<const scalar_t*>(given.grad_shortcut),
+        static_cast<scalar_t*>(given.dresidual),
         blocked_by<acc_t>(fused.relu)};
-    const scalar_t* in = static_cast<const scalar_t*>(x);
-    scalar_t* out = static_cast<scalar_t*>(dx);
-    const bool aligned = all_aligned({x, dx, grad_y, fused.residual, dresidual});
+    const scalar_t* in = static_cast<const scalar_t*>(given.x);
+    scalar_t* out = static_cast<scalar_t*>(given.dx);
+    const bool aligned = all_aligned(
+        {given.x, given.dx, given.grad_y, given.grad_shortcut, fused.residual, given.dresidual});
     if (!fused.pool && takes_flat<scalar_t>(shape, aligned))
       return launch_flat_map(shape, in, out, gradient, on);
-    for_units<scalar_t, kResidual>(
+    for_units<scalar_t, kResidual, !kShared>(
         shape, fused.pool, aligned,
         [&](const auto& units) { launch_row_map(shape, units, in, out, gradient, on); },
         [&]<int V>(const auto& pixels) {
           launch_pixel_map<V>(shape, pixels, in, out, gradient, on);
         });
   });
+}
+
+}  // namespace
+
+void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
+                             const void* grad_shortcut, const double* grad_mean,
+                             const double* grad_m2, const void* x, const double* mean, void* dx,
+                             void* dresidual, Stream stream) {
+  if (shape.rows() == 0 || shape.size() == 0) return;
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  const Arguments given{grad_y, grad_shortcut, grad_mean, grad_m2, x, mean, dx, dresidual};
+  if (grad_shortcut != nullptr)
+    launch_backward<true>(shape, fused, given, on);
+  else
+    launch_backward<false>(shape, fused, given, on);
   check_launch("bn_act_moments_backward");
 }
 

@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cuda(const Tensor& x, const Te
 std::tuple<Tensor, Tensor> bn_act_moments_backward_cuda(
     const Tensor& grad_y, const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
     const Tensor& k, const Tensor& h, const std::optional<Tensor>& residual, const Tensor& mean,
-    int64_t act, int64_t pool) {
+    int64_t act, int64_t pool, const std::optional<Tensor>& grad_shortcut) {
   const char* op = "bn_act_moments_backward";
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Arguments all = as_arguments(op, x, k, h, residual, act, pool);
@@ -69,15 +69,18 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward_cuda(
   check_matrix(op, "grad_m2", grad_m2, shape.images, shape.channels);
   check_matrix(op, "mean", mean, shape.images, shape.channels);
   const Tensor grads = all.a.output_grad(op, grad_y, all.fused.pool);
+  if (grad_shortcut && all.fused.pool) refuse(op, "no grad_shortcut with pool, got one");
+  std::optional<Tensor> shortcut;
+  if (grad_shortcut) shortcut = all.a.output_grad(op, *grad_shortcut, false);
   const Tensor grad_means = dense(op, "grad_mean", grad_mean, x, ScalarType::Double);
   const Tensor grad_m2s = dense(op, "grad_m2", grad_m2, x, ScalarType::Double);
   const Tensor means = dense(op, "mean", mean, x, ScalarType::Double);
   const Tensor dx = all.a.like();
   const Tensor dresidual = residual ? all.a.like() : new_empty(x, {0}, x.scalar_type());
-  bn_act_moments_backward(shape, all.fused, grads.const_data_ptr(), const_row_data(grad_means),
-                          const_row_data(grad_m2s), all.a.data(), const_row_data(means),
-                          dx.mutable_data_ptr(), residual ? dresidual.mutable_data_ptr() : nullptr,
-                          current_stream(x));
+  bn_act_moments_backward(
+      shape, all.fused, grads.const_data_ptr(), shortcut ? shortcut->const_data_ptr() : nullptr,
+      const_row_data(grad_means), const_row_data(grad_m2s), all.a.data(), const_row_data(means),
+      dx.mutable_data_ptr(), residual ? dresidual.mutable_data_ptr() : nullptr, current_stream(x));
   return {dx, dresidual};
 }
 

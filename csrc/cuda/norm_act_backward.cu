@@ -87,6 +87,7 @@ void norm_act_backward(const Activation& shape, const NormAct& norm, const void*
         nullptr,
         static_cast<const scalar_t*>(grad_y),
         nullptr,
+        nullptr,
         blocked_by<acc_t>(norm.relu)};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     scalar_t* out = static_cast<scalar_t*>(dx);

@@ -46,10 +46,12 @@ struct BnAct {
 void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y,
                     double* mean, double* m2, void* scratch, Stream stream);
 
-// dx, and with a residual its gradient; k and h are frozen.
+// dx, and with a residual its gradient; k and h are frozen. grad_shortcut (null: none; never with
+// pool) is the gradient of a second reader of y.
 void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
-                             const double* grad_mean, const double* grad_m2, const void* x,
-                             const double* mean, void* dx, void* dresidual, Stream stream);
+                             const void* grad_shortcut, const double* grad_mean,
+                             const double* grad_m2, const void* x, const double* mean, void* dx,
+                             void* dresidual, Stream stream);
 
 // y = pool(act(norm(x))) with the statistics of x itself, and its moments. weight, bias: [C], in
 // the type that k and h above have; so are their gradients. The backward pass gets x, mean and m2.

@@ -1,5 +1,6 @@
 // bn_act_moments and its backward against double: with and without residual, ReLU and pooling, in
-// both layouts, by vectors and element by element, odd planes included.
+// both layouts, by vectors and element by element, odd planes included. With two readers of y: the
+// same bits as with the sum of their gradients.
 
 #include <cmath>
 
@@ -38,13 +39,29 @@ void check(const Shape& shape, Switches with, bool shifted = false) {
   Buffer<char> scratch(ltdd::cuda::bn_act_moments_scratch_bytes(a, with.residual, with.pool));
   ltdd::cuda::bn_act_moments(a, fused, x.data(), y.data(), mean.data(), m2.data(), scratch.data(),
                              nullptr);
-  const auto grad_y = numbers<scalar_t>(25, out_shape.elements());
+  auto grad_y = numbers<scalar_t>(25, out_shape.elements());
+  const auto first = numbers<scalar_t>(28, shape.elements(), 0, 1, shifted),
+             second = numbers<scalar_t>(29, shape.elements(), 0.5, 1, shifted);
+  for (size_t at = 0; at < shape.elements() && !with.pool; ++at)
+    grad_y[at] = ltdd::cuda::narrow<scalar_t>(static_cast<acc_t>(first.value(at)) +
+                                              static_cast<acc_t>(second.value(at)));
   const auto grad_mean = numbers<double>(26, shape.rows()),
              grad_m2 = numbers<double>(27, shape.rows());
   Buffer<scalar_t> dx(shape.elements()), dresidual(with.residual ? shape.elements() : 0);
-  ltdd::cuda::bn_act_moments_backward(a, fused, grad_y.data(), grad_mean.data(), grad_m2.data(),
-                                      x.data(), mean.data(), dx.data(),
+  ltdd::cuda::bn_act_moments_backward(a, fused, grad_y.data(), nullptr, grad_mean.data(),
+                                      grad_m2.data(), x.data(), mean.data(), dx.data(),
                                       with.residual ? dresidual.data() : nullptr, nullptr);
+  if (!with.pool) {  // the two parts of grad_y instead
+    Buffer<scalar_t> dx_again(dx.size()), dresidual_again(dresidual.size());
+    ltdd::cuda::bn_act_moments_backward(a, fused, first.data(), second.data(), grad_mean.data(),
+                                        grad_m2.data(), x.data(), mean.data(), dx_again.data(),
+                                        with.residual ? dresidual_again.data() : nullptr, nullptr);
+    for (size_t at = 0; at < dx.size(); ++at)
+      expect_close(what + " dx of two readers", at, dx_again.value(at), dx.value(at), 0);
+    for (size_t at = 0; at < dresidual.size(); ++at)
+      expect_close(what + " dresidual of two readers", at, dresidual_again.value(at),
+                   dresidual.value(at), 0);
+  }
   record(y);
   record(mean);
   record(m2);

@@ -34,7 +34,8 @@ bool launch_one(const std::string& line) {
   else if (op == "bn_act_moments")
     ltdd::cuda::bn_act_moments(shape, fused, x, x, rows, rows, x, nullptr);
   else if (op == "bn_act_moments_backward")
-    ltdd::cuda::bn_act_moments_backward(shape, fused, x, rows, rows, x, rows, x, nullptr, nullptr);
+    ltdd::cuda::bn_act_moments_backward(shape, fused, x, nullptr, rows, rows, x, rows, x, nullptr,
+                                        nullptr);
   else if (op == "norm_act")
     ltdd::cuda::norm_act(shape, norm, x, x, rows, rows, x, nullptr);
   else if (op == "norm_act_backward")

@@ -55,8 +55,10 @@ NHWC, NCHW, FLAT = (
     rf"{BF16}.*UnitsILi8E.*ELi32ELi4E",
     rf"{BF16}Li8E",
 )
+NCHW2 = rf"{BF16}.*UnitsILi8E.*ELi32ELi2E"  # of more streams
 POOLED = rf"{BF16}Li8E.*PooledPixels"
 PLAIN, RESIDUAL = r".*Lb0EEEEE", r".*Lb1EEEEE"
+ONE, BLOCK, SHARED = r".*Lb0ELb0EEEEE", r".*Lb1ELb0EEEEE", r".*Lb1ELb1EEEEE"
 BUDGETS = {
     ("row_moments", f"pixel_moments_kernel{NHWC}"): Budget(32, 80, 4, 6),
     ("row_moments", f"pixel_map_kernel{NHWC}"): Budget(32, 64, 4, 6.5),
@@ -66,11 +68,13 @@ BUDGETS = {
     ("bn_act_moments", f"pixel_moments_kernel{NHWC}{RESIDUAL}"): Budget(32, 128, 8, 10.5),
     ("bn_act_moments", f"pixel_moments_kernel{POOLED}{PLAIN}"): Budget(32, 96, 4, 16, None),
     ("bn_act_moments", f"flat_moments_kernel{FLAT}Li8E{PLAIN}"): Budget(32, 64, 4, 13, None),
-    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{PLAIN}"): Budget(32, 96, 8, 11.5),
-    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{RESIDUAL}"): Budget(16, 96, 6, 16),
-    ("bn_act_moments_backward", f"pixel_map_kernel{POOLED}{PLAIN}"): Budget(32, 96, 5, 11),
-    ("bn_act_moments_backward", f"row_map_kernel{NCHW}{PLAIN}"): Budget(32, 72, 8, 10.5),
-    ("bn_act_moments_backward", f"flat_map_kernel{FLAT}{PLAIN}"): Budget(16, 80, 4, 20, None),
+    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{ONE}"): Budget(32, 96, 8, 11.5),
+    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{BLOCK}"): Budget(16, 96, 6, 16),
+    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{SHARED}"): Budget(16, 104, 8, 19.5),
+    ("bn_act_moments_backward", f"row_map_kernel{NCHW2}{SHARED}"): Budget(16, 80, 8, 18.5),
+    ("bn_act_moments_backward", f"pixel_map_kernel{POOLED}{ONE}"): Budget(32, 96, 5, 11),
+    ("bn_act_moments_backward", f"row_map_kernel{NCHW}{ONE}"): Budget(32, 72, 8, 10.5),
+    ("bn_act_moments_backward", f"flat_map_kernel{FLAT}{ONE}"): Budget(16, 80, 4, 20, None),
     ("norm_act", f"pixel_map_kernel{NHWC}"): Budget(32, 64, 4, 6),
     ("norm_act", f"pixel_map_kernel{POOLED}"): Budget(32, 64, 4, 6.5),
     ("norm_act", f"row_map_kernel{NCHW}"): Budget(32, 48, 4, 5),

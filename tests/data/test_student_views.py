@@ -1,11 +1,12 @@
 """The schedule of views: replay from seeds, coverage, and labels that match the pixels."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from ltdd.config import EvaluationConfig
 from ltdd.data.augmentation import student_views
@@ -103,6 +104,30 @@ def test_changed_pictures_do_not_depend_on_where_training_starts(
         assert len(shown) == 8 - first
         for one, other in zip(shown, alone[first:], strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "together"),
+    [("cpu", 10, 16), ("cpu", 1000, 1), ("cuda", 10, 64), ("cuda", 500, 43), ("cuda", 100_000, 1)],
+)
+def test_randaugment_changes_many_epochs_at_once_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, device: str, images: int, together: int
+) -> None:
+    plan, made = schedule(randaugment=True, images=images, epochs=150), []
+
+    def note(own: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        made.append(len(generators))
+        return own.new_empty(len(generators), *own.shape)
+
+    monkeypatch.setattr(student_views, "rand_augment", note)
+    with FakeTensorMode():  # stands in for a GPU
+        own = torch.empty(images, 3, 32, 32, dtype=torch.uint8, device=device)
+        assert len(list(plan.pictures(own))) == 150
+        assert all(block.start % together == 0 for block in plan.blocks(own))
+    whole, rest = divmod(150, together)
+    assert made == [together] * whole + [rest] * (rest > 0)
+    limit = student_views.AUGMENTED_BYTES[device]
+    assert together == 1 or together * own.nbytes <= limit
 
 
 def test_randaugment_draws_for_every_image() -> None:

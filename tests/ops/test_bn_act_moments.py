@@ -16,6 +16,7 @@ from ops.cases import (
 
 import ltdd_ext
 from ltdd_ext import reference
+from ltdd_ext.bn_act_moments import bn_act_moments_shared
 
 SHAPES = [
     (2, 3, 8, 8),
@@ -173,6 +174,8 @@ def test_opcheck(device):
                     op.bn_act_moments_backward.default,
                     (y, mean, m2, x.detach(), k, h, residual, mean, 1, pool),
                 )
+        given = (x.detach(), mean, m2, x.detach(), k, h, residual, mean, 1, 1, x.detach())
+        torch.library.opcheck(op.bn_act_moments_backward.default, given)
 
 
 @pytest.mark.parametrize("layout", ["rows", "pixels"])
@@ -251,3 +254,81 @@ def test_bad_arguments(api, changes, error, message):
     with pytest.raises(error) as caught:
         api.bn_act_moments(**call)
     assert str(caught.value) == "bn_act_moments: expected " + message
+
+
+# --- an output that two layers read ---
+
+
+def readers_and_sum(x, residual, k, h, act, order):
+    """Gradients by way of two outputs, and by way of one that autograd has to add up."""
+    inputs = [one for one in (x, residual) if one is not None]
+    grads = [
+        torch.randn(x.shape, dtype=torch.float64).to(x).contiguous(memory_format=one)
+        for one in order
+    ]
+    rows = [torch.randn(x.shape[:2], dtype=torch.float64, device=x.device) for _ in range(2)]
+    y, shortcut, *moments = bn_act_moments_shared(x, k, h, residual, act)
+    got = torch.autograd.grad([y, shortcut, *moments], inputs, [*grads, *rows])
+    one, *again = ltdd_ext.bn_act_moments(x, k, h, residual, act)
+    assert torch.equal(y, one)
+    assert y.data_ptr() == shortcut.data_ptr()
+    assert all(torch.equal(a, b) for a, b in zip(moments, again, strict=True))
+    wanted = torch.autograd.grad([one, *again], inputs, [grads[0] + grads[1], *rows])
+    return got, wanted
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+@pytest.mark.parametrize("act", ["none", "relu"])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_of_two_readers_have_the_bits_of_their_sum(
+    shape, with_residual, act, layout, dtype, device
+):
+    x = activation(shape, dtype, layout, device).requires_grad_()
+    k, h = coefficients(shape[1], dtype, device)
+    residual = None
+    if with_residual:
+        residual = activation(shape, dtype, layout, device, seed=1).requires_grad_()
+    orders = (torch.contiguous_format, torch.channels_last)
+    for got, wanted in zip(
+        *readers_and_sum(x, residual, k, h, act, orders if len(shape) == 4 else orders[:1] * 2),
+        strict=True,
+    ):
+        assert torch.equal(got, wanted)
+        assert got.stride() == wanted.stride()
+
+
+def test_two_readers_are_differentiated_any_number_of_times(device):
+    x = activation((2, 3, 3, 4), torch.float64, "rows", device).requires_grad_()
+    residual = activation((2, 3, 3, 4), torch.float64, "pixels", device, seed=1).requires_grad_()
+    k, h = coefficients(3, torch.float64, device)
+
+    def read(x, residual):
+        y, shortcut, mean, m2 = bn_act_moments_shared(x, k, h, residual, "relu")
+        return y.sin(), shortcut.square(), mean, m2
+
+    assert torch.autograd.gradcheck(read, (x, residual))
+    assert torch.autograd.gradgradcheck(read, (x, residual))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        for output in bn_act_moments_shared(dual, k, h, None, "relu"):
+            assert torch.autograd.forward_ad.unpack_dual(output).tangent is not None
+
+
+def test_one_of_two_readers_may_want_nothing(device):
+    x = activation((2, 3, 4, 4), device=device).requires_grad_()
+    k, h = coefficients(3, torch.float32, device)
+    shortcut = bn_act_moments_shared(x, k, h, None, "relu")[1]
+    (got,) = torch.autograd.grad(shortcut.square().sum(), x)
+    (wanted,) = torch.autograd.grad(ltdd_ext.bn_act_moments(x, k, h)[0].square().sum(), x)
+    assert torch.equal(got, wanted)
+    constants = bn_act_moments_shared(x.detach(), k, h, None, "relu")
+    assert not any(one.requires_grad for one in constants)
+
+
+def test_readers_of_a_pooled_output_are_not_two(device):
+    x, (k, h) = activation((2, 5, 4, 6), device=device), coefficients(5, torch.float32, device)
+    y, mean, m2 = ltdd_ext.bn_act_moments(x, k, h, pool="avg2")
+    with pytest.raises(ValueError, match="expected no grad_shortcut with pool"):
+        torch.ops.ltdd_ext.bn_act_moments_backward(y, mean, m2, x, k, h, None, mean, 1, 2, y)

@@ -156,6 +156,75 @@ def test_everything_that_follows_is_fused(name, expected):
     assert counts == expected
 
 
+def shared(observed: nn.Module) -> int:
+    return sum(isinstance(m, FusedBatchNorm) and m.shared for m in observed.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 7),  # every block but the last; an nn.Identity is behind the stem
+        ("resnet32", 15),
+        ("torchvision-resnet18", 7),  # its stem is pooled first
+        ("torchvision-resnet50", 15),
+        ("convnet3_bn", 0),
+        ("torchvision-densenet", 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_block_and_shortcut_are_added_where_they_are_read(
+    monkeypatch, name, count, dtype
+):
+    """The same bits as where autograd adds them."""
+    torch.manual_seed(1)
+    model = settle(NETWORKS[name]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        observed = convert_observer(copy.deepcopy(model))
+        monkeypatch.setattr(ltdd_ext.nn, "_share", lambda *_: None)
+        plain = convert_observer(model)
+    assert (shared(observed), shared(plain)) == (count, 0)
+    x = torch.randn(2, 3, 32, 32)
+    results = []
+    for network in (observed, plain):
+        own = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output, moments = network(own)
+        loss = output.float().square().sum() + sum(rows.m2.sum() for rows in moments)
+        results.append((output, *(rows.m2 for rows in moments), *torch.autograd.grad(loss, own)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class Overwriting(nn.Module):
+    """Two layers read the first norm's output; what the second one is decides."""
+
+    def __init__(self, second: nn.Module, view: bool) -> None:
+        super().__init__()
+        self.view = view
+        self.conv, self.norm, self.next = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.second, self.last = second, nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x)))
+        z = self.last(self.next(y))
+        return z * self.second(y[:, :] if self.view else y)
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize(
+    ("second", "count"), [(nn.Conv2d(4, 4, 3, padding=1), 1), (nn.ReLU(inplace=True), 0)]
+)
+def test_only_layers_that_read_share_an_output(second, count, view):
+    model = settle(Overwriting(second, view))
+    x = torch.randn(2, 3, 5, 5)
+    wanted = copy.deepcopy(model)(x)
+    observed = convert_observer(model)
+    assert shared(observed) == count
+    torch.testing.assert_close(observed(x)[0], wanted)
+    plain = convert_observer(settle(Overwriting(copy.deepcopy(second), view)), ops=reference)
+    assert plain(x)[0].shape == wanted.shape
+
+
 @pytest.mark.parametrize(
     ("name", "convolutions"),
     [("convnet3_bn", 3), ("resnet18", 14), ("resnet32", 29), ("torchvision-resnet18", 13)],

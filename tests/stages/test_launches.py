@@ -17,16 +17,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltdd.config import EvaluationConfig, ExpertsConfig
+from ltdd.config import EvaluationConfig, ExpertsConfig, RecoveryConfig, StatisticsConfig
 from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import PackedLogits
+from ltdd.engine import cast_weights
 from ltdd.engine.runtime import Runtime
 from ltdd.models import build_model
 from ltdd.stages.evaluation import training
 from ltdd.stages.experts import training as expert_training
 from ltdd.stages.label_sources import StoredLabels
+from ltdd.stages.recovery import alignment
+from ltdd.stages.run import InitialImages
+from ltdd.stages.statistics import class_statistics
 from ltdd_ext import _convolution
 
 WITHOUT_WORK = (
@@ -87,7 +91,7 @@ def images() -> LongTailedData:
 
 @pytest.mark.parametrize(
     ("architecture", "optimizer", "bound"),
-    [("convnet3", "adamw", 94), ("convnet3", "muon", 160), ("convnet3_bn", "adamw", 131)],
+    [("convnet3", "adamw", 82), ("convnet3", "muon", 148), ("convnet3_bn", "adamw", 119)],
 )
 def test_a_student(
     monkeypatch: pytest.MonkeyPatch,
@@ -125,4 +129,22 @@ def test_an_expert(
     config = ExpertsConfig(batch_size=8)
     given = ("observer", architecture, images, config, True, BF16)
     steps = count(monkeypatch, expert_training, lambda: expert_training.train_expert(*given))
+    assert 50 < steps <= bound
+
+
+@pytest.mark.parametrize(
+    ("architecture", "bound"), [("convnet3_bn", 59), ("resnet18", 132), ("resnet32", 183)]
+)
+def test_recovery(
+    monkeypatch: pytest.MonkeyPatch, images: LongTailedData, architecture: str, bound: int
+) -> None:
+    monkeypatch.setattr(alignment, "SHARES", 1)  # as on a GPU
+    monkeypatch.setattr(cast_weights, "CAST_ONCE_ON", {"cpu"})
+    targets, network = StatisticsConfig(), build_model(architecture, CLASSES, 32, 3)
+    observed = alignment.Observed(network, class_statistics(network, images, targets, BF16))
+    labels = torch.arange(CLASSES)
+    start = InitialImages(torch.rand(CLASSES, 3, 32, 32), labels, torch.full_like(labels, -1))
+    spec, config = images.spec(flip=True), RecoveryConfig()
+    given = (start, [observed], spec, config, targets, BF16)
+    steps = count(monkeypatch, alignment, lambda: alignment.align_images(*given))
     assert 50 < steps <= bound

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from ltdd.config import StatisticsConfig
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine.finite import check_each
 from ltdd.engine.runtime import Runtime
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.observer import batch_norm_layers
+from ltdd.stages import statistics
 from ltdd.stages.alignment_targets import (
     LayerStatistics,
     LayerTargets,
@@ -115,6 +118,26 @@ def test_the_observer_stays_as_it_was(
     # The checkpoint's own statistics travel along.
     assert layers[0].running_mean.tolist() == [0.25] * 6
     assert layers[0].running_var.tolist() == [1.0] * 6
+
+
+def test_a_batch_is_looked_at_once(
+    observer: nn.Module, data: LongTailedData, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def note(values: Tensor, stage: str, named: Sequence[tuple[str, int]]) -> None:
+        looks.append(len(values))
+        check_each(values, stage, named)
+
+    monkeypatch.setattr(statistics, "check_each", note)
+    calibrate(observer, data, runtime, 10)
+    layers = len(batch_norm_layers(observer))
+    assert layers > 1
+    assert looks == [layers] * 4  # of 34 images
+    with torch.no_grad():
+        batch_norm_layers(observer)[0].weight[2] = torch.nan
+    with pytest.raises(UserError, match="statistics: expected a finite moment of layer 1 at step "):
+        calibrate(observer, data, runtime, 10)
 
 
 def test_a_network_without_batch_norm_is_refused() -> None:

@@ -1,8 +1,8 @@
-"""Weights in bfloat16, cast together once a step instead of one by one.
+"""Weights in bfloat16, cast together instead of one by one in every step.
 
 Autocast casts each weight of a convolution or linear layer by itself, and its gradient back: two
 launches a weight, of which a small network has as many as of anything else. Here one call casts all
-weights, and another all gradients. The numbers are the same.
+weights of a step, and another all gradients; frozen ones are cast once. The numbers are the same.
 """
 
 from __future__ import annotations
@@ -14,9 +14,42 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ltdd.engine.cuda_graphs import is_known
 from ltdd.engine.runtime import Runtime
 
+CAST_ONCE_ON = frozenset({"cuda"})  # kinds of devices where frozen weights are
 _CAST_LAYERS = (nn.Conv2d, nn.Linear)  # whose weights and biases autocast casts
+
+
+@contextmanager
+def frozen_weights_cast(network: nn.Module, runtime: Runtime) -> Iterator[None]:
+    """Have the layers of a frozen network use weights that are cast already, inside the block.
+
+    Layers of anybody else's code stay as they are: they may do otherwise with their weights than
+    autocast does. So do all on a CPU, where the casts are little beside the products, and where a
+    kernel for few channels reads the weights before they are rounded. With precision ``fp32`` there
+    is nothing to cast.
+
+    Args:
+        network: on its device; it does not change inside the block.
+        runtime: device and precision.
+    """
+    on = runtime.device.type in CAST_ONCE_ON
+    casts = on and runtime.precision == "bf16" and is_known(network)
+    places = [
+        (module, name, weight)
+        for module in network.modules()
+        if casts and type(module) in _CAST_LAYERS
+        for name, weight in module.named_parameters(recurse=False)
+        if not weight.requires_grad
+    ]
+    try:
+        for module, name, weight in places:
+            module._parameters[name] = nn.Parameter(weight.bfloat16(), requires_grad=False)
+        yield
+    finally:
+        for module, name, weight in places:
+            module._parameters[name] = weight
 
 
 class CastWeights:

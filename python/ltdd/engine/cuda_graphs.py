@@ -22,8 +22,13 @@ from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import leaves, map_tensors, shapes, to_device
 
 REHEARSALS = 3  # ordinary steps before one is recorded: libraries choose their kernels in these
-# Whose layers never read from the device.
+# Whose layers never read from the device, and leave casts to autocast.
 _KNOWN = frozenset({"torch", "torchvision", "ltdd", "ltdd_ext"})
+
+
+def is_known(network: nn.Module) -> bool:
+    """Return whether no layer of a network is anybody else's code."""
+    return {type(module).__module__.partition(".")[0] for module in network.modules()} <= _KNOWN
 
 
 class RecordedSteps:
@@ -51,8 +56,7 @@ class RecordedSteps:
         recordable: bool = True,
     ) -> None:
         self._step, self._runtime = step, runtime
-        owners = {type(module).__module__.partition(".")[0] for module in network.modules()}
-        self._may_record = recordable and runtime.device.type == "cuda" and owners <= _KNOWN
+        self._may_record = recordable and runtime.device.type == "cuda" and is_known(network)
         self._side = torch.cuda.Stream(runtime.device) if self._may_record else None
         self._calls: dict[Any, int] = {}
         self._recorded: dict[Any, _Recording] = {}

@@ -31,24 +31,20 @@ def check_all_finite(where: str, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def mean_of_losses(losses: Sequence[Tensor], stage: str, first: int) -> float:
-    """Return the mean of the losses of an epoch's steps.
-
-    They are looked at together, so that a GPU does not wait for the host in every step.
+def check_each(values: Tensor, stage: str, named: Sequence[tuple[str, int]]) -> None:
+    """Refuse numbers that are NaN or infinite.
 
     Args:
-        losses: scalars, at least one.
+        values: (n,), on the CPU: fetched together, so that a GPU is waited for once.
         stage: named in the message.
-        first: number of the first step.
+        named: what each is, and its step.
 
     Raises:
-        UserError: one is NaN or infinite; the message names the stage and the first such step.
+        UserError: as `check_finite`, of the first of them.
     """
-    device = losses[-1].device  # those of a checkpoint are on the CPU
-    values = torch.stack([loss.to(device) for loss in losses]).cpu()
-    for step in torch.nonzero(~values.isfinite()).flatten().tolist():
-        check_finite(values[step], stage, first + step, "loss")
-    return float(values.mean())
+    for number in torch.nonzero(~values.isfinite()).flatten().tolist():
+        what, step = named[number]
+        check_finite(values[number], stage, step, what)
 
 
 def check_finite(value: Tensor, stage: str, step: int, what: str) -> float:

@@ -18,13 +18,10 @@ class Epoch:
 
     Attributes:
         number: from 0.
-        losses: of the steps that are done, for the loop to append to; restored in the epoch that a
-            stopped process was in.
     """
 
     def __init__(self, number: int, runtime: Runtime, state: Mapping[str, Any]) -> None:
         self.number = number
-        self.losses: list[Tensor] = state.get("losses", [])
         self._runtime, self._state = runtime, state
 
     def steps(
@@ -37,7 +34,8 @@ class Epoch:
 
         Args:
             items: one per step of the epoch, the same ones in every process; steps count from 1.
-            parts: by name, what the steps change: networks, optimizers, schedules, tensors.
+            parts: by name, what the steps change: networks, optimizers, schedules, tensors;
+                and the `LossWatch` that is told of them.
             generator: what the steps draw from; its state is kept too.
         """
         if generator is not None and "generator" in self._state:
@@ -47,7 +45,7 @@ class Epoch:
                 continue
             yield number, item
             drawn = {} if generator is None else {"generator": generator.get_state()}
-            place = {"epoch": self.number, "step": number, "losses": self.losses}
+            place = {"epoch": self.number, "step": number}
             self._runtime.checkpoint.step(**parts, **place, **drawn)
 
 

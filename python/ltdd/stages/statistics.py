@@ -21,7 +21,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.chunks import Chunks
 from ltdd.engine.distributed.ranks import current
 from ltdd.engine.distributed.units import share_out
-from ltdd.engine.finite import check_finite
+from ltdd.engine.finite import check_each
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.watching.progress import Progress
@@ -228,9 +228,11 @@ def _fold(
 
         for owners, moments in chunks.map(observe, len(labels)):
             states = states or [_empty_state(spec, rows.mean.shape[1], runtime) for rows in moments]
-            for layer, (state, rows) in enumerate(zip(states, moments, strict=True)):
-                # Every pixel is in the second moment, so it tells about the mean too.
-                check_finite(rows.m2.sum(), "statistics", step, f"moment of layer {layer}")
+            # Every pixel is in the second moment, so it tells about the mean too.
+            spreads = torch.stack([rows.m2.sum() for rows in moments]).cpu()
+            names = [(f"moment of layer {layer}", step) for layer in range(len(moments))]
+            check_each(spreads, "statistics", names)
+            for state, rows in zip(states, moments, strict=True):
                 runtime.ops.class_moments_update_(
                     *state, rows.mean, rows.m2, rows.spatial_size, owners
                 )

@@ -109,11 +109,16 @@ def random_crops(n: int, min_scale: float, flip: bool, generator: torch.Generato
 
 
 def _resampling_matrices(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Return (N, size, size) bilinear matrices that stretch [start, start+length] over the axis."""
+    """Return (..., size, size) bilinear matrices that stretch [start, start+length] over an axis.
+
+    Args:
+        start, length: (...), as fractions of the axis.
+        size: of the axis, in pixels.
+    """
     grid = torch.arange(size, device=start.device, dtype=torch.float32)
-    source = (start[:, None] + length[:, None] * (grid + 0.5) / size) * size - 0.5
+    source = (start[..., None] + length[..., None] * (grid + 0.5) / size) * size - 0.5
     source = source.clamp(0, size - 1)
-    return (1 - (source[:, :, None] - grid).abs()).clamp_min(0)
+    return (1 - (source[..., None] - grid).abs()).clamp_min(0)
 
 
 def crop(images: Tensor, crops: Crops) -> Tensor:
@@ -127,9 +132,13 @@ def crop(images: Tensor, crops: Crops) -> Tensor:
         float32 (N, C, H, W), channels_last.
     """
     crops = to_device(crops, images.device)
-    top, left, height, width = crops.boxes.unbind(1)
-    vertical = _resampling_matrices(top, height, images.shape[2])
-    horizontal = _resampling_matrices(left, width, images.shape[3])
+    height, width = images.shape[2:]
+    starts, lengths = crops.boxes.T.unflatten(0, (2, 2))
+    if height == width:  # both axes in one go: on a GPU the launches are what it costs
+        vertical, horizontal = _resampling_matrices(starts, lengths, height)
+    else:
+        vertical = _resampling_matrices(starts[0], lengths[0], height)
+        horizontal = _resampling_matrices(starts[1], lengths[1], width)
     horizontal = torch.where(crops.mirrored[:, None, None], horizontal.flip(1), horizontal)
     with torch.autocast(images.device.type, enabled=False):
         rows = torch.matmul(vertical[:, None], images)

@@ -32,7 +32,8 @@ from ltdd.data.augmentation.dsa import DsaDraw, DsaMode, apply_dsa, draw_dsa, us
 from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.engine.runtime import stream_seed
 
-MOST_EPOCHS = 16  # that RandAugment changes at once
+# That RandAugment changes at once: its 600 launches take as long for many images as for few.
+MOST_EPOCHS = {"cpu": 16, "cuda": 64}
 MOST_BLOCKS = 64  # into which short trainings are divided
 AUGMENTED_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images, and no more than that at once
 PADDING_SHARE = 1 / 8  # of the side, by which windows may move
@@ -120,12 +121,14 @@ class ViewSchedule:
         """Return all epochs in blocks: each may be asked for by itself without loss."""
         epochs = self.config.epochs
         together = self._together(images) if self.config.randaugment else 1
-        size = together * max(1, min(MOST_EPOCHS, -(-epochs // MOST_BLOCKS)) // together)
+        most = MOST_EPOCHS[images.device.type]
+        size = together * max(1, min(most, -(-epochs // MOST_BLOCKS)) // together)
         return [range(start, min(start + size, epochs)) for start in range(0, epochs, size)]
 
     def _together(self, images: Tensor) -> int:
         """Return how many epochs RandAugment changes at once."""
-        return max(1, min(MOST_EPOCHS, AUGMENTED_BYTES[images.device.type] // images.nbytes))
+        kind = images.device.type
+        return max(1, min(MOST_EPOCHS[kind], AUGMENTED_BYTES[kind] // images.nbytes))
 
     def _change(self, count: int, generator: torch.Generator) -> Crops | Windows | DsaDraw:
         kind = self.config.augmentation

@@ -23,7 +23,7 @@ from ltdd.engine.run_options import CHECKPOINT_SECONDS
 from ltdd.engine.storage.files import read_sealed_tensors, write_sealed_tensors
 from ltdd.errors import UserError
 
-_FORMAT = "5"  # raise it when a stage's state changes; older checkpoints are then started over
+_FORMAT = "6"  # raise it when a stage's state changes; older checkpoints are then started over
 SUFFIX = ".checkpoint"
 _LARGEST_SHARE = 0.03  # of a stage's time that may go into saving
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.engine.cast_weights import CastWeights
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps
-from ltdd.engine.finite import mean_of_losses
+from ltdd.engine.loss_watch import LossWatch
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.evaluation.loss import student_loss
@@ -67,7 +68,9 @@ def train_student(
     images, labels = shown.images.to(device), shown.labels.to(device)
     optimizer = build_optimizer(model, config, device)
     factor = LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
+    losses = LossWatch(f"evaluation: {name.who}", runtime)
     parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "factor": factor}
+    parts["losses"] = losses
 
     def take(view: View, picked: Tensor, rows: Tensor) -> Tensor:
         batch = render(view, picked, mean, std)
@@ -93,14 +96,16 @@ def train_student(
             for step, (view, start) in epoch.steps(zip(views, starts, strict=False), parts):
                 picked = picture[view.indices.to(device, non_blocking=True)]
                 rows = source.rows(epoch.number, start, len(view.indices))
-                epoch.losses.append(training(view, picked, rows))
+                losses.add(epoch.number * len(views) + step - 1, training(view, picked, rows))
                 if step == len(views):
                     factor.step()
             progress.step(images=len(labels))
-            first_step = epoch.number * len(views)
-            loss = mean_of_losses(epoch.losses, f"evaluation: {name.who}", first_step)
-            if epoch.number % LOG_EVERY == 0 or epoch.number == config.epochs - 1:
-                runtime.log.write(
-                    "student", who=name.who, seed=name.number, epoch=epoch.number, loss=loss
-                )
+            logged = epoch.number % LOG_EVERY == 0 or epoch.number == config.epochs - 1
+            losses.end_group(partial(_write, runtime, name, epoch.number) if logged else None)
+        losses.settle()
     return averaged.module.eval()
+
+
+def _write(runtime: Runtime, name: StudentName, epoch: int, losses: Tensor) -> None:
+    mean = float(losses.mean())
+    runtime.log.write("student", who=name.who, seed=name.number, epoch=epoch, loss=mean)

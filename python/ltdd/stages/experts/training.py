@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ltdd.engine.cast_weights import CastWeights
 from ltdd.engine.chunks import whole_batch
 from ltdd.engine.cuda_graphs import MovingAverage, RecordedSteps, adjustable_rate
 from ltdd.engine.distributed.ranks import current
-from ltdd.engine.finite import mean_of_losses
+from ltdd.engine.loss_watch import LossWatch
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import to_device
@@ -121,7 +122,9 @@ def train_expert(
         return parallel.mean(loss.detach())
 
     training = RecordedSteps(take, network, runtime, recordable=not parallel.divides)
+    losses = LossWatch(f"experts: {role}", runtime)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    parts["losses"] = losses
     if averaged is not None:
         parts["averaged"] = averaged
     course = Resumable(runtime)
@@ -139,19 +142,24 @@ def train_expert(
             shown = order[: steps * batch_size].view(steps, batch_size)
             for number, indices in epoch.steps(shown, parts, generator):
                 drawn = part_of(objective.draw(indices, generator), parallel.rows)
-                epoch.losses.append(training(drawn, share, variant=size))
+                loss = training(drawn, share, variant=size)
+                losses.add(epoch.number * steps + number, loss)
                 if step_every_batch or number == steps:
                     schedule.step()
                 progress.step(images=batch_size)
-            first_step = epoch.number * steps + 1
-            loss = mean_of_losses(epoch.losses, f"experts: {role}", first_step)
-            runtime.log.write("train", stage="experts", role=role, epoch=epoch.number, loss=loss)
+            losses.end_group(partial(_write, runtime, role, epoch.number))
+        losses.settle()
     resume_counting(network, counts, total)
     if averaged is not None:
         resume_counting(averaged.module, counts, total)
         module = _finished(averaged.module, objective, len(data.train_labels), parallel, role)
         return module.eval().requires_grad_(False)
     return backbone.eval().requires_grad_(False)
+
+
+def _write(runtime: Runtime, role: str, epoch: int, losses: Tensor) -> None:
+    mean = float(losses.mean())
+    runtime.log.write("train", stage="experts", role=role, epoch=epoch, loss=mean)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.image_spec import ImageSpec
+from ltdd.engine.cast_weights import frozen_weights_cast
 from ltdd.engine.chunks import Chunks, agreed
 from ltdd.engine.cuda_graphs import RecordedSteps, adjustable_rate
 from ltdd.engine.distributed.ranks import Ranks, current
 from ltdd.engine.distributed.units import Units
-from ltdd.engine.finite import check_finite
+from ltdd.engine.loss_watch import LossWatch
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.models.observer import Observer
@@ -102,26 +104,24 @@ def align_images(
         ]
         shares = _shares(len(own), runtime.device) if shared else [range(len(own))]
         batch = _Batch(images[plan[number]], own, shares, aims, spec, config, chunks, runtime)
-        course = Resumable(runtime)
-        course.restore(batch.parts)
+        course, losses = Resumable(runtime), LossWatch("recovery", runtime)
+        parts = {**batch.parts, "losses": losses}
+        course.restore(parts)
         networks = nn.ModuleList(aim.recorder.network for aim in aims)
         recordable = _is_recordable(config, runtime) and current().world == 1
         steps = RecordedSteps(batch.step, networks, runtime, recordable)
-        for epoch in course.epochs(1):
-            for step, _ in epoch.steps(range(config.iterations), batch.parts):
-                iteration = step - 1
-                losses = batch.advance(steps, number, iteration)
-                loss = check_finite(losses.loss, "recovery", iteration, "loss")
-                if iteration % LOG_EVERY == 0 or step == config.iterations:
-                    runtime.log.write(
-                        "recover",
-                        iteration=iteration,
-                        batch=number,
-                        loss=loss,
-                        alignment=float(losses.alignment),
-                        cross_entropy=float(losses.cross_entropy),
-                    )
-                progress.step(f"loss {loss:.3f}", len(own))
+        with frozen_weights_cast(networks, runtime):
+            for epoch in course.epochs(1):
+                for step, _ in epoch.steps(range(config.iterations), parts):
+                    iteration = step - 1
+                    losses.add(iteration, batch.advance(steps, number, iteration))
+                    logged = iteration % LOG_EVERY == 0 or step == config.iterations
+                    if logged or not losses.delayed:
+                        told = partial(_write, runtime, number, iteration) if logged else None
+                        losses.end_group(told)
+                    note = "" if losses.newest is None else f"loss {losses.newest:.3f}"
+                    progress.step(note, len(own))
+        losses.settle()
         return {"images": batch.images()}
 
     sizes = list(map(len, plan))
@@ -154,12 +154,17 @@ def _is_recordable(config: RecoveryConfig, runtime: Runtime) -> bool:
     return runtime.backend == "compiled" and not config.hook_drop and not config.eigen_weight
 
 
-class _Losses(NamedTuple):
-    """The parts of the objective, float64 scalars on the CPU."""
-
-    loss: Tensor
-    alignment: Tensor
-    cross_entropy: Tensor
+def _write(runtime: Runtime, batch: int, iteration: int, losses: Tensor) -> None:
+    """Write the last of the losses (n, 3) that were looked at together."""
+    loss, alignment, cross_entropy = losses[-1].tolist()
+    runtime.log.write(
+        "recover",
+        iteration=iteration,
+        batch=batch,
+        loss=loss,
+        alignment=alignment,
+        cross_entropy=cross_entropy,
+    )
 
 
 class _Batch:
@@ -209,8 +214,8 @@ class _Batch:
         """Return the images as they are now, float32 in [0, 1], on the CPU."""
         return (self._pixels.detach() * self._std + self._mean).clamp(0, 1).cpu()
 
-    def advance(self, steps: RecordedSteps, number: int, iteration: int) -> _Losses:
-        """Take one step: every image draws a crop, and one observer looks.
+    def advance(self, steps: RecordedSteps, number: int, iteration: int) -> Tensor:
+        """Take one step: every image draws a crop, and one observer looks; return its losses.
 
         Args:
             steps: calls `step`.
@@ -225,10 +230,10 @@ class _Batch:
             lambda chunk: steps(shown, variant=(observer, chunk, kept)), len(self._labels)
         )
         self._schedule.step()
-        return _Losses(*losses.cpu())
+        return losses
 
     def step(self, shown: Shown, how: _How) -> Tensor:
-        """Move the pixels by the gradient that one observer gives; return the parts of `_Losses`.
+        """Move the pixels by the gradient that one observer gives; return the losses.
 
         Args:
             shown: of all images.
@@ -240,13 +245,13 @@ class _Batch:
         aim.keep_estimate()
         self._optimizer.step()
         with torch.no_grad():
-            self._pixels.copy_(torch.clamp(self._pixels, *self._bounds))
+            self._pixels.clamp_(*self._bounds)
         return losses
 
     def _set_gradient(
         self, aim: Aim, shown: Shown, chunk: int, kept: tuple[str, ...] | None
     ) -> Tensor:
-        """Set the gradient of the pixels; return the parts of `_Losses`.
+        """Set the gradient of the pixels; return loss, alignment and cross-entropy, float64 (3,).
 
         The objective is one of the whole batch, but it sees the images through a few rows each:
         moments and logits. Its gradient by these rows is all that an image's own backward pass
@@ -279,7 +284,7 @@ class _Batch:
         passes = agreed(look)
         sizes = passes[0][1]
         columns = zip(*(own for own, _ in passes), strict=True)
-        own = [torch.cat(column).detach()[:mine] for column in columns]
+        own = [_joined(column).detach()[:mine] for column in columns]
         rows = [column.requires_grad_() for column in _join_columns(own, lengths, ranks)]
         logits, means, m2s = rows[0], rows[1::2], rows[2::2]
         alignment = aim.alignment(means, m2s, sizes, kept)
@@ -306,7 +311,9 @@ class _Batch:
 
     def _rows(self, aim: Aim, shown: Shown, part: slice) -> tuple[list[Tensor], list[int]]:
         """Return logits, then mean and m2 of every layer, of a part; and the layers' pixels."""
-        views = show(self._pixels[part], shown.part(part), self._padding)
+        whole = len(range(*part.indices(len(self._pixels)))) == len(self._pixels)
+        pixels = self._pixels if whole else self._pixels[part]
+        views = show(pixels, shown.part(part), self._padding)
         with self._runtime.autocast():
             logits, moments = aim.recorder(views)
         rows = [logits.float(), *(row for layer in moments for row in (layer.mean, layer.m2))]
@@ -328,6 +335,11 @@ def _shares(count: int, device: torch.device) -> list[range]:
 def _part(shares: Sequence[range], rank: int, world: int) -> Sequence[range]:
     """Return the shares of a rank; there may be none."""
     return shares[len(shares) * rank // world : len(shares) * (rank + 1) // world]
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Return parts one after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _join_columns(columns: list[Tensor], lengths: list[int], ranks: Ranks) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from ltdd.data.augmentation.dsa import DsaDraw, apply_dsa, draw_dsa, usable_oper
 from ltdd.data.augmentation.expert_batches import fits
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.cuda_graphs import RecordedSteps
-from ltdd.engine.finite import mean_of_losses
+from ltdd.engine.loss_watch import LossWatch
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.models.flat_network import FlatNetwork
@@ -100,8 +101,8 @@ def train_expert(
         return losses[0]
 
     training = RecordedSteps(take, network.network, runtime)
-    resumable = Resumable(runtime)
-    parts = {"theta": theta, "snapshots": snapshots}
+    resumable, losses = Resumable(runtime), LossWatch(f"trajectories: {course.who}", runtime)
+    parts = {"theta": theta, "snapshots": snapshots, "losses": losses}
     resumable.restore(parts)
     total, done = course.epochs * batches.count, resumable.first * batches.count + resumable.step
     title = f"trajectories: {course.who} {course.number + 1}/{config.trajectories}"
@@ -110,26 +111,32 @@ def train_expert(
             generator = runtime.stream("trajectories", course.who, course.number, epoch.number)
             order = batches.order(generator)
             for number, rows in epoch.steps(order, parts, generator):
-                epoch.losses.append(training(*batches.draw(rows, generator)))
+                loss = training(*batches.draw(rows, generator))
+                losses.add(epoch.number * batches.count + number, loss)
                 if number == batches.count and epoch.number < course.kept:
                     snapshots[epoch.number + 1] = theta.cpu()
                 progress.step(images=len(rows))
-            first_step = epoch.number * batches.count + 1
-            loss = mean_of_losses(epoch.losses, f"trajectories: {course.who}", first_step)
             now, before = epoch.number + 1, epoch.number + 1 - config.expert_epochs
             moved = {}
             if before >= 0 and now <= course.kept:
                 moved["moved"] = float((snapshots[now] - snapshots[before]).norm())
-            runtime.log.write(
-                "train",
-                stage="trajectories",
-                role=course.who,
-                seed=course.number,
-                epoch=epoch.number,
-                loss=loss,
-                **moved,
-            )
+            losses.end_group(partial(_write, runtime, course, epoch.number, moved))
+        losses.settle()
     return {"snapshots": snapshots, "last": theta.cpu()}
+
+
+def _write(
+    runtime: Runtime, course: Course, epoch: int, moved: dict[str, float], losses: Tensor
+) -> None:
+    runtime.log.write(
+        "train",
+        stage="trajectories",
+        role=course.who,
+        seed=course.number,
+        epoch=epoch,
+        loss=float(losses.mean()),
+        **moved,
+    )
 
 
 class _Batches:
