@@ -27,6 +27,8 @@ _OF_ROLES = tuple(f"{role}_{name}" for role in ("observer", "teacher") for name 
 _IMITATION = (
     "distil_from",
     "distil_from_weights",
+    "distil_from_epochs",
+    "distil_from_resizing",
     "distil_share",
     "distil_temperature",
     "distil_prior",
@@ -43,7 +45,8 @@ class _Experts(Stage):
     NOT_IN_KEYS = (
         "observer", "teacher", "extra_observers", "extra_teachers",
         "observer_weights", "teacher_weights", "class_map", "init_weights",
-        "distil_from", "distil_from_weights", "teacher_course", *_OF_ROLES,
+        "distil_from", "distil_from_weights", "distil_from_epochs", "distil_from_resizing",
+        "teacher_course", *_OF_ROLES,
     )  # fmt: skip
 
     observer: str = "resnet18"
@@ -72,6 +75,10 @@ class _Experts(Stage):
     then imitate its logits on every view (arXiv:1503.02531)."""
     distil_from_weights: str | None = None
     """File with the master's weights; it is then not trained."""
+    distil_from_epochs: Count | None = None
+    """Epochs of the master; None: `epochs`."""
+    distil_from_resizing: bool | None = None
+    """`progressive_resizing` of the master; None: as all."""
     distil_share: Annotated[Number, Interval(ge=0, le=1)] = 0.9
     """Weight of the imitation; what an expert minimises otherwise has the rest."""
     distil_temperature: Temperature = 1.0
@@ -145,6 +152,10 @@ class _Experts(Stage):
         if role == "master":
             defaults = {spec.name: spec.default for spec in fields_of(_Experts)}
             changes |= {name: defaults[name] for name in _IMITATION}
+            if self.distil_from_epochs is not None:
+                changes["epochs"] = self.distil_from_epochs
+            if self.distil_from_resizing is not None:
+                changes["progressive_resizing"] = self.distil_from_resizing
         return with_form(self, changes.pop("loss", self.loss), **changes)
 
     def _own_of(self, role: str) -> dict[str, Any]:
