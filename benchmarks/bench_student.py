@@ -142,7 +142,7 @@ def test_parts_of_a_student_step(side: int, channels: int, precision: str) -> No
     answer, seconds = fused(teacher), {}
 
     def label_all() -> None:
-        label_views(images, teacher, schedule, normalization, runtime)
+        label_views(images, [teacher], schedule, normalization, runtime)
 
     for _ in range(7):
         timed(seconds, "labels", label_all)

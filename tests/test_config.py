@@ -194,11 +194,12 @@ KEYS: dict[str, dict[str, Any]] = {
             "nesterov": True,
             "weight_decay": 0.001,
             "schedule": "one_cycle",
+            "distil_temperature": 2.0,
         },
         "initialization": {"method": "clustered_crops", "crop_min_scale": 0.9},
         "recovery": {"iterations": 200, "alignment_weight": 0.5, "max_batch": 100},
         "evaluation": {
-            "epochs": 1600,
+            "epochs": 3750,
             "optimizer": "muon",
             "learning_rate": 0.002,
             "crop_min_scale": 0.25,

@@ -69,9 +69,17 @@ def planned(config: DistillConfig, data: LongTailedData) -> Iterator[Work]:
         data: the long-tailed data.
     """
     experts, evaluation = config.experts, config.evaluation
-    trained = [name for _, name, file in expert_networks(experts) if file is None]
-    for name in trained:
-        yield _training("experts", name, experts, experts.epochs, data)
+    for field, name, file in expert_networks(experts):
+        if file is None:
+            is_master = field == "experts.distil_from"
+            settings = experts.of_role("master") if is_master else experts
+            training = _training("experts", name, settings, settings.epochs, data)
+            yield training
+            if experts.distil_from is not None and not is_master:
+                looks = f"batches for {experts.distil_from}"
+                yield training._replace(
+                    what=looks, network=experts.distil_from, trains=False, share=1.0
+                )
     observers = [experts.observer, *experts.extra_observers]
     count = data.num_classes * config.ipc
     if isinstance(config.recovery, RecoveryConfig):

@@ -101,7 +101,7 @@ def labels(data: LongTailedData, mode: TeacherMode = "eval") -> Train:
     def label(runtime: Runtime) -> dict[str, Tensor]:
         (teacher,) = networks(1, "convnet3_bn", runtime.device)
         images = data.train_images[:20]
-        table = relabeling.label_views(images, teacher, views, data.normalization, runtime, mode)
+        table = relabeling.label_views(images, [teacher], views, data.normalization, runtime, mode)
         return {"logits": table}
 
     return label

@@ -174,7 +174,7 @@ def inference(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dic
 def relabeling(network: nn.Module, data: LongTailedData, runtime: Runtime) -> dict[str, Tensor]:
     views = ViewSchedule(0, 40, data.image_size, data.image_size, False, TINY.evaluation)
     return {
-        "logits": label_views(data.test_images[:40], network, views, data.normalization, runtime)
+        "logits": label_views(data.test_images[:40], [network], views, data.normalization, runtime)
     }
 
 

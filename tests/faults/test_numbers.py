@@ -81,7 +81,7 @@ def test_frozen_networks_that_give_no_numbers_stop_every_stage(
     with pytest.raises(UserError, match=r"^recovery: expected a finite loss at step 0, got"):
         align_images(start, observed, spec, TINY.recovery, TINY.statistics, runtime)
     with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits, got"):
-        label_views(images, bad, views, data.normalization, runtime)
+        label_views(images, [bad], views, data.normalization, runtime)
     with pytest.raises(UserError, match=r"^inference: expected finite logits, .* for image 0"):
         predict_logits(bad, images, data.normalization, runtime)
 
@@ -90,7 +90,7 @@ def test_logits_that_float16_cannot_hold_stop_relabeling(data: LongTailedData) -
     views = ViewSchedule(0, 20, 8, 8, False, TINY.evaluation)
     runtime = Runtime(torch.device("cpu"), quiet=True)
     with pytest.raises(UserError, match=r"^relabeling: epoch 0: expected finite logits"):
-        label_views(data.test_images[:20], network(data, 1e6), views, data.normalization, runtime)
+        label_views(data.test_images[:20], [network(data, 1e6)], views, data.normalization, runtime)
 
 
 def test_constant_images_and_one_image_a_class(tmp_path: Path) -> None:

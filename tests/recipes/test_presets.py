@@ -166,7 +166,7 @@ def test_more_images_have_fewer_epochs_on_few_cores() -> None:
         ipc: parse_distill([*words, "--ipc", str(ipc)]).config.evaluation
         for ipc in (1, 5, 10, 20, 50, 200)
     }
-    assert [one.epochs for one in students.values()] == [2000, 1600, 1600, 1250, 500, 320]
+    assert [one.epochs for one in students.values()] == [10_000, 7500, 3750, 1875, 1250, 1250]
     assert all((one.optimizer, one.learning_rate) == ("muon", 2e-3) for one in students.values())
     assert [one.crop_min_scale for one in students.values()] == [0.08] + 5 * [0.25]
     assert all(one.randaugment for one in students.values())

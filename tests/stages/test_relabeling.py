@@ -62,7 +62,7 @@ def test_stored_labels_are_those_of_the_online_teacher(
     """To a last digit of float16: a CPU may convolve 39 views otherwise than five."""
     runtime = dataclasses.replace(runtime, precision=precision)
     plan = schedule(**settings)
-    table = label_views(images, teacher, plan, NORMALIZATION, runtime)
+    table = label_views(images, [teacher], plan, NORMALIZATION, runtime)
     assert table.shape == (3, 13, 4)
     assert table.dtype == torch.float16
     stored, online = StoredLabels(PackedLogits(table, 4)), OnlineLabels(teacher, runtime)
@@ -82,8 +82,8 @@ def test_stored_labels_are_those_of_the_online_teacher(
 def test_labeling_again_gives_the_same_bits(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
-    first = label_views(images, teacher, schedule(), NORMALIZATION, runtime)
-    assert torch.equal(label_views(images, teacher, schedule(), NORMALIZATION, runtime), first)
+    first = label_views(images, [teacher], schedule(), NORMALIZATION, runtime)
+    assert torch.equal(label_views(images, [teacher], schedule(), NORMALIZATION, runtime), first)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 7, 100], ids=lambda views: f"{views} views")
@@ -97,7 +97,7 @@ def test_labels_of_many_views_at_once_are_those_of_each(
     """Parts of an epoch, several epochs, more than there are: every row has its place."""
     plan = schedule(randaugment=True)
     monkeypatch.setattr(relabeling, "VALUES_TOGETHER", views * 5 * images[0].numel())
-    table = label_views(images, teacher, plan, NORMALIZATION, runtime)
+    table = label_views(images, [teacher], plan, NORMALIZATION, runtime)
     asked = OnlineLabels(teacher, runtime)
     for epoch, pictures in enumerate(plan.pictures(images)):
         shown = [
@@ -111,7 +111,7 @@ def test_the_teacher_is_in_evaluation_mode(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    label_views(images, teacher, schedule(), NORMALIZATION, runtime)
+    label_views(images, [teacher], schedule(), NORMALIZATION, runtime)
     OnlineLabels(teacher.train(), runtime)
     assert not teacher.training
     for name, tensor in teacher.state_dict().items():
@@ -122,7 +122,7 @@ def test_labels_of_plain_views_are_the_static_ones(
     images: Tensor, teacher: nn.Module, runtime: Runtime
 ) -> None:
     plan = dataclasses.replace(schedule(cutmix=False, crop_min_scale=1.0), flip=False)
-    table = label_views(images, teacher, plan, NORMALIZATION, runtime)
+    table = label_views(images, [teacher], plan, NORMALIZATION, runtime)
     normal = (images / 255 - MEAN[:, None, None]) / STD[:, None, None]
     with torch.no_grad():
         logits = teacher.eval()(normal)
@@ -158,7 +158,7 @@ def test_a_teacher_may_normalise_by_the_students_batch(
     """As a teacher that was left in training mode does; its own statistics stay as they are."""
     plan = schedule()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    table = label_views(images, teacher, plan, NORMALIZATION, runtime, "batch")
+    table = label_views(images, [teacher], plan, NORMALIZATION, runtime, "batch")
     online = OnlineLabels(teacher, runtime, mode="batch")
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -185,9 +185,9 @@ def test_a_batch_is_never_shown_in_parts_to_a_teacher_that_normalises_by_it(
                 raise MemoryError
             return batch.mean((2, 3))
 
-    assert label_views(images, Small(), schedule(), NORMALIZATION, runtime).shape == (3, 13, 3)
+    assert label_views(images, [Small()], schedule(), NORMALIZATION, runtime).shape == (3, 13, 3)
     with pytest.raises(UserError, match=r"memory for a whole batch.*--evaluation\.batch_size"):
-        label_views(images, Small(), schedule(), NORMALIZATION, runtime, "batch")
+        label_views(images, [Small()], schedule(), NORMALIZATION, runtime, "batch")
 
 
 def test_static_labels_have_no_batch() -> None:

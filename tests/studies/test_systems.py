@@ -262,6 +262,6 @@ def test_budgets_go_between_preset_and_method() -> None:
         budgets={"demo": {"evaluation": {"epochs": 7}}},
     )
     assert configure(recipe, "demo").evaluation.epochs == 7
-    assert configure(recipe, "cpu").evaluation.epochs == 1600
+    assert configure(recipe, "cpu").evaluation.epochs == 3750
     over = dataclasses.replace(recipe, method={"evaluation": {"epochs": 9}})
     assert configure(over, "demo").evaluation.epochs == 9

@@ -168,6 +168,7 @@ class DistillConfig(Settings):
         else:
             learns = set()
         _check_learned(self, learns)
+        _check_course(self)
         _check_formation(self)
 
     def of_classes(self, num_classes: int) -> DistillConfig:
@@ -192,6 +193,20 @@ class DistillConfig(Settings):
             k: _stage_of(k, v) if k in STAGES else v for k, v in values.items()
         }
         return cls(**given)
+
+
+def _check_course(config: DistillConfig) -> None:
+    """Refuse labels that do not know the student's epoch, with teachers that take turns.
+
+    Raises:
+        UserError: they do not.
+    """
+    course, labels = config.experts.teacher_course, config.relabeling.labels
+    if course != (1.0,) and labels != "fkd":
+        raise UserError(
+            f"expected relabeling.labels fkd with experts.teacher_course {list(course)}, got "
+            f"{labels!r}"
+        )
 
 
 def _check_learned(config: DistillConfig, learns: set[str]) -> None:

@@ -11,6 +11,7 @@ from ltdd.config.settings import (
     Count,
     Names,
     Number,
+    Shares,
     Temperature,
     Weight,
     Whole,
@@ -26,6 +27,8 @@ _OF_ROLES = tuple(f"{role}_{name}" for role in ("observer", "teacher") for name 
 _IMITATION = (
     "distil_from",
     "distil_from_weights",
+    "distil_from_epochs",
+    "distil_from_resizing",
     "distil_share",
     "distil_temperature",
     "distil_prior",
@@ -42,7 +45,8 @@ class _Experts(Stage):
     NOT_IN_KEYS = (
         "observer", "teacher", "extra_observers", "extra_teachers",
         "observer_weights", "teacher_weights", "class_map", "init_weights",
-        "distil_from", "distil_from_weights", *_OF_ROLES,
+        "distil_from", "distil_from_weights", "distil_from_epochs", "distil_from_resizing",
+        "teacher_course", *_OF_ROLES,
     )  # fmt: skip
 
     observer: str = "resnet18"
@@ -71,6 +75,10 @@ class _Experts(Stage):
     then imitate its logits on every view (arXiv:1503.02531)."""
     distil_from_weights: str | None = None
     """File with the master's weights; it is then not trained."""
+    distil_from_epochs: Count | None = None
+    """Epochs of the master; None: `epochs`."""
+    distil_from_resizing: bool | None = None
+    """`progressive_resizing` of the master; None: as all."""
     distil_share: Annotated[Number, Interval(ge=0, le=1)] = 0.9
     """Weight of the imitation; what an expert minimises otherwise has the rest."""
     distil_temperature: Temperature = 1.0
@@ -78,6 +86,10 @@ class _Experts(Stage):
     distil_prior: Weight = 0.0
     """tau: the master's logits lose tau * log(class frequency) first, which favours rare classes
     (arXiv:2007.07314)."""
+    teacher_course: Shares = (1.0,)
+    """After which shares of their training teachers label, ascending: as many equal parts of the
+    students' epochs learn from them in order (arXiv:1904.09149). `[1]` is the finished teacher
+    alone; the last share may be below 1. Only with labels `fkd`."""
     observer_loss: ExpertLoss | None = None
     """What observers minimise; None: `loss`."""
     teacher_loss: ExpertLoss | None = None
@@ -140,6 +152,10 @@ class _Experts(Stage):
         if role == "master":
             defaults = {spec.name: spec.default for spec in fields_of(_Experts)}
             changes |= {name: defaults[name] for name in _IMITATION}
+            if self.distil_from_epochs is not None:
+                changes["epochs"] = self.distil_from_epochs
+            if self.distil_from_resizing is not None:
+                changes["progressive_resizing"] = self.distil_from_resizing
         return with_form(self, changes.pop("loss", self.loss), **changes)
 
     def _own_of(self, role: str) -> dict[str, Any]:
@@ -181,6 +197,22 @@ class _Experts(Stage):
                 "got 'same'"
             )
         given = self.observer_weights and (self.teacher == "same" or self.teacher_weights)
+        if not self.teacher_course or list(self.teacher_course) != sorted(set(self.teacher_course)):
+            raise UserError(
+                f"expected experts.teacher_course with one share or several ascending ones, got "
+                f"{list(self.teacher_course)}"
+            )
+        ways = [share for share in self.teacher_course if share < 1]
+        if ways and (self.teacher_weights or (self.teacher == "same" and self.observer_weights)):
+            raise UserError(
+                f"expected experts.teacher_course [1] with a teacher whose weights are given, got "
+                f"{list(self.teacher_course)}"
+            )
+        if ways and self.averaging != "none":
+            raise UserError(
+                f"expected experts.averaging none with experts.teacher_course "
+                f"{list(self.teacher_course)}, got {self.averaging!r}"
+            )
         if self.init_weights and given and not self.extra_observers and not self.extra_teachers:
             raise UserError(
                 "expected experts.init_weights where an expert is trained, got weights of each"

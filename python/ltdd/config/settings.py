@@ -74,6 +74,8 @@ Temperature = Annotated[Number, Interval(ge=0.01, le=1000)]
 """Divides logits."""
 AreaShare = Annotated[Number, Interval(ge=1e-3, le=1)]
 """Part of an image's area."""
+Shares = Annotated[tuple[Annotated[Number, Interval(gt=0, le=1)], ...], BeforeValidator(_tuple)]
+"""Parts of a whole, each above 0 and at most 1."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 """Names in order; none is `()`."""
 

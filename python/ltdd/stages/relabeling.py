@@ -8,7 +8,9 @@ from seeds, so only the logits are stored.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.files import fingerprint, tensors_sha256
 from ltdd.models.inference import check_logits, predict_logits
+from ltdd.stages.experts import Experts
 from ltdd.stages.label_calibration import calibration_strength, label_shift
 from ltdd.stages.label_sources import (
     HardLabels,
@@ -75,6 +78,8 @@ class SoftLabels:
     Attributes:
         run: the run.
         teacher: network that gives them.
+        course: networks that label the views of the students' epochs in turn, the teacher alone or
+            what it was before.
         images: the distilled images.
         shown: what students are shown of them.
         calibration: of all soft labels.
@@ -85,6 +90,7 @@ class SoftLabels:
 
     run: Run
     teacher: Stored[nn.Module]
+    course: Sequence[Stored[nn.Module]]
     images: Stored[ImageSet]
     shown: Stored[ImageSet]
     calibration: Calibration
@@ -121,30 +127,28 @@ class SoftLabels:
             case "fkd":
                 views = self.views
                 if views is None or not own or schedule != run.schedule:
-                    views = label_schedule(run, self.teacher, images, schedule, calibration)
+                    views = label_schedule(run, self.course, images, schedule, calibration)
                 return views.map(StoredLabels)
 
 
 def relabel_images(
-    run: Run,
-    teacher: Stored[nn.Module],
-    images: Stored[ImageSet],
-    learned: Learned | None = None,
+    run: Run, experts: Experts, images: Stored[ImageSet], learned: Learned | None = None
 ) -> SoftLabels:
     """Stage 5: return the teacher's labels of the images, or those that recovery learned."""
+    teacher, course = experts.teacher, experts.course
     if run.config.relabeling.labels == "learned":
         assert learned is not None
         assert learned.logits is not None
         packed = pack(learned.logits, run.config.relabeling)
         static = Stored(packed, tensors_sha256({"logits": packed[:]}))
         none, shown = Calibration(0.0, torch.zeros(())), run.shown(images)
-        return SoftLabels(run, teacher, images, shown, none, static, None)
+        return SoftLabels(run, teacher, course, images, shown, none, static, None)
     logits = static_logits(run, teacher, images)
     calibration = calibrate_labels(run, logits, images)
     static, views, shown = pack_static(run, logits, calibration), None, run.shown(images)
     if run.config.relabeling.labels == "fkd":
-        views = label_schedule(run, teacher, shown, run.schedule, calibration)
-    return SoftLabels(run, teacher, images, shown, calibration, static, views)
+        views = label_schedule(run, course, shown, run.schedule, calibration)
+    return SoftLabels(run, teacher, course, images, shown, calibration, static, views)
 
 
 def calibrate_labels(run: Run, logits: Stored[Tensor], images: Stored[ImageSet]) -> Calibration:
@@ -169,23 +173,32 @@ def pack_static(run: Run, logits: Stored[Tensor], calibration: Calibration) -> S
 
 def label_schedule(
     run: Run,
-    teacher: Stored[nn.Module],
+    course: Sequence[Stored[nn.Module]],
     images: Stored[ImageSet],
     schedule: ViewSchedule,
     calibration: Calibration,
 ) -> Stored[PackedLogits]:
-    """Return the logits (epochs, M, K) of every view of a schedule, calibrated and packed."""
+    """Return the logits (epochs, M, K) of every view of a schedule, calibrated and packed.
+
+    Args:
+        run: the run.
+        course: teachers, each for an equal part of the epochs.
+        images: what is shown.
+        schedule: the views.
+        calibration: of the logits.
+    """
     mode = run.config.relabeling.teacher_mode
 
     def compute(runtime: Runtime) -> dict[str, Tensor]:
         shown, normalization = images.value.images, run.data.normalization
-        logits = label_views(shown, teacher.value, schedule, normalization, runtime, mode)
+        teachers = [teacher.value for teacher in course]
+        logits = label_views(shown, teachers, schedule, normalization, runtime, mode)
         return {"logits": logits}
 
     settings = view_settings(schedule.config)
     if mode != "eval":
         settings["teacher_mode"] = mode
-    stored = run.stages.run("relabeling", settings, [images, teacher], compute)
+    stored = run.stages.run("relabeling", settings, [images, *course], compute)
     packed = pack(stored.value["logits"], run.config.relabeling)
     if calibration.tau:
         packed = dataclasses.replace(packed, shift=calibration.shift)
@@ -217,23 +230,41 @@ def static_logits(run: Run, teacher: Stored[nn.Module], images: Stored[ImageSet]
     return stored.map(lambda tensors: tensors["logits"])
 
 
+def _parts(block: range, epochs: int, teachers: int, most: int) -> Iterator[tuple[int, range]]:
+    """Cut a block of epochs into parts of one teacher; yield its number with each.
+
+    Args:
+        block: consecutive epochs.
+        epochs: of all.
+        teachers: how many there are for them.
+        most: epochs of a part.
+    """
+    start = block.start
+    while start < block.stop:
+        which = start * teachers // epochs
+        last = -(-(which + 1) * epochs // teachers)  # the first epoch of the next one
+        stop = min(start + most, last, block.stop)
+        yield which, range(start, stop)
+        start = stop
+
+
 @torch.no_grad()
 def label_views(
     images: Tensor,
-    teacher: nn.Module,
+    teachers: Sequence[nn.Module],
     schedule: ViewSchedule,
     normalization: Normalization,
     runtime: Runtime,
     mode: TeacherMode = "eval",
 ) -> Tensor:
-    """Return the teacher's logits of every view of a schedule.
+    """Return the teachers' logits of every view of a schedule, each those of its epochs.
 
-    The teacher looks at the views of several steps and epochs at once, in mode ``batch`` at those
+    A teacher looks at the views of several steps and epochs at once, in mode ``batch`` at those
     of one step.
 
     Args:
         images: uint8 (M, C, H, W), as they are stored, so that labels match the stored pixels.
-        teacher: the network.
+        teachers: networks; the epochs are divided among them equally, in order.
         schedule: the views.
         normalization: of the images that the teacher was trained on.
         runtime: device and precision.
@@ -245,35 +276,39 @@ def label_views(
     Raises:
         UserError: a logit is NaN, infinite or too large for float16.
     """
-    asked, count, epochs = as_asked(teacher, mode), len(images), schedule.config.epochs
+    asked, count = [as_asked(teacher, mode) for teacher in teachers], len(images)
+    epochs = schedule.config.epochs
     images = images.to(runtime.device)
     mean, std = normalization.tensors(runtime.device)
     together = max(schedule.config.batch_size, VALUES_TOGETHER // images[0].numel())
     chunks = Chunks("relabeling", together, runtime)
 
-    def label(views: tuple[View, ...], picked: tuple[Tensor, ...]) -> Tensor:
+    def label(which: int, views: tuple[View, ...], picked: tuple[Tensor, ...]) -> Tensor:
         batches = [render(view, own, mean, std) for view, own in zip(views, picked, strict=True)]
-        answer = answer_views(asked, torch.cat(batches), mode, runtime, chunks)
+        answer = answer_views(asked[which], torch.cat(batches), mode, runtime, chunks)
         return answer.to(torch.float16)
 
-    labeling = RecordedSteps(label, teacher, runtime)
+    labeling = [
+        RecordedSteps(partial(label, which), teacher, runtime)
+        for which, teacher in enumerate(teachers)
+    ]
 
     def label_block(block: range, runtime: Runtime) -> dict[str, Tensor]:
         pictures, rows = schedule.pictures(images, block.start), []
-        for part in torch.tensor(block).split(max(1, together // count)):
+        for which, part in _parts(block, epochs, len(teachers), max(1, together // count)):
             shown = [
                 (view, shown_images[view.indices.to(runtime.device, non_blocking=True)])
-                for epoch, shown_images in zip(part.tolist(), pictures, strict=False)
+                for epoch, shown_images in zip(part, pictures, strict=False)
                 for view in schedule.epoch(epoch)
             ]
             # What a teacher says by the batch depends on whose batch it is.
             at_once = 1 if mode == "batch" else max(1, together // len(shown[0][1]))
             made = [
-                labeling(*zip(*shown[start : start + at_once], strict=True))
+                labeling[which](*zip(*shown[start : start + at_once], strict=True))
                 for start in range(0, len(shown), at_once)
             ]
             logits = torch.cat(made).cpu().unflatten(0, (len(part), count))
-            for epoch, own in zip(part.tolist(), logits, strict=True):
+            for epoch, own in zip(part, logits, strict=True):
                 check_logits(own, f"relabeling: epoch {epoch}")
                 progress.step(images=count)
             rows.append(logits)

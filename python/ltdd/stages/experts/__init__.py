@@ -5,8 +5,9 @@ With ``distil_from`` a stronger network comes first, which they imitate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from ltdd.models.weights import (
     load_weights,
     starting_weights,
 )
+from ltdd.stages.experts.course import Course, weights_after
 from ltdd.stages.experts.objective import Master
 from ltdd.stages.experts.training import train_expert
 from ltdd.stages.label_calibration import label_shift
@@ -36,10 +38,13 @@ class Experts:
     Attributes:
         observers: networks whose statistics are matched, in turns.
         teacher: network that scores crops and gives soft labels.
+        course: networks that label the students' views one after the other: the teacher alone, or
+            what it was on its way.
     """
 
     observers: list[Stored[nn.Module]]
     teacher: Stored[nn.Module]
+    course: list[Stored[nn.Module]]
 
 
 def train_experts(run: Run) -> Experts:
@@ -53,17 +58,30 @@ def train_experts(run: Run) -> Experts:
         wanted.append((TEACHER, settings.teacher, settings.teacher_weights))
     extra = enumerate(settings.extra_teachers, 2)
     wanted += [(f"{TEACHER}{n}", name, None) for n, name in extra]
-    calls = [_trained_or_given(run, *who, master) for who in wanted]
+    teaching = wanted if settings.teacher == "same" else wanted[watched:]
+    calls = [
+        _trained_or_given(run, *who, master, settings.teacher_course if who in teaching else (1.0,))
+        for who in wanted
+    ]
     made = run.stages.run_all(calls, splittable=True)
-    experts = [_frozen(run, who[1], stored) for who, stored in zip(wanted, made, strict=True)]
-    observers, members = experts[:watched], experts[watched:]
-    if settings.teacher == "same":
-        members = experts
-    if len(members) == 1:
-        return Experts(observers, members[0])
-    networks = [member.value for member in members]
-    key = fingerprint([member.key for member in members])
-    return Experts(observers, Stored(MeanLogits(networks), key))
+    pairs = list(zip((name for _, name, _ in wanted), made, strict=True))
+    observers = [_frozen(run, *pair) for pair in pairs[:watched]]
+    members = pairs[-len(teaching) :]
+    course = [_mean_logits(run, members, share) for share in settings.teacher_course]
+    finished = settings.teacher_course[-1] == 1
+    teacher = course[-1] if finished else _mean_logits(run, members, 1.0)
+    return Experts(observers, teacher, course)
+
+
+def _mean_logits(
+    run: Run, members: Sequence[tuple[str, Stored[dict[str, Tensor]]]], share: float
+) -> Stored[nn.Module]:
+    """Return teachers, by architecture and weights, as they were after a share of training."""
+    networks = [_frozen(run, *member, share) for member in members]
+    if len(networks) == 1:
+        return networks[0]
+    key = fingerprint([network.key for network in networks])
+    return Stored(MeanLogits([network.value for network in networks]), key)
 
 
 def _master(run: Run) -> Stored[Master] | None:
@@ -78,12 +96,17 @@ def _master(run: Run) -> Stored[Master] | None:
 
 
 def _trained_or_given(
-    run: Run, role: str, architecture: str, file: str | None, master: Stored[Master] | None
+    run: Run,
+    role: str,
+    architecture: str,
+    file: str | None,
+    master: Stored[Master] | None,
+    course: Sequence[float] = (1.0,),
 ) -> Call:
     """Return how an expert gets the weights of a file, or is trained if there is none."""
     if file is None:
         settings = run.config.experts.of_role(role.rstrip("0123456789"))
-        return _training(run, role, architecture, settings, "experts", master)
+        return _training(run, role, architecture, settings, "experts", master, course)
     given = given_weights(run.config.experts, file)
     origin = {"weights": given.sha256, "class_names": given.class_names}
 
@@ -126,25 +149,35 @@ def _training(
     settings: AnyExperts,
     stage: str,
     master: Stored[Master] | None = None,
+    course: Sequence[float] = (1.0,),
 ) -> Call:
     flip = run.config.horizontal_flip
     start = None if settings.init_weights is None else starting_weights(settings.init_weights)
     imitated = None if master is None else master.value
+    ways = [share for share in course if share < 1]
 
     def train(runtime: Runtime) -> Mapping[str, Tensor]:
-        data = run.data
-        trained = train_expert(role, architecture, data, settings, flip, runtime, start, imitated)
-        return trained.state_dict()
+        data, kept = run.data, Course(ways)
+        trained = train_expert(
+            role, architecture, data, settings, flip, runtime, start, imitated, kept
+        )
+        return trained.state_dict() | kept.tensors()
 
-    who = {"role": role, "architecture": architecture}
+    who: dict[str, Any] = {"role": role, "architecture": architecture}
+    if ways:
+        who["course"] = ways
     if start is not None:
         who["init_weights"] = start.sha256
     inputs = [] if master is None else [master]
     return Call(stage, deciding_settings(settings) | who, inputs, train)
 
 
-def _frozen(run: Run, architecture: str, stored: Stored[dict[str, Tensor]]) -> Stored[nn.Module]:
+def _frozen(
+    run: Run, architecture: str, stored: Stored[dict[str, Tensor]], share: float = 1.0
+) -> Stored[nn.Module]:
+    """Return a network after a share of its training."""
     model = run.build(architecture)
-    model.load_state_dict(stored.value)
+    model.load_state_dict(weights_after(stored.value, share))
     moved = model.to(run.runtime.device).to(memory_format=torch.channels_last)
-    return Stored(moved.eval().requires_grad_(False), stored.key)
+    key = stored.key if share == 1 else fingerprint([stored.key, share])
+    return Stored(moved.eval().requires_grad_(False), key)

@@ -35,6 +35,7 @@ from ltdd.models.weights import (
     Weights,
     load_body,
 )
+from ltdd.stages.experts.course import Course
 from ltdd.stages.experts.objective import ExpertNetwork, Master, Objective
 from ltdd.stages.losses import (
     debias_progress,
@@ -55,6 +56,7 @@ def train_expert(
     runtime: Runtime,
     start: Weights | None = None,
     master: Master | None = None,
+    kept: Course | None = None,
 ) -> nn.Module:
     """Train one expert and return its backbone with the debiased classifier, in evaluation mode.
 
@@ -69,6 +71,7 @@ def train_expert(
         runtime: device, precision, seed.
         start: weights of everything but the classifier; None for fresh ones.
         master: a network to imitate, or None.
+        kept: is given what the network is on its way; None keeps nothing.
 
     Raises:
         UserError: the loss became NaN or infinite, a batch does not fit into memory, or the
@@ -127,6 +130,8 @@ def train_expert(
     parts["losses"] = losses
     if averaged is not None:
         parts["averaged"] = averaged
+    if kept is not None:
+        parts["kept"] = kept
     course = Resumable(runtime)
     course.restore(parts)
     counts = {} if parallel.divides else pause_counting(network)
@@ -147,6 +152,8 @@ def train_expert(
                 if step_every_batch or number == steps:
                     schedule.step()
                 progress.step(images=batch_size)
+                if kept is not None:
+                    kept.look(epoch.number * steps + number, total, backbone)
             losses.end_group(partial(_write, runtime, role, epoch.number))
         losses.settle()
     resume_counting(network, counts, total)
