@@ -5,6 +5,7 @@ resampled) that give two augmented views of every image one by one through torch
 one forward pass a view, contiguous float32, PyTorch's own layers. Ours draws and mixes batches in
 memory and passes both views at once, channels last. Loss, heads and optimizer are the same code.
 Blocks of steps of both alternate; all times are those of the clock, with a thread for every core.
+Beside it: what a step takes beyond its convolutions alone, forward and backward, by PyTorch.
 
 ``python -m benchmarks -s -k experts`` prints the figures.
 """
@@ -16,7 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from torchvision import transforms
 
 from benchmarks.bench_checkpoint import CLASSES, MEAN, SIDE, STD, noise
+from benchmarks.bench_student import alone
 from benchmarks.timing import keep_freed_pages
 from ltdd.config import ExpertsConfig
 from ltdd.data.augmentation.crops import cut_box, paste
@@ -41,6 +43,7 @@ BATCH, BLOCK, ROUNDS = 64, 4, 5
 CONFIG = ExpertsConfig(epochs=100, batch_size=BATCH)
 GROWING = {"resnet9": True, "convnet3_bn": False}  # a ConvNet is made for one size
 Step = Callable[[], None]
+Precision = Literal["fp32", "bf16"]
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor, int]]):
@@ -100,9 +103,11 @@ def plain_loop(data: LongTailedData, network: ExpertNetwork) -> Step:
     return step
 
 
-def our_loop(data: LongTailedData, network: ExpertNetwork, size: int) -> Step:
+def our_loop(
+    data: LongTailedData, network: ExpertNetwork, size: int, precision: Precision = "fp32"
+) -> Step:
     """Return a step of the package's own, on images of ``size`` pixels."""
-    runtime = Runtime(torch.device("cpu"), quiet=True)
+    runtime = Runtime(torch.device("cpu"), precision, quiet=True)
     objective = Objective(network, Batches(data, CONFIG, True, runtime), data, runtime)
     generator, optimizer = torch.Generator().manual_seed(0), sgd(network)
 
@@ -170,3 +175,24 @@ def test_images_per_second_of_experts(name: str) -> None:
     for loop, value in median.items():
         ratio = median["plain"] / value
         print(f"{loop:>15}: {2 * BATCH / value:6.0f} images/s, x {ratio:.2f} of the plain loop")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_beside_its_convolutions(precision: Precision) -> None:
+    keep_freed_pages()
+    data, ours = noise(), network("convnet3_bn").to(memory_format=torch.channels_last)
+    views = torch.rand(2 * BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        convolutions = alone(ours.backbone, views, gradients=True, by=torch.nn.Module.__call__)
+        forms = {"step": our_loop(data, ours, SIDE, precision), "convolutions": convolutions}
+        seconds: dict[str, list[float]] = {name: [] for name in forms}
+        for _ in range(2 * ROUNDS):
+            for name, form in forms.items():
+                begun = time.monotonic()
+                form()
+                seconds[name].append(time.monotonic() - begun)
+    step, alone_ = (1e3 * min(seconds[name]) for name in ("step", "convolutions"))
+    print(
+        f"\n{torch.get_num_threads()} threads, {precision}, {2 * BATCH} views of {SIDE} px: a step"
+    )
+    print(f"{step:.1f} ms, its convolutions by PyTorch {alone_:.1f}, quotient {step / alone_:.2f}")

@@ -35,7 +35,12 @@ IMAGES, CLASSES, STEPS = 100, 10, 60
 Seconds = dict[str, list[float]]
 
 
-def alone(network: Network, images: Tensor, gradients: bool) -> Callable[[], None]:
+def alone(
+    network: Network,
+    images: Tensor,
+    gradients: bool,
+    by: Callable[[nn.Module, Tensor], Tensor] = convolve,
+) -> Callable[[], None]:
     """Return a run of every convolution at its own input, in the precision autocast asks for."""
     work: list[tuple[nn.Module, Tensor]] = []
     hooks = [
@@ -55,7 +60,7 @@ def alone(network: Network, images: Tensor, gradients: bool) -> Callable[[], Non
 
     def run() -> None:
         for layer, x in kept:
-            y = convolve(layer, x)
+            y = by(layer, x)
             if gradients:
                 wanted = [*([x] if x.requires_grad else []), *layer.parameters()]
                 torch.autograd.grad(y, wanted, torch.ones_like(y))
