@@ -103,7 +103,7 @@ def distill_loaded(
         start = initialize_images(run, experts.teacher, trajectories)
         recovered = recover_images(run, experts.observers, statistics, start, trajectories)
         images, run = recovered.images, run.with_learned_rate(recovered.learned)
-        labels = relabel_images(run, experts, images, recovered.learned)
+        labels = relabel_images(run, experts.teacher, experts.course, images, recovered.learned)
         ranks.first_only(lambda: publish(run, config, images.value, labels))
         drift = measure_drift(run, experts.observers[0], statistics[0], start, images)
         nearest = measure_nearness(run, experts.teacher, images)

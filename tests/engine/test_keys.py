@@ -44,8 +44,8 @@ def keys(config: DistillConfig, data: LongTailedData, out: Path) -> dict[str, st
 
 PINNED: dict[str, dict[str, str]] = {
     "cpu": {
-        "evaluation": "ab1085d91e95",
-        "experts": "0f882e81d597",
+        "evaluation": "01d1d3c2bb6e",
+        "experts": "957b6083cf3a",
         "initialization": "71ea9f7d007f",
         "recovery": "4e4e73fe1186",
         "relabeling": "6c4b529bd59f",

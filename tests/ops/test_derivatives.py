@@ -19,14 +19,15 @@ from ltdd_ext import reference
 
 OPS = torch.ops.ltdd_ext
 
-# What is promised of every public name: derivatives of any order in reverse and forward mode,
-# a constant, or nothing because it takes or returns no tensor.
+# What is promised of every public name: derivatives of any order in reverse and forward mode, the
+# first one alone, a constant, or nothing because it takes or returns no tensor.
 PROMISES = {
     "align_loss": "any order",
     "bn_act_moments": "any order",
     "conv3x3": "any order",
     "norm_act": "any order",
     "row_moments": "any order",
+    "synced_norm_act": "first",
     "class_moments": "constant",
     "class_moments_finish": "constant",
     "class_moments_merge_": "constant",
@@ -53,6 +54,7 @@ def test_every_public_name_says_what_its_derivatives_are():
         module = ltdd_ext.nn if name.startswith("nn.") else ltdd_ext
         text = " ".join((inspect.getdoc(getattr(module, name.removeprefix("nn."))) or "").split())
         assert ("any number of times and in forward mode" in text) == (promise == "any order"), name
+        assert ("Differentiable once" in text) == (promise == "first"), name
         assert ("Not differentiable" in text) == (promise == "constant"), name
 
 

@@ -27,7 +27,6 @@ from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.files import fingerprint, tensors_sha256
 from ltdd.models.inference import check_logits, predict_logits
-from ltdd.stages.experts import Experts
 from ltdd.stages.label_calibration import calibration_strength, label_shift
 from ltdd.stages.label_sources import (
     HardLabels,
@@ -132,10 +131,13 @@ class SoftLabels:
 
 
 def relabel_images(
-    run: Run, experts: Experts, images: Stored[ImageSet], learned: Learned | None = None
+    run: Run,
+    teacher: Stored[nn.Module],
+    course: Sequence[Stored[nn.Module]],
+    images: Stored[ImageSet],
+    learned: Learned | None = None,
 ) -> SoftLabels:
     """Stage 5: return the teacher's labels of the images, or those that recovery learned."""
-    teacher, course = experts.teacher, experts.course
     if run.config.relabeling.labels == "learned":
         assert learned is not None
         assert learned.logits is not None

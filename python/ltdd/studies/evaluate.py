@@ -135,7 +135,7 @@ def evaluate_as(
         run = Run.create(wanted, data, out, options, finished=finished, logs=logs)
         run = run.with_learned_rate(learned)
         experts = train_experts(run)
-        soft = relabel_images(run, experts, images, learned)
+        soft = relabel_images(run, experts.teacher, experts.course, images, learned)
         predictions = evaluate_students(run, training_sets(run, images, soft))
         predictions |= evaluate_references(run, experts)
         results = score(run, shown, soft, predictions)
