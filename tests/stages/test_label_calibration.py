@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from helpers.tiny_run import FINISHED, QUIET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ltdd import load, pipeline
+from ltdd.config import RelabelingConfig
+from ltdd.errors import UserError
+from ltdd.results.verify import verify
 from ltdd.stages.label_calibration import (
     calibration_strength,
     confidence_spread,
@@ -77,3 +86,32 @@ def test_the_shift_is_the_scaled_log_prior() -> None:
     expected = 0.5 * torch.tensor([0.9, 0.09, 0.01]).log()
     torch.testing.assert_close(shift, expected)
     assert label_shift(0.0, [90, 9, 1]).abs().max() == 0
+
+
+def test_a_given_strength_is_taken_from_every_label(tmp_path: Path) -> None:
+    """Static and stored labels alike; the set says so and verifies."""
+    plain = dataclasses.replace(FINISHED, relabeling=RelabelingConfig(packing="none"))
+    relabeling = RelabelingConfig(packing="none", calibration="given", calibration_tau=0.5)
+    pipeline.distill(plain, tmp_path / "plain", options=QUIET)
+    results = pipeline.distill(
+        dataclasses.replace(plain, relabeling=relabeling), tmp_path / "given", options=QUIET
+    )
+    own, shifted = load(tmp_path / "plain"), load(tmp_path / "given")
+    shift = label_shift(0.5, own.manifest["counts"])
+    torch.testing.assert_close(shifted.logits, own.logits - shift)
+    torch.testing.assert_close(shifted.fkd_logits()[:], own.fkd_logits()[:] - shift)
+    assert results["calibration"] == {"method": "given", "tau": 0.5}
+    assert all(finding.problem is None for finding in verify(tmp_path / "given"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"calibration": "given"},
+        {"calibration_tau": 0.1},
+        {"calibration": "adsa", "calibration_tau": 0.1},
+    ],
+)
+def test_a_strength_is_given_where_it_is_asked_for(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="calibration given and relabeling.calibration_tau > 0"):
+        RelabelingConfig(**settings)

@@ -155,8 +155,9 @@ def relabel_images(
 
 def calibrate_labels(run: Run, logits: Stored[Tensor], images: Stored[ImageSet]) -> Calibration:
     """Return the calibration that the configuration asks for."""
-    method, counts, tau = run.config.relabeling.calibration, run.data.counts, 0.0
-    if method != "none":
+    method, counts = run.config.relabeling.calibration, run.data.counts
+    tau = run.config.relabeling.calibration_tau
+    if method == "adsa":
 
         def compute(runtime: Runtime) -> dict[str, Tensor]:
             strength = calibration_strength(logits.value, images.value.labels, counts)
