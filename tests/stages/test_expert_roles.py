@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_run import FINISHED, QUIET, TINY
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltdd import pipeline
@@ -16,10 +17,11 @@ from ltdd.config import ExpertsConfig, PlainExperts, UniMixExperts, with_form
 from ltdd.data.augmentation.expert_batches import Batches
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.storage.stage_store import read_stage
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
-from ltdd.preflight import check_networks
+from ltdd.preflight import check_networks, expert_networks
 from ltdd.stages.experts.objective import ExpertNetwork, Master, Objective
 from ltdd.stages.experts.training import train_expert
 from ltdd.stages.losses import matching_loss
@@ -147,3 +149,24 @@ def test_a_wrong_master_is_refused_before_any_work(data: LongTailedData) -> None
         experts = dataclasses.replace(FAST, **changes)
         with pytest.raises(UserError, match=f"experts.{field}: .*{value}"):
             check_networks(dataclasses.replace(TINY, experts=experts), data)
+
+
+def test_no_master_is_trained_where_all_weights_are_given(tmp_path: Path) -> None:
+    imitating = dataclasses.replace(FINISHED.experts, distil_from="convnet1_bn")
+    made = pipeline.distill(
+        dataclasses.replace(FINISHED, experts=imitating), tmp_path / "trained", options=QUIET
+    )
+    stages = tmp_path / "trained" / "stages"
+    assert len(list(stages.glob("experts-*"))) == 2
+    found = {
+        stage.tensors["classifier.weight"].shape: stage
+        for stage in map(read_stage, stages.glob("experts-*"))
+    }
+    deeper = found[min(found)]
+    save_file(deeper.tensors, tmp_path / "observer.safetensors")
+    given = dataclasses.replace(imitating, observer_weights=str(tmp_path / "observer.safetensors"))
+    config = dataclasses.replace(FINISHED, experts=given)
+    assert [name for _, name, _ in expert_networks(given)] == ["convnet3_bn"]
+    again = pipeline.distill(config, tmp_path / "given", options=QUIET)
+    assert len(list((tmp_path / "given" / "stages").glob("experts-*"))) == 1
+    assert again["teacher"]["accuracy"] == made["teacher"]["accuracy"]

@@ -113,5 +113,5 @@ def test_a_given_strength_is_taken_from_every_label(tmp_path: Path) -> None:
     ],
 )
 def test_a_strength_is_given_where_it_is_asked_for(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="calibration given and relabeling.calibration_tau > 0"):
+    with pytest.raises(UserError, match="calibration given together with"):
         RelabelingConfig(**settings)

@@ -49,7 +49,7 @@ class Experts:
 
 def train_experts(run: Run) -> Experts:
     """Stage 1: train the observers and the teacher, or take weights that were given."""
-    settings, master = run.config.experts, _master(run)
+    settings = run.config.experts
     extra = enumerate(settings.extra_observers, 2)
     wanted = [(OBSERVER, settings.observer, settings.observer_weights)]
     wanted += [(f"{OBSERVER}{n}", name, None) for n, name in extra]
@@ -58,6 +58,8 @@ def train_experts(run: Run) -> Experts:
         wanted.append((TEACHER, settings.teacher, settings.teacher_weights))
     extra = enumerate(settings.extra_teachers, 2)
     wanted += [(f"{TEACHER}{n}", name, None) for n, name in extra]
+    trained = any(file is None for _, _, file in wanted)
+    master = _master(run) if trained else None
     teaching = wanted if settings.teacher == "same" else wanted[watched:]
     calls = [
         _trained_or_given(run, *who, master, settings.teacher_course if who in teaching else (1.0,))
