@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from ltdd import load, pipeline
 from ltdd.config import RelabelingConfig
-from ltdd.errors import UserError
 from ltdd.results.verify import verify
 from ltdd.stages.label_calibration import (
     calibration_strength,
@@ -91,7 +89,7 @@ def test_the_shift_is_the_scaled_log_prior() -> None:
 def test_a_given_strength_is_taken_from_every_label(tmp_path: Path) -> None:
     """Static and stored labels alike; the set says so and verifies."""
     plain = dataclasses.replace(FINISHED, relabeling=RelabelingConfig(packing="none"))
-    relabeling = RelabelingConfig(packing="none", calibration="given", calibration_tau=0.5)
+    relabeling = RelabelingConfig(packing="none", prior=0.5)
     pipeline.distill(plain, tmp_path / "plain", options=QUIET)
     results = pipeline.distill(
         dataclasses.replace(plain, relabeling=relabeling), tmp_path / "given", options=QUIET
@@ -100,18 +98,16 @@ def test_a_given_strength_is_taken_from_every_label(tmp_path: Path) -> None:
     shift = label_shift(0.5, own.manifest["counts"])
     torch.testing.assert_close(shifted.logits, own.logits - shift)
     torch.testing.assert_close(shifted.fkd_logits()[:], own.fkd_logits()[:] - shift)
-    assert results["calibration"] == {"method": "given", "tau": 0.5}
+    assert results["calibration"] == {"method": "none", "tau": 0.5}
     assert all(finding.problem is None for finding in verify(tmp_path / "given"))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"calibration": "given"},
-        {"calibration_tau": 0.1},
-        {"calibration": "adsa", "calibration_tau": 0.1},
-    ],
-)
-def test_a_strength_is_given_where_it_is_asked_for(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="calibration given together with"):
-        RelabelingConfig(**settings)
+def test_calibration_goes_on_from_what_is_taken_already(tmp_path: Path) -> None:
+    plain = dataclasses.replace(FINISHED, relabeling=RelabelingConfig(calibration="adsa"))
+    also = dataclasses.replace(plain, relabeling=RelabelingConfig(calibration="adsa", prior=0.05))
+    taken = [
+        pipeline.distill(config, tmp_path / name, options=QUIET)["calibration"]["tau"]
+        for name, config in (("plain", plain), ("also", also))
+    ]
+    assert taken[1] >= 0.05
+    assert taken[1] == pytest.approx(max(taken[0], 0.05), abs=2e-3)

@@ -226,6 +226,11 @@ def _check_learned(config: DistillConfig, learns: set[str]) -> None:
             "expected relabeling.calibration none with relabeling.labels learned, which no teacher "
             f"gives, got {config.relabeling.calibration}"
         )
+    if learned and config.relabeling.prior:
+        raise UserError(
+            "expected relabeling.prior 0 with relabeling.labels learned, which no teacher gives, "
+            f"got {config.relabeling.prior:g}"
+        )
     if learned and (unlabelled := UNLABELLED.intersection(config.evaluation.baselines)):
         raise UserError(
             "expected no baseline of real images with soft labels with relabeling.labels learned, "

@@ -45,12 +45,12 @@ class RelabelingConfig(Stage):
     teacher_mode: TeacherMode = "eval"
     """What the teacher's batch norms normalise views by: `eval`, their running statistics, or
     `batch`, those of the student's batch (SRe2L's code, by accident); not with static labels."""
-    calibration: Literal["none", "adsa", "given"] = "none"
-    """Takes tau * log(class frequency) out of all soft labels: with `adsa`, as much as makes the
-    teacher equally sure of every class of the distilled images (arXiv:2511.17914); with `given`,
-    `calibration_tau` (arXiv:2007.07314)."""
-    calibration_tau: Weight = 0.0
-    """tau of calibration `given`: more favours rare classes more."""
+    prior: Weight = 0.0
+    """tau: all soft labels lose tau * log(class frequency), which favours rare classes
+    (arXiv:2007.07314)."""
+    calibration: Literal["none", "adsa"] = "none"
+    """`adsa` takes more of the class prior out of all soft labels, as far as makes the teacher
+    equally sure of every class of the distilled images (arXiv:2511.17914)."""
     packing: Literal["none", "fp16", "topk"] = "fp16"
     """How labels are stored: `fp16` takes two bytes a value, `topk` keeps the largest logits and
     the mean of the others, `none` leaves static logits in float32."""
@@ -58,11 +58,6 @@ class RelabelingConfig(Stage):
     """Logits of an image or view that `topk` keeps, fewer than there are classes."""
 
     def __post_init__(self) -> None:
-        if (self.calibration == "given") != (self.calibration_tau > 0):
-            raise UserError(
-                "expected relabeling.calibration given together with calibration_tau > 0, "
-                f"got {self.calibration!r} and {self.calibration_tau:g}"
-            )
         if self.labels == "static" and self.teacher_mode == "batch":
             raise UserError(
                 "expected relabeling.labels fkd or online with teacher_mode batch, got 'static': "

@@ -156,15 +156,17 @@ def relabel_images(
 def calibrate_labels(run: Run, logits: Stored[Tensor], images: Stored[ImageSet]) -> Calibration:
     """Return the calibration that the configuration asks for."""
     method, counts = run.config.relabeling.calibration, run.data.counts
-    tau = run.config.relabeling.calibration_tau
-    if method == "adsa":
+    tau = run.config.relabeling.prior
+    if method != "none":
+        settings = {"calibration": method} | ({"prior": tau} if tau else {})
 
         def compute(runtime: Runtime) -> dict[str, Tensor]:
-            strength = calibration_strength(logits.value, images.value.labels, counts)
+            given = logits.value - label_shift(tau, counts)
+            strength = calibration_strength(given, images.value.labels, counts)
             return {"tau": torch.tensor(strength, dtype=torch.float64)}
 
-        stored = run.stages.run("relabeling", {"calibration": method}, [logits, images], compute)
-        tau = float(stored.value["tau"])
+        stored = run.stages.run("relabeling", settings, [logits, images], compute)
+        tau += float(stored.value["tau"])
     return Calibration(tau, label_shift(tau, counts))
 
 
