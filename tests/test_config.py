@@ -198,6 +198,7 @@ KEYS: dict[str, dict[str, Any]] = {
         },
         "initialization": {"method": "clustered_crops", "crop_min_scale": 0.9},
         "recovery": {"iterations": 200, "alignment_weight": 0.5, "max_batch": 100},
+        "relabeling": {"prior": 0.15},
         "evaluation": {
             "epochs": 3750,
             "optimizer": "muon",

@@ -48,7 +48,7 @@ PINNED: dict[str, dict[str, str]] = {
         "experts": "957b6083cf3a",
         "initialization": "71ea9f7d007f",
         "recovery": "4e4e73fe1186",
-        "relabeling": "6c4b529bd59f",
+        "relabeling": "9fbc3f195c98",
         "statistics": "3bee505d360d",
     },
     "demo": {

@@ -229,5 +229,8 @@ RLDD = Recipe(
     title="fair batch-norm statistics and labels of debiased experts",
     paper="arXiv:2511.18858",
     published=_published,  # what makes it RLDD are the defaults of the configuration
+    # The teacher of that preset imitates a network that favours large classes a little. Of 0 to 0.3
+    # 0.15 gives it the best figure: 78.0 instead of 77.2, and in the tail 78.1 instead of 72.4.
+    budgets={"cpu": {"relabeling": {"prior": 0.15}}},
     choice=_choice,
 )
