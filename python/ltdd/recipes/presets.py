@@ -84,8 +84,7 @@ def _cpu(ipc: int) -> dict[str, Any]:
 
 
 # Of methods that have no experts of their own: this package's debiased ones. A ResNet-9 of 78 %
-# teaches ConvNets worse than one of their own kind of 72 %, but it makes that one better, and its
-# logits softer, which are easier to copy; all measured.
+# teaches ConvNets worse than one of their own kind of 72 %, but it makes that one better; measured.
 _DEBIASED: Mapping[str, dict[str, Any]] = {
     "cpu": {
         "experts": {
