@@ -198,7 +198,6 @@ def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:
     ]
     if experts.teacher != "same":
         networks.append(("experts.teacher", experts.teacher, experts.teacher_weights))
-    trained = any(file is None for _, _, file in networks)
-    if experts.distil_from is not None and trained:
+    if experts.distil_from is not None and not experts.all_given:
         networks.append(("experts.distil_from", experts.distil_from, experts.distil_from_weights))
     return networks

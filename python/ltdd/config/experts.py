@@ -142,6 +142,12 @@ class _Experts(Stage):
         first = [self.observer, *self.extra_observers] if self.teacher == "same" else [self.teacher]
         return "+".join([*first, *self.extra_teachers])
 
+    @property
+    def all_given(self) -> bool:
+        """Whether the weights of every observer and teacher are given, so that none is trained."""
+        first = self.observer_weights and (self.teacher == "same" or self.teacher_weights)
+        return bool(first) and not self.extra_observers and not self.extra_teachers
+
     def of_role(self, role: str) -> Any:
         """Return how networks of a role are trained; a master imitates nobody.
 
@@ -189,14 +195,7 @@ class _Experts(Stage):
                     f"experts.{name}, got null"
                 )
 
-    def __post_init__(self) -> None:
-        self._check_roles()
-        if self.teacher == "same" and self.teacher_weights is not None:
-            raise UserError(
-                "expected experts.teacher to name the architecture of experts.teacher_weights, "
-                "got 'same'"
-            )
-        given = self.observer_weights and (self.teacher == "same" or self.teacher_weights)
+    def _check_course(self) -> None:
         if not self.teacher_course or list(self.teacher_course) != sorted(set(self.teacher_course)):
             raise UserError(
                 f"expected experts.teacher_course with one share or several ascending ones, got "
@@ -213,7 +212,16 @@ class _Experts(Stage):
                 f"expected experts.averaging none with experts.teacher_course "
                 f"{list(self.teacher_course)}, got {self.averaging!r}"
             )
-        if self.init_weights and given and not self.extra_observers and not self.extra_teachers:
+
+    def __post_init__(self) -> None:
+        self._check_roles()
+        if self.teacher == "same" and self.teacher_weights is not None:
+            raise UserError(
+                "expected experts.teacher to name the architecture of experts.teacher_weights, "
+                "got 'same'"
+            )
+        self._check_course()
+        if self.init_weights and self.all_given:
             raise UserError(
                 "expected experts.init_weights where an expert is trained, got weights of each"
             )

@@ -58,8 +58,7 @@ def train_experts(run: Run) -> Experts:
         wanted.append((TEACHER, settings.teacher, settings.teacher_weights))
     extra = enumerate(settings.extra_teachers, 2)
     wanted += [(f"{TEACHER}{n}", name, None) for n, name in extra]
-    trained = any(file is None for _, _, file in wanted)
-    master = _master(run) if trained else None
+    master = None if settings.all_given else _master(run)
     teaching = wanted if settings.teacher == "same" else wanted[watched:]
     calls = [
         _trained_or_given(run, *who, master, settings.teacher_course if who in teaching else (1.0,))
@@ -67,19 +66,19 @@ def train_experts(run: Run) -> Experts:
     ]
     made = run.stages.run_all(calls, splittable=True)
     pairs = list(zip((name for _, name, _ in wanted), made, strict=True))
-    observers = [_frozen(run, *pair) for pair in pairs[:watched]]
-    members = pairs[-len(teaching) :]
-    course = [_mean_logits(run, members, share) for share in settings.teacher_course]
-    finished = settings.teacher_course[-1] == 1
-    teacher = course[-1] if finished else _mean_logits(run, members, 1.0)
-    return Experts(observers, teacher, course)
+    experts = [_frozen(run, *pair) for pair in pairs]
+    teacher = _mean_logits(experts[-len(teaching) :])
+
+    def after(share: float) -> Stored[nn.Module]:
+        if share == 1:
+            return teacher
+        return _mean_logits([_frozen(run, *pair, share) for pair in pairs[-len(teaching) :]])
+
+    return Experts(experts[:watched], teacher, [after(share) for share in settings.teacher_course])
 
 
-def _mean_logits(
-    run: Run, members: Sequence[tuple[str, Stored[dict[str, Tensor]]]], share: float
-) -> Stored[nn.Module]:
-    """Return teachers, by architecture and weights, as they were after a share of training."""
-    networks = [_frozen(run, *member, share) for member in members]
+def _mean_logits(networks: Sequence[Stored[nn.Module]]) -> Stored[nn.Module]:
+    """Return several networks as one teacher."""
     if len(networks) == 1:
         return networks[0]
     key = fingerprint([network.key for network in networks])
