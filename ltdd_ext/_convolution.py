@@ -15,6 +15,9 @@ from .conv3x3 import conv3x3
 # Measured: `python -m benchmarks -s -k convolutions` prints both for each class of shapes. The
 # choice is written down, not timed at run time, so that bits depend on the processor alone.
 _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
+# Of many channels, maps are computed in tiles of 4x4 with 36 transformed taps for each pair of
+# channels: tiles must be filled by half, and there must be enough of them to pay for the taps.
+_TILE_SIDE, _PIXELS_PER_TILE, _PIXELS_PER_CHANNEL = 4, 9, 8
 _HAS_TILES = cpu_instruction_set() == "amx"
 _PYTORCH_HAS_TILES = onednn_cap() == ""  # where there are any
 
@@ -33,8 +36,9 @@ def convolve(
 ) -> Tensor:
     """Apply a layer, by :func:`ltdd_ext.conv3x3` where it is one and that is faster than PyTorch.
 
-    It is on a CPU with maps of at most 64x64 pixels: in float32 with up to 8 or at least 32 input
-    channels; in bfloat16, under autocast on a processor with AMX, with up to 8, and with any number
+    It is on a CPU with maps of at most 64x64 pixels: in float32 with up to 8 input channels, or at
+    least 32 where the maps fill tiles of 4x4 by half and the batch has at least 8 pixels for each
+    channel; in bfloat16, under autocast on a processor with AMX, with up to 8, and with any number
     where the environment (``ONEDNN_MAX_CPU_ISA``) keeps AMX from PyTorch's convolutions.
 
     Args:
@@ -76,12 +80,24 @@ def _faster_dtype(layer: nn.Conv2d, x: Tensor) -> torch.dtype | None:
     if not x.is_cpu or x.dim() != 4 or max(x.shape[2:]) > _LARGE_SIDE:
         return None
     if not torch.is_autocast_enabled("cpu"):
-        between = _FEW_CHANNELS < layer.in_channels < _MANY_CHANNELS
-        return None if between or dtypes != (torch.float32, torch.float32) else torch.float32
+        faster = layer.in_channels <= _FEW_CHANNELS or _pays_in_tiles(layer, x)
+        return torch.float32 if faster and dtypes == (torch.float32, torch.float32) else None
     if not _HAS_TILES or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return None
     faster = layer.in_channels <= _FEW_CHANNELS or not _PYTORCH_HAS_TILES
     return torch.bfloat16 if faster and set(dtypes) <= {torch.float32, torch.bfloat16} else None
+
+
+def _pays_in_tiles(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Return whether Winograd's form in float32 is faster than PyTorch's convolution."""
+    height, width = x.shape[2:]
+    tiles = -(-height // _TILE_SIDE) * -(-width // _TILE_SIDE)
+    channels = max(layer.in_channels, layer.out_channels)
+    return (
+        layer.in_channels >= _MANY_CHANNELS
+        and height * width >= _PIXELS_PER_TILE * tiles
+        and len(x) * height * width >= _PIXELS_PER_CHANNEL * channels
+    )
 
 
 class Convolution(nn.Module):
