@@ -190,14 +190,13 @@ def _matched_network(recovery: TrajectoryRecovery, data: LongTailedData) -> Flat
 
 
 def expert_networks(experts: AnyExperts) -> list[tuple[str, str, str | None]]:
-    """Return field, architecture and weights file of every expert that a run needs."""
-    networks: list[tuple[str, str, str | None]] = [
-        ("experts.observer", experts.observer, experts.observer_weights),
-        *(("experts.extra_observers", name, None) for name in experts.extra_observers),
-        *(("experts.extra_teachers", name, None) for name in experts.extra_teachers),
-    ]
-    if experts.teacher != "same":
-        networks.append(("experts.teacher", experts.teacher, experts.teacher_weights))
+    """Return field, architecture and weights file of every expert, in the order of training."""
+    networks: list[tuple[str, str, str | None]] = []
     if experts.distil_from is not None and not experts.all_given:
         networks.append(("experts.distil_from", experts.distil_from, experts.distil_from_weights))
+    networks.append(("experts.observer", experts.observer, experts.observer_weights))
+    networks += [("experts.extra_observers", name, None) for name in experts.extra_observers]
+    if experts.teacher != "same":
+        networks.append(("experts.teacher", experts.teacher, experts.teacher_weights))
+    networks += [("experts.extra_teachers", name, None) for name in experts.extra_teachers]
     return networks
