@@ -28,6 +28,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.run_options import CHECKPOINT_SECONDS
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.checkpoint import StageCheckpoint
+from ltdd.engine.turns import finished
 from ltdd.models import build_model
 from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.experts.training import train_expert
@@ -78,7 +79,7 @@ class TimedCheckpoint(StageCheckpoint):
 
 def experts(data: LongTailedData, runtime: Runtime) -> None:
     config = ExpertsConfig(observer="convnet3_bn", epochs=4, batch_size=64)
-    train_expert("observer", "convnet3_bn", data, config, True, runtime)
+    finished(train_expert("observer", "convnet3_bn", data, config, True, runtime))
 
 
 def recovery(data: LongTailedData, runtime: Runtime) -> None:
@@ -98,7 +99,7 @@ def students(data: LongTailedData, runtime: Runtime) -> None:
     shown = ImageSet(data.train_images[:100], data.train_labels[:100])
     views = ViewSchedule(0, 100, SIDE, SIDE, True, config)
     model, name = build_model("convnet3", CLASSES, SIDE, 3), StudentName("student", 0)
-    train_student(model, shown, HardLabels(), views, data.spec(flip=True), name, runtime)
+    finished(train_student(model, shown, HardLabels(), views, data.spec(flip=True), name, runtime))
 
 
 @pytest.mark.parametrize("stage", [experts, recovery, students])

@@ -23,7 +23,11 @@ SHAPES = (
 TRAINING_NORMS = "test_norm_act and NHWC and (100x128x32x32 or 100x128x16x16)"
 TESTS = (
     "tests/ops tests/models/test_models.py tests/engine/test_cuda_graphs.py "
-    "tests/engine/test_loss_watch.py tests/engine/test_determinism.py"
+    "tests/engine/test_loss_watch.py tests/engine/test_determinism.py tests/faults/test_turns.py"
+)
+SHORT = (
+    "--data {data} --imbalance-factor 100 --ipc 10 --preset paper --experts.epochs 3 "
+    "--recovery.iterations 75 --evaluation.epochs 60 --evaluation.baselines '[]'"
 )
 DISTIL = "python -m ltdd reproduce cifar10-if100-{ipc} --preset {preset} --data {data} --out {out}"
 NCU = (
@@ -66,6 +70,7 @@ def plan(data: str, architecture: str) -> dict[int, Part]:
         out = f"runs/gpu-{preset}"
         return DISTIL.format(ipc=ipc, preset=preset, data=data, out=out)
 
+    short = SHORT.format(data=data)
     accuracy = " --evaluation.baselines '[]' --record benchmarks/results/accuracy.md"
     return {
         1: Part(
@@ -77,8 +82,8 @@ def plan(data: str, architecture: str) -> dict[int, Part]:
                 "python -m pytest -q -m slow tests/cuda_host/test_machine_code.py",
             ),
             9,
-            "a build without warnings; no test fails, two graphs at once and tensors off the "
-            "boundaries of vectors among them; four sanitizers are clean",
+            "a build without warnings; no test fails, two graphs at once, trainings by turns and "
+            "tensors off the boundaries of vectors among them; four sanitizers are clean",
             "run the test alone under memcheck; a recovery that is not recorded names the reason "
             "in the event steps_not_recorded",
         ),
@@ -129,14 +134,13 @@ def plan(data: str, architecture: str) -> dict[int, Part]:
         6: Part(
             (
                 "python -m benchmarks -q -s -m cuda -k calls",
-                f"python -m ltdd distill --data {data} --imbalance-factor 100 --ipc 10 "
-                "--preset paper --experts.epochs 3 --recovery.iterations 75 "
-                "--evaluation.epochs 60 --evaluation.seeds 1 --evaluation.baselines '[]' "
-                "--out runs/gpu-short",
+                f"python -m ltdd distill {short} --evaluation.seeds 1 --out runs/gpu-short",
+                f"python -m benchmarks.by_turns {short} --deterministic true --out runs/gpu-turns",
             ),
-            5,
+            8,
             "before and after a change, both builds by turns: microseconds of each call, seconds "
-            "of each stage over its steps",
+            "of each stage over its steps; trainings that take turns: the same bytes, experts in "
+            "at most 0.85 of the seconds, five students in half of them",
             "differences below the spread of two equal runs are noise",
         ),
     }

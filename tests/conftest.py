@@ -17,6 +17,7 @@ from torch import nn
 
 from ltdd import pipeline
 from ltdd.data.long_tailed_data import LongTailedData
+from ltdd.engine import turns
 from ltdd.engine.runtime import Runtime
 
 # The tests' tensors are tiny: on a busy machine threads spend twelve times longer waiting for each
@@ -74,6 +75,12 @@ def log() -> Recorder:
 @pytest.fixture
 def runtime(log: Recorder) -> Runtime:
     return Runtime(torch.device("cpu"), backend="reference", seed=3, log=log, quiet=True)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let so many trainings take turns on a CPU."""
+    return lambda count: monkeypatch.setitem(turns.AT_ONCE, "cpu", count)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_run import QUIET, smaller
 
-from benchmarks import gpu_plan, recovery_forms, rivals
+from benchmarks import by_turns, gpu_plan, recovery_forms, rivals
 from benchmarks.bench_step import convnet
+from ltdd.engine import turns
+from ltdd.engine.watching.events import read_events
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +48,20 @@ def test_the_plan_names_commands_that_exist() -> None:
             for word in words:
                 if word.startswith("tests/"):
                     assert (gpu_plan.Path(__file__).parents[1] / word).exists(), word
+
+
+def test_turns_are_measured_against_none(tmp_path: Path) -> None:
+    config = smaller(tmp_path / "data")
+    experts = dataclasses.replace(config.experts, teacher="convnet1")
+    config = dataclasses.replace(config, experts=experts)
+    before = dict(turns.AT_ONCE)
+    seconds, equal = by_turns.measure(config, tmp_path / "out", QUIET)
+    assert equal
+    assert all(one > 0 and other > 0 for one, other in seconds.values())
+    assert before == turns.AT_ONCE
+    orders = {"alone": ["observer"] * 2 + ["teacher"] * 2, "turns": ["observer", "teacher"] * 2}
+    for name, order in orders.items():
+        events = read_events(tmp_path / "out" / name / "events.jsonl")
+        assert [event["role"] for event in events if event["event"] == "train"][:4] == order
+    (tmp_path / "out" / "turns" / "stages").rename(tmp_path / "gone")
+    assert not by_turns._equal(tmp_path / "out" / "alone", tmp_path / "out" / "turns")

@@ -43,6 +43,7 @@ from ltdd.config.settings import fields_of
 from ltdd.data.augmentation.student_views import ViewSchedule, render
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.turns import finished
 from ltdd.models import ARCHITECTURES, build_model
 from ltdd.stages.experts.training import train_expert
 from ltdd.stages.initialization import initial_images
@@ -85,7 +86,7 @@ def test_an_expert_is_the_one_of_the_last_step(
         return result
 
     monkeypatch.setattr(torch.optim.SGD, "step", watch)
-    model = train_expert("observer", "convnet3_bn", data, FAST, False, runtime)
+    model = finished(train_expert("observer", "convnet3_bn", data, FAST, False, runtime))
     for ours, theirs in zip(model.parameters(), last, strict=False):
         assert torch.equal(ours, theirs)
     steps = len(data.train_labels) // 64
@@ -98,7 +99,7 @@ def test_test_images_decide_nothing(data: LongTailedData, runtime: Runtime) -> N
     )
     made = []
     for source in (data, other):
-        model = train_expert("observer", "convnet3_bn", source, FAST, False, runtime)
+        model = finished(train_expert("observer", "convnet3_bn", source, FAST, False, runtime))
         start = initial_images(model, source, 2, InitializationConfig(), runtime)
         made.append([*model.state_dict().values(), start.images])
     assert all(map(torch.equal, *made))

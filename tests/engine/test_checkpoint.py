@@ -27,6 +27,7 @@ from ltdd.engine import interruption
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Stored
 from ltdd.engine.storage.checkpoint import StageCheckpoint
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.flat_network import FlatNetwork
@@ -75,7 +76,7 @@ def stage(
     def expert(runtime: Runtime, **settings: Any) -> list[Tensor]:
         form = form_of("experts", settings.get("loss"))
         config = form(epochs=3, batch_size=12, **settings)
-        model = train_expert("observer", "resnet32_w16", data, config, True, runtime)
+        model = finished(train_expert("observer", "resnet32_w16", data, config, True, runtime))
         return list(model.state_dict().values())
 
     def recovery(
@@ -130,7 +131,7 @@ def stage(
             torch.manual_seed(0)
             model = build_model(config.student, 3, 8, 3)
         shown, name = ImageSet(images, labels), StudentName("student", 0)
-        trained = train_student(model, shown, source, schedule, spec, name, runtime)
+        trained = finished(train_student(model, shown, source, schedule, spec, name, runtime))
         return list(trained.state_dict().values())
 
     def trajectory(runtime: Runtime) -> list[Tensor]:

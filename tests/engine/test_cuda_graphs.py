@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from ltdd.engine.cuda_graphs import (
     adjustable_rate,
 )
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.turns import finished
 from ltdd.models import build_model
 from ltdd.stages import relabeling
 from ltdd.stages.evaluation import training
@@ -56,7 +58,9 @@ def expert(data: LongTailedData, architecture: str, **settings: Any) -> Train:
     config = with_form(EXPERT, settings.pop("loss", "rldd"), **settings)
 
     def train(runtime: Runtime) -> dict[str, Tensor]:
-        model = expert_training.train_expert("observer", architecture, data, config, False, runtime)
+        model = finished(
+            expert_training.train_expert("observer", architecture, data, config, False, runtime)
+        )
         return model.state_dict()
 
     return train
@@ -86,8 +90,10 @@ def student(data: LongTailedData, labels: str, **settings: Any) -> Train:
             "hard": HardLabels(),
         }[labels]
         name = training.StudentName("student", 0)
-        trained = training.train_student(
-            model, shown, source, views, data.spec(flip=False), name, runtime
+        trained = finished(
+            training.train_student(
+                model, shown, source, views, data.spec(flip=False), name, runtime
+            )
         )
         return trained.state_dict()
 
@@ -322,10 +328,14 @@ def test_a_step_that_reads_a_value_goes_on_unrecorded(log: Any) -> None:
 def test_graphs_that_run_at_once_share_no_scratch() -> None:
     layers = [nn.Linear(512, 512).cuda() for _ in range(2)]
     x = torch.randn(256, 512, device="cuda")
-    steps = [RecordedSteps(lambda x, own=own: own(x).detach(), own, cuda()) for own in layers]
-    for _ in range(REHEARSALS + 1):
-        wanted = [step(x) for step in steps]
-    streams = [torch.cuda.Stream() for _ in layers]
+    streams, steps, wanted = [torch.cuda.Stream() for _ in layers], [], []
+    torch.cuda.synchronize()
+    for stream, layer in zip(streams, layers, strict=True):
+        with torch.cuda.stream(stream):
+            steps.append(RecordedSteps(lambda x, own=layer: own(x).detach(), layer, cuda()))
+            for _ in range(REHEARSALS + 1):
+                result = steps[-1](x)
+            wanted.append(result)
     torch.cuda.synchronize()
     for _ in range(1000):
         got = []
@@ -334,6 +344,16 @@ def test_graphs_that_run_at_once_share_no_scratch() -> None:
                 got.append(step(x))
     torch.cuda.synchronize()
     assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+def test_graphs_of_one_stream_are_recorded_on_one_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        device = "cuda:0"
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"beside {device}: {next(numbers)}")
+    numbers, streams = itertools.count(), [Stream(), Stream()]
+    found = [cuda_graphs._beside(streams[n]) for n in (0, 1, 0, 1)]
+    assert found == ["beside cuda:0: 0", "beside cuda:0: 1"] * 2
 
 
 def test_each_shape_and_variant_is_recorded_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from ltdd.engine.cuda_graphs import RecordedSteps
 from ltdd.engine.loss_watch import LossWatch
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.checkpoint import StageCheckpoint
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.stages.evaluation import training
@@ -121,7 +122,9 @@ def expert(data: LongTailedData, observer: nn.Module) -> Train:
     config = ExpertsConfig(epochs=8, batch_size=12)
 
     def train(runtime: Runtime) -> list[Tensor]:
-        model = expert_training.train_expert("observer", "convnet3", data, config, True, runtime)
+        model = finished(
+            expert_training.train_expert("observer", "convnet3", data, config, True, runtime)
+        )
         return list(model.state_dict().values())
 
     return train
@@ -137,7 +140,7 @@ def student(data: LongTailedData, observer: nn.Module) -> Train:
             model = build_model("convnet3", 3, 8, 3)
         views, name = ViewSchedule(0, 18, 8, 8, True, config), training.StudentName("student", 0)
         given = (model, shown, HardLabels(), views, data.spec(flip=True), name, runtime)
-        return list(training.train_student(*given).state_dict().values())
+        return list(finished(training.train_student(*given)).state_dict().values())
 
     return train
 

@@ -28,6 +28,7 @@ from ltdd.engine.distributed.session import session
 from ltdd.engine.distributed.units import each, share_out
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.files import read_json, read_tensors, write_tensors
+from ltdd.engine.turns import finished
 from ltdd.engine.watching.events import read_events
 from ltdd.models.normalization import SyncedBatchNorm
 from ltdd.stages.experts.training import train_expert
@@ -279,7 +280,9 @@ def train(tmp_path: Path) -> Callable[..., tuple[dict[str, Tensor], list[float]]
             log = Recorder()
             runtime = Runtime(CPU, seed=3, log=log, quiet=True)
             with session(CPU):
-                model = train_expert("observer", architecture, data, config, True, runtime)
+                model = finished(
+                    train_expert("observer", architecture, data, config, True, runtime)
+                )
             if rank == 0:
                 losses = torch.tensor([event["loss"] for event in log.of("train")])
                 write_tensors(tmp_path / "expert", {**model.state_dict(), "losses": losses}, {})
@@ -325,7 +328,9 @@ def test_a_batch_too_small_to_be_divided_is_computed_by_all_who_say_so() -> None
 
     def train(log: Recorder) -> dict[str, Tensor]:
         runtime = Runtime(CPU, seed=3, log=log, quiet=True)
-        return train_expert("observer", "convnet1_bn", data, config, True, runtime).state_dict()
+        return finished(
+            train_expert("observer", "convnet1_bn", data, config, True, runtime)
+        ).state_dict()
 
     alone = train(quiet := Recorder())
     assert quiet.of("batch_not_divided") == []

@@ -21,6 +21,7 @@ from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.engine.chunks import Chunks, is_out_of_memory, whole_batch
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.turns import finished
 from ltdd.engine.watching.events import EventLog, read_events
 from ltdd.errors import UserError
 from ltdd.models import build_model, normalization
@@ -232,13 +233,13 @@ def test_training_names_the_setting_to_lower(
 ) -> None:
     small_memory(monkeypatch, 7)
     with pytest.raises(UserError, match=r"^experts: .*not enough memory.*experts\.batch_size$"):
-        train_expert("observer", "convnet3_bn", data, TINY.experts, False, runtime)
+        finished(train_expert("observer", "convnet3_bn", data, TINY.experts, False, runtime))
     views = ViewSchedule(0, 20, data.image_size, data.image_size, False, TINY.evaluation)
     shown = ImageSet(data.test_images[:20], data.test_labels[:20])
     model = build_model("convnet3", data.num_classes, data.image_size, data.channels)
     spec, name = data.spec(flip=False), StudentName("student", 0)
     with pytest.raises(UserError, match=r"^evaluation: .*lower --evaluation\.batch_size$"):
-        train_student(model, shown, HardLabels(), views, spec, name, runtime)
+        finished(train_student(model, shown, HardLabels(), views, spec, name, runtime))
 
 
 # A process of its own: this one may hold freed memory, which no limit takes away.

@@ -18,6 +18,7 @@ from ltdd.config import DistillConfig
 from ltdd.data.long_tailed_data import load_data
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.files import fingerprint, write_json
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.stages.experts.training import train_expert
 
@@ -102,4 +103,4 @@ def test_one_cycle_of_few_steps(epochs: int, tmp_path: Path) -> None:
     data = load_data(smaller(tmp_path).data)
     config = dataclasses.replace(TINY.experts, epochs=epochs, batch_size=len(data.train_labels))
     runtime = Runtime(torch.device("cpu"), quiet=True)
-    train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))

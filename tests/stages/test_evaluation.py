@@ -14,6 +14,7 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
@@ -128,7 +129,7 @@ def untrained(problem: dict[str, Any], seed: int = 0) -> nn.Module:
 
 
 def trained(problem: dict[str, Any], **other: Any) -> nn.Module:
-    return train_student(**({"model": untrained(problem)} | problem | other))
+    return finished(train_student(**({"model": untrained(problem)} | problem | other)))
 
 
 def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> float:

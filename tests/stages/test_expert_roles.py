@@ -18,6 +18,7 @@ from ltdd.data.augmentation.expert_batches import Batches
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.stage_store import read_stage
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.inference import predict_logits
@@ -105,7 +106,9 @@ def test_an_expert_learns_what_its_master_says(data: LongTailedData, runtime: Ru
     master = Master(Permuted(), torch.zeros(data.num_classes))
     for loss in ("rldd", "ce", "unimix"):
         config = with_form(FAST, loss, distil_from="resnet9", distil_share=1.0)
-        model = train_expert("observer", "convnet3_bn", data, config, False, runtime, None, master)
+        model = finished(
+            train_expert("observer", "convnet3_bn", data, config, False, runtime, None, master)
+        )
         logits = predict_logits(model, data.test_images, data.normalization, runtime)
         agreed = (logits.argmax(1) == (data.test_labels + 1) % data.num_classes).float().mean()
         assert float(agreed) > 0.8, loss

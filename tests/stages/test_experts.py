@@ -13,6 +13,7 @@ from ltdd.config import ExpertsConfig, with_form
 from ltdd.data.augmentation.crops import normalize
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.models import Network, build_model
 from ltdd.models.inference import predict_logits
@@ -91,9 +92,9 @@ def test_averaged_weights_have_statistics_of_their_own(
 ) -> None:
     # Without padding a view is the image itself.
     config = with_form(FAST, "ce", epochs=8, crop_padding=0)
-    plain = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    plain = finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))
     config = dataclasses.replace(config, averaging="ema")
-    averaged = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    averaged = finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))
     assert not torch.equal(averaged.classifier.weight, plain.classifier.weight)
     conv, norm = averaged.body[0][:2]
     images = normalize(data.train_images, torch.tensor(data.mean), torch.tensor(data.std))
@@ -113,7 +114,7 @@ def accuracy(model: nn.Module, data: LongTailedData, runtime: Runtime) -> Tensor
 @pytest.mark.parametrize("loss", ["rldd", "ce", "unimix"])
 def test_an_expert_learns(data: LongTailedData, runtime: Runtime, log: Any, loss: str) -> None:
     config = with_form(FAST, loss, epochs=10)
-    model = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    model = finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))
     assert isinstance(model, Network)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -130,7 +131,9 @@ def test_seed_and_role_decide_the_expert(data: LongTailedData, runtime: Runtime)
 
     def weights(role: str = "observer", seed: int = 0) -> Tensor:
         own = dataclasses.replace(runtime, seed=seed)
-        return train_expert(role, "convnet3_bn", data, config, True, own).classifier.weight
+        return finished(
+            train_expert(role, "convnet3_bn", data, config, True, own)
+        ).classifier.weight
 
     first = weights()
     assert torch.equal(weights(), first)
@@ -141,15 +144,17 @@ def test_seed_and_role_decide_the_expert(data: LongTailedData, runtime: Runtime)
 def test_training_leaves_global_randomness_alone(data: LongTailedData, runtime: Runtime) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    train_expert(
-        "observer", "convnet3_bn", data, dataclasses.replace(FAST, epochs=1), True, runtime
+    finished(
+        train_expert(
+            "observer", "convnet3_bn", data, dataclasses.replace(FAST, epochs=1), True, runtime
+        )
     )
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_fewer_images_than_a_batch(data: LongTailedData, runtime: Runtime, log: Any) -> None:
     config = dataclasses.replace(FAST, epochs=1, batch_size=1000)
-    model = train_expert("observer", "convnet3_bn", data, config, False, runtime)
+    model = finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))
     # All 34 images make the one step.
     assert int(model.body[0][1].num_batches_tracked) == 1
 
@@ -157,7 +162,7 @@ def test_fewer_images_than_a_batch(data: LongTailedData, runtime: Runtime, log: 
 def test_numbers_that_are_not_finite_stop_the_stage(data: LongTailedData, runtime: Runtime) -> None:
     config = dataclasses.replace(FAST, learning_rate=1e30)
     with pytest.raises(UserError, match="experts: observer: expected a finite loss at step"):
-        train_expert("observer", "convnet3_bn", data, config, False, runtime)
+        finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))
 
 
 def test_images_grow_with_the_epochs() -> None:
@@ -185,7 +190,7 @@ def test_the_network_sees_images_as_they_grow(
 
     monkeypatch.setattr(Network, "features", watch)
     config = with_form(FAST, loss, epochs=10, batch_size=25, progressive_resizing=True)
-    train_expert("observer", "resnet9", colored(32), config, False, runtime)
+    finished(train_expert("observer", "resnet9", colored(32), config, False, runtime))
     assert seen == [16] * 4 + [24] * 3 + [32] * 3
 
 
@@ -193,7 +198,7 @@ def test_a_network_of_one_image_size_cannot_see_smaller_ones(runtime: Runtime) -
     config = dataclasses.replace(FAST, progressive_resizing=True)
     message = "expected a network that takes images of any size .* got one of 32 px only"
     with pytest.raises(UserError, match=message):
-        train_expert("observer", "convnet3_bn", colored(32), config, False, runtime)
+        finished(train_expert("observer", "convnet3_bn", colored(32), config, False, runtime))
 
 
 def test_a_small_set_gets_more_epochs_until_it_has_the_fewest_steps(
@@ -203,5 +208,5 @@ def test_a_small_set_gets_more_epochs_until_it_has_the_fewest_steps(
     for min_steps, epochs in ((None, 2), (5, 2), (10, 4)):
         log.events.clear()
         config = dataclasses.replace(FAST, epochs=2, min_steps=min_steps)
-        train_expert("observer", "convnet3_bn", data, config, False, runtime)
+        finished(train_expert("observer", "convnet3_bn", data, config, False, runtime))
         assert max(event["epoch"] for event in log.of("train")) == epochs - 1

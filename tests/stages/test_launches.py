@@ -24,6 +24,7 @@ from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine import cast_weights
 from ltdd.engine.runtime import Runtime
+from ltdd.engine.turns import finished
 from ltdd.models import build_model
 from ltdd.stages.evaluation import training
 from ltdd.stages.experts import training as expert_training
@@ -111,7 +112,9 @@ def test_a_student(
         training.StudentName("student", 0),
         BF16,
     )
-    assert 50 < count(monkeypatch, training, lambda: training.train_student(*given)) <= bound
+    assert (
+        50 < count(monkeypatch, training, lambda: finished(training.train_student(*given))) <= bound
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,9 @@ def test_an_expert(
     monkeypatch.setattr(torch.optim, "SGD", sgd)
     config = ExpertsConfig(batch_size=8)
     given = ("observer", architecture, images, config, True, BF16)
-    steps = count(monkeypatch, expert_training, lambda: expert_training.train_expert(*given))
+    steps = count(
+        monkeypatch, expert_training, lambda: finished(expert_training.train_expert(*given))
+    )
     assert 50 < steps <= bound
 
 

@@ -18,6 +18,7 @@ from ltdd.data.image_spec import Normalization
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.storage.stage_store import read_stage
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError
 from ltdd.stages.experts.course import Course, weights_after
 from ltdd.stages.experts.training import train_expert
@@ -57,7 +58,7 @@ def test_the_weights_are_those_of_a_training_that_stops_there(
     config = dataclasses.replace(TINY.experts, epochs=4, batch_size=8, schedule="cosine")
     steps = len(data.train_labels) // 8
     kept = Course([0.25, 0.5])
-    model = train_expert("t", "convnet1_bn", data, config, False, runtime, kept=kept)
+    model = finished(train_expert("t", "convnet1_bn", data, config, False, runtime, kept=kept))
     tensors = {**model.state_dict(), **kept.tensors()}
     assert weights_after(tensors, 1).keys() == model.state_dict().keys()
     seen: dict[int, dict[str, Tensor]] = {}
@@ -67,7 +68,7 @@ def test_the_weights_are_those_of_a_training_that_stops_there(
             if step in (steps, 2 * steps):
                 seen[step] = {k: v.clone() for k, v in network.state_dict().items()}
 
-    train_expert("t", "convnet1_bn", data, config, False, runtime, kept=Watch([]))
+    finished(train_expert("t", "convnet1_bn", data, config, False, runtime, kept=Watch([])))
     for share, step in ((0.25, steps), (0.5, 2 * steps)):
         weights = weights_after(tensors, share)
         floats = [key for key, value in weights.items() if value.is_floating_point()]

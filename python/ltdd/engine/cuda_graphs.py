@@ -9,6 +9,7 @@ streams. What is computed stays the same.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,8 @@ class RecordedSteps:
 
     On a GPU the first calls with inputs of given shapes are ordinary ones; then the step is
     recorded, and every later call of these shapes replays it. Networks with layers of anybody
-    else's code, which might look at a value while they run, go the ordinary way.
+    else's code, which might look at a value while they run, go the ordinary way. All calls are made
+    on the stream that was the current one when this was made.
 
     Args:
         step: takes the inputs of a call, on the runtime's device, and returns a tensor without
@@ -57,7 +59,7 @@ class RecordedSteps:
     ) -> None:
         self._step, self._runtime = step, runtime
         self._may_record = recordable and runtime.device.type == "cuda" and is_known(network)
-        self._side = torch.cuda.Stream(runtime.device) if self._may_record else None
+        self._side = _beside(torch.cuda.current_stream()) if self._may_record else None
         self._calls: dict[Any, int] = {}
         self._recorded: dict[Any, _Recording] = {}
 
@@ -106,6 +108,16 @@ class RecordedSteps:
         self._runtime.tell("steps_not_recorded", said, reason=reason)
 
 
+@functools.cache
+def _beside(stream: Any) -> Any:
+    """Return the stream to record on what is replayed on another one.
+
+    Libraries keep their scratch by the stream, so two graphs that run at once must not have been
+    recorded on one. It is the same one in every call: torch has 32, and gives them out in turns.
+    """
+    return torch.cuda.Stream(stream.device)
+
+
 class _Recording:
     """One step as a CUDA graph, with the inputs that it reads and the tensor that it writes.
 
@@ -113,8 +125,7 @@ class _Recording:
         step: what is recorded.
         inputs: of its first replay, on the device.
         extra: further arguments, that stay.
-        stream: to record on. Libraries keep their scratch by the stream, so two graphs that run at
-            once must not have been recorded on one.
+        stream: to record on.
     """
 
     def __init__(

@@ -72,6 +72,17 @@ def request() -> None:
     _received = _received or signal.SIGTERM
 
 
+@contextmanager
+def asked() -> Iterator[None]:
+    """Have a step that is taken inside the block save its state and stop, as after a signal."""
+    global _received
+    before, _received = _received, _received or signal.SIGTERM
+    try:
+        yield
+    finally:
+        _received = before
+
+
 def requested() -> bool:
     """Return whether a delayed signal has come."""
     return _received is not None

@@ -42,7 +42,7 @@ class Meter:
 
     On a GPU the peak is what the allocator handed out; on a CPU it is the resident size of the
     process, reset at the start where the kernel allows it (Linux), else since the process began.
-    What blocks before it have freed does not count.
+    What blocks before it have freed does not count. Blocks that go by turns share one peak.
     """
 
     seconds: float = 0.0
@@ -61,6 +61,10 @@ class Meter:
                 Path("/proc/self/clear_refs").write_text("5")
         self._start = time.monotonic()
         return self
+
+    def skip(self, seconds: float) -> None:
+        """Leave out time that went to others."""
+        self._start += seconds
 
     def __exit__(self, *exc_info: object) -> None:
         self.seconds = time.monotonic() - self._start

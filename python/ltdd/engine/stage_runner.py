@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ from ltdd.engine.runtime import Checkpoint, Log, Runtime
 from ltdd.engine.storage.checkpoint import SUFFIX, StageCheckpoint
 from ltdd.engine.storage.files import fingerprint
 from ltdd.engine.storage.stage_store import StageStore, StoredStage
+from ltdd.engine.turns import Turns, by_turns, finished, timed
 from ltdd.engine.watching.events import HeldEvents
 from ltdd.errors import UserError
 
@@ -29,7 +31,9 @@ FORMAT = 5
 
 T = TypeVar("T")
 U = TypeVar("U")
-Compute = Callable[[Runtime], Mapping[str, Tensor]]
+Made = Mapping[str, Tensor]
+Compute = Callable[[Runtime], Made | Turns[Made]]
+"""What computes the tensors of a stage; one that pauses between its steps may go by turns."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class StageRunner:
         finished: names of stages that must be found, never computed.
 
     Attributes:
-        costs: stage -> ``seconds`` and ``peak_bytes``, those of the process that computed it.
+        costs: stage -> ``seconds`` and ``peak_bytes``, those of the process that computed it; of
+            results that take turns the seconds of each one's own, and the bytes of all.
         files: name of every stored result that was used -> seconds it took to compute.
     """
 
@@ -113,17 +118,15 @@ class StageRunner:
         Raises:
             UserError: a result is NaN or infinite, cannot be stored, or must be there and is not.
         """
-        key = self.key(name, settings, inputs)
-        found = self._find(name, key)
-        return self._reuse(name, found) if found else self._run_together(name, key, compute)
+        return finished(self._run(Call(name, settings, inputs, compute)))
 
     def run_all(
         self, calls: Sequence[Call], splittable: bool = False
     ) -> list[Stored[dict[str, Tensor]]]:
         """Return the tensors of several results of a stage that do not need each other.
 
-        Where there are several ranks, each of them computes one of those that are not there yet,
-        by itself, and then the next one.
+        On a GPU several that pause between their steps take turns. Where there are several ranks,
+        each of them computes one of those that are not there yet, by itself, and then the next one.
 
         Args:
             calls: as the arguments of `run`.
@@ -135,7 +138,8 @@ class StageRunner:
         """
         ranks = current()
         if ranks.world == 1:
-            return [self.run(*call) for call in calls]
+            starts = [partial(self._run, call) for call in calls]
+            return by_turns(calls[0].name, starts, self._runtime) if calls else []
         keys = [self.key(name, settings, inputs) for name, settings, inputs, _ in calls]
         found = [self._find(call.name, key) for call, key in zip(calls, keys, strict=True)]
         missing = [number for number, stored in enumerate(found) if stored is None]
@@ -152,13 +156,20 @@ class StageRunner:
         turns = range(0, len(missing), 1 if together else ranks.world)
         for turn in (missing[start : start + turns.step] for start in turns):
             if together:
-                made = [
-                    self._run_together(calls[turn[0]].name, keys[turn[0]], calls[turn[0]].compute)
-                ]
+                call, key = calls[turn[0]], keys[turn[0]]
+                made = [finished(self._run_together(call.name, key, call.compute))]
             else:
                 made = self._run_apart([(calls[n].name, keys[n], calls[n].compute) for n in turn])
             results |= dict(zip(turn, made, strict=True))
         return [results[number] for number in range(len(calls))]
+
+    def _run(self, call: Call) -> Turns[Stored[dict[str, Tensor]]]:
+        """Return a result from the store, or have all ranks compute and store it."""
+        key = self.key(call.name, call.settings, call.inputs)
+        found = self._find(call.name, key)
+        if found:
+            return self._reuse(call.name, found)
+        return (yield from self._run_together(call.name, key, call.compute))
 
     def _find(self, name: str, key: str) -> StoredStage | None:
         """Let the first rank look for a result, and give it to all."""
@@ -182,12 +193,14 @@ class StageRunner:
         self._runtime.log.write("stage_start", stage=name)
         return self._finish(name, stored, reused=True)
 
-    def _run_together(self, name: str, key: str, compute: Compute) -> Stored[dict[str, Tensor]]:
+    def _run_together(
+        self, name: str, key: str, compute: Compute
+    ) -> Turns[Stored[dict[str, Tensor]]]:
         """Have all ranks compute a result."""
         self._runtime.log.write("stage_start", stage=name)
         ranks, checkpoint = current(), self._checkpoint(name, key)
         kept = checkpoint if ranks.world == 1 else CommonCheckpoint(checkpoint, ranks)
-        made = self._compute(name, checkpoint, compute, kept, self._runtime.log)
+        made = yield from self._compute(name, checkpoint, compute, kept, self._runtime.log)
         return self._finish(name, self._keep(name, key, made), reused=False)
 
     def _run_apart(
@@ -201,7 +214,7 @@ class StageRunner:
             name, key, compute = calls[ranks.rank]
             checkpoint = self._checkpoint(name, key)
             with alone():
-                made = self._compute(name, checkpoint, compute, checkpoint, log)
+                made = finished(self._compute(name, checkpoint, compute, checkpoint, log))
         results = []
         for source, (name, key, _) in enumerate(calls):
             self._runtime.log.write("stage_start", stage=name)
@@ -217,11 +230,18 @@ class StageRunner:
 
     def _compute(
         self, name: str, checkpoint: StageCheckpoint, compute: Compute, kept: Checkpoint, log: Log
-    ) -> StoredStage:
+    ) -> Turns[StoredStage]:
         with checkpoint, Meter(self._runtime.device) as meter:
+
+            def paused(seconds: float) -> None:
+                checkpoint.skip(seconds)
+                meter.skip(seconds)
+
             runtime = dataclasses.replace(self._runtime, checkpoint=kept, log=log)
             with _deterministic_kernels_asked_for(name):
                 computed = compute(runtime)
+                if isinstance(computed, Generator):
+                    computed = yield from timed(computed, paused)
             tensors = {k: v.detach().cpu().contiguous() for k, v in computed.items()}
         check_all_finite(name, tensors)
         cost = {

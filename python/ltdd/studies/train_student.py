@@ -19,6 +19,7 @@ from ltdd.data.packed_logits import PackedLogits
 from ltdd.data.reading.given_arrays import check_scale, given_images, given_labels
 from ltdd.engine.public import public
 from ltdd.engine.runtime import NullLog, Runtime
+from ltdd.engine.turns import finished
 from ltdd.errors import UserError, first_line, shown
 from ltdd.models.inference import predict_logits
 from ltdd.results.distilled_set import DistilledSet, load
@@ -106,22 +107,17 @@ def train_student(
     two = decoded.images[: min(2, len(decoded.labels) // batches)]  # no batch is smaller
     _try(model, normalize(two, *spec.normalization.tensors()), classes, runtime)
     student = _Logits(model)
-    trained = training.train_student(
-        student,
-        decoded,
-        source,
-        ViewSchedule(
-            config.seed,
-            len(decoded.labels),
-            size,
-            size,
-            config.horizontal_flip,
-            config.evaluation,
-        ),
-        spec,
-        StudentName("student", 0),
-        runtime,
+    views = ViewSchedule(
+        config.seed,
+        len(decoded.labels),
+        size,
+        size,
+        config.horizontal_flip,
+        config.evaluation,
     )
+    who = StudentName("student", 0)
+    steps = training.train_student(student, decoded, source, views, spec, who, runtime)
+    trained = finished(steps)
     student.load_state_dict(trained.state_dict())
     report = None
     if tested is not None:

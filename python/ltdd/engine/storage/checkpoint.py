@@ -57,6 +57,10 @@ class StageCheckpoint:
     def __exit__(self, *exc_info: object) -> None:
         interruption.delay(False)
 
+    def skip(self, seconds: float) -> None:
+        """Leave time that went to others out of what the stage has taken."""
+        self._start += seconds
+
     def restore(self) -> dict[str, Any]:
         """Return what the last `step` of a stopped process saved; empty if there is nothing.
 

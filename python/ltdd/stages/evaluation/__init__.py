@@ -14,6 +14,7 @@ from ltdd.data.augmentation.student_views import ViewSchedule
 from ltdd.data.image_spec import ImageSet
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Call, Stored
+from ltdd.engine.turns import Turns
 from ltdd.stages.evaluation.training import StudentName, train_student
 from ltdd.stages.label_sources import LabelSource
 from ltdd.stages.run import Run
@@ -53,12 +54,13 @@ def evaluate_students(run: Run, sets: Sequence[TrainingSet]) -> dict[str, Tensor
 def _student(run: Run, shown: TrainingSet, number: int) -> Call:
     config = run.config.evaluation
 
-    def compute(runtime: Runtime) -> dict[str, Tensor]:
+    def compute(runtime: Runtime) -> Turns[dict[str, Tensor]]:
         with runtime.global_stream("evaluation", shown.who, number):
             model = run.build(config.student)
         data, source = shown.images.value, shown.labels.value
         name = StudentName(shown.who, number)
-        trained = train_student(model, data, source, shown.schedule, run.spec, name, runtime)
+        training = train_student(model, data, source, shown.schedule, run.spec, name, runtime)
+        trained = yield from training
         return {"predictions": run.predict(trained)}
 
     settings = deciding_settings(shown.schedule.config) | {"who": shown.who, "number": number}

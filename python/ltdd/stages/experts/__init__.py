@@ -16,6 +16,7 @@ from ltdd.config import AnyExperts, deciding_settings
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.stage_runner import Call, Stored
 from ltdd.engine.storage.files import fingerprint
+from ltdd.engine.turns import Turns
 from ltdd.models.ensemble import MeanLogits
 from ltdd.models.weights import (
     given_weights,
@@ -157,9 +158,9 @@ def _training(
     imitated = None if master is None else master.value
     ways = [share for share in course if share < 1]
 
-    def train(runtime: Runtime) -> Mapping[str, Tensor]:
+    def train(runtime: Runtime) -> Turns[Mapping[str, Tensor]]:
         data, kept = run.data, Course(ways)
-        trained = train_expert(
+        trained = yield from train_expert(
             role, architecture, data, settings, flip, runtime, start, imitated, kept
         )
         return trained.state_dict() | kept.tensors()

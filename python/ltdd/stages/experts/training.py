@@ -27,6 +27,7 @@ from ltdd.engine.loss_watch import LossWatch
 from ltdd.engine.resumable import Resumable
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import to_device
+from ltdd.engine.turns import Turns
 from ltdd.errors import UserError
 from ltdd.models import build_model
 from ltdd.models.data_parallel import DataParallel
@@ -46,7 +47,6 @@ SMALLEST_SIZE = 16  # pixels to which `progressive_resizing` shrinks images
 EMA_DECAY = 0.999  # per step, of `averaging: ema`
 
 
-@whole_batch("experts", "experts.batch_size")
 def train_expert(
     role: str,
     architecture: str,
@@ -57,10 +57,11 @@ def train_expert(
     start: Weights | None = None,
     master: Master | None = None,
     kept: Course | None = None,
-) -> nn.Module:
+) -> Turns[nn.Module]:
     """Train one expert and return its backbone with the debiased classifier, in evaluation mode.
 
-    Both views go through one forward pass, so batch-norm layers see them together.
+    Both views go through one forward pass, so batch-norm layers see them together. Pauses after
+    every step.
 
     Args:
         role: ``observer``, ``teacher`` or a baseline's name; names the random streams and events.
@@ -77,91 +78,93 @@ def train_expert(
         UserError: the loss became NaN or infinite, a batch does not fit into memory, or the
             network cannot take the smaller images of ``progressive_resizing``.
     """
-    with runtime.global_stream("experts", role, "parameters"):
-        backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
-        network: nn.Module = backbone
-        if isinstance(config, ExpertsConfig):
-            network = ExpertNetwork(backbone, data.num_classes, config)
-    if start is not None:
-        load_body(backbone, start)
-    _check_sizes(backbone, config, data)
-    network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
-    batches = Batches(data, config, flip, runtime)
-    batch_size = min(config.batch_size, len(data.train_labels))
-    steps = len(data.train_labels) // batch_size
-    if config.min_steps is not None:
-        enough = math.ceil(config.min_steps / steps)
-        config = dataclasses.replace(config, epochs=max(config.epochs, enough))
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=adjustable_rate(config.learning_rate, runtime.device),
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=runtime.device.type == "cuda",
-    )
-    schedule, step_every_batch = _schedule(optimizer, config, steps)
-    parallel = DataParallel(network, batch_size)
-    if current().world > 1 and not parallel.divides:
-        runtime.tell(
-            "batch_not_divided",
-            f"experts: {role}: a batch of {batch_size} images is too small for "
-            f"{current().world} ranks to share it, so each of them computes all of it",
-            role=role,
-            batch_size=batch_size,
+    with whole_batch("experts", "experts.batch_size"):
+        with runtime.global_stream("experts", role, "parameters"):
+            backbone = build_model(architecture, data.num_classes, data.image_size, data.channels)
+            network: nn.Module = backbone
+            if isinstance(config, ExpertsConfig):
+                network = ExpertNetwork(backbone, data.num_classes, config)
+        if start is not None:
+            load_body(backbone, start)
+        _check_sizes(backbone, config, data)
+        network = network.to(runtime.device).to(memory_format=torch.channels_last).train()
+        batches = Batches(data, config, flip, runtime)
+        batch_size = min(config.batch_size, len(data.train_labels))
+        steps = len(data.train_labels) // batch_size
+        if config.min_steps is not None:
+            enough = math.ceil(config.min_steps / steps)
+            config = dataclasses.replace(config, epochs=max(config.epochs, enough))
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=adjustable_rate(config.learning_rate, runtime.device),
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=runtime.device.type == "cuda",
         )
-    weights = CastWeights(network, runtime, whole=not parallel.divides)
-    objective = Objective(parallel.network, batches, data, runtime, master)
-    averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
+        schedule, step_every_batch = _schedule(optimizer, config, steps)
+        parallel = DataParallel(network, batch_size)
+        if current().world > 1 and not parallel.divides:
+            runtime.tell(
+                "batch_not_divided",
+                f"experts: {role}: a batch of {batch_size} images is too small for "
+                f"{current().world} ranks to share it, so each of them computes all of it",
+                role=role,
+                batch_size=batch_size,
+            )
+        weights = CastWeights(network, runtime, whole=not parallel.divides)
+        objective = Objective(parallel.network, batches, data, runtime, master)
+        averaged = MovingAverage(network, EMA_DECAY) if config.averaging == "ema" else None
 
-    def take(drawn: Any, share: Tensor, size: int) -> Tensor:
-        with weights.used():
-            loss = parallel.weighted(objective.loss(drawn, share, size))
-        optimizer.zero_grad(set_to_none=True)
-        weights.backward(loss)
-        optimizer.step()
+        def take(drawn: Any, share: Tensor, size: int) -> Tensor:
+            with weights.used():
+                loss = parallel.weighted(objective.loss(drawn, share, size))
+            optimizer.zero_grad(set_to_none=True)
+            weights.backward(loss)
+            optimizer.step()
+            if averaged is not None:
+                averaged.update()
+            return parallel.mean(loss.detach())
+
+        training = RecordedSteps(take, network, runtime, recordable=not parallel.divides)
+        losses = LossWatch(f"experts: {role}", runtime)
+        parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        parts["losses"] = losses
         if averaged is not None:
-            averaged.update()
-        return parallel.mean(loss.detach())
-
-    training = RecordedSteps(take, network, runtime, recordable=not parallel.divides)
-    losses = LossWatch(f"experts: {role}", runtime)
-    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
-    parts["losses"] = losses
-    if averaged is not None:
-        parts["averaged"] = averaged
-    if kept is not None:
-        parts["kept"] = kept
-    course = Resumable(runtime)
-    course.restore(parts)
-    counts = {} if parallel.divides else pause_counting(network)
-    if averaged is not None and not parallel.divides:
-        pause_counting(averaged.module)
-    total, done = config.epochs * steps, course.first * steps + course.step
-    with runtime.progress(total, f"experts: {role} ({architecture})", done) as progress:
-        for epoch in course.epochs(config.epochs):
-            generator = runtime.stream("experts", role, "epoch", epoch.number)
-            order = torch.randperm(len(data.train_labels), generator=generator)
-            share = torch.tensor(debias_progress(epoch.number, config.epochs))
-            size = training_size(config, epoch.number, data.image_size)
-            shown = order[: steps * batch_size].view(steps, batch_size)
-            for number, indices in epoch.steps(shown, parts, generator):
-                drawn = part_of(objective.draw(indices, generator), parallel.rows)
-                loss = training(drawn, share, variant=size)
-                losses.add(epoch.number * steps + number, loss)
-                if step_every_batch or number == steps:
-                    schedule.step()
-                progress.step(images=batch_size)
-                if kept is not None:
-                    kept.look(epoch.number * steps + number, total, backbone)
-            losses.end_group(partial(_write, runtime, role, epoch.number))
-        losses.settle()
-    resume_counting(network, counts, total)
-    if averaged is not None:
-        resume_counting(averaged.module, counts, total)
-        module = _finished(averaged.module, objective, len(data.train_labels), parallel, role)
-        return module.eval().requires_grad_(False)
-    return backbone.eval().requires_grad_(False)
+            parts["averaged"] = averaged
+        if kept is not None:
+            parts["kept"] = kept
+        course = Resumable(runtime)
+        course.restore(parts)
+        counts = {} if parallel.divides else pause_counting(network)
+        if averaged is not None and not parallel.divides:
+            pause_counting(averaged.module)
+        total, done = config.epochs * steps, course.first * steps + course.step
+        with runtime.progress(total, f"experts: {role} ({architecture})", done) as progress:
+            for epoch in course.epochs(config.epochs):
+                generator = runtime.stream("experts", role, "epoch", epoch.number)
+                order = torch.randperm(len(data.train_labels), generator=generator)
+                share = torch.tensor(debias_progress(epoch.number, config.epochs))
+                size = training_size(config, epoch.number, data.image_size)
+                shown = order[: steps * batch_size].view(steps, batch_size)
+                for number, indices in epoch.steps(shown, parts, generator):
+                    drawn = part_of(objective.draw(indices, generator), parallel.rows)
+                    loss = training(drawn, share, variant=size)
+                    losses.add(epoch.number * steps + number, loss)
+                    if step_every_batch or number == steps:
+                        schedule.step()
+                    progress.step(images=batch_size)
+                    if kept is not None:
+                        kept.look(epoch.number * steps + number, total, backbone)
+                    yield
+                losses.end_group(partial(_write, runtime, role, epoch.number))
+            losses.settle()
+        resume_counting(network, counts, total)
+        if averaged is not None:
+            resume_counting(averaged.module, counts, total)
+            module = _finished(averaged.module, objective, len(data.train_labels), parallel, role)
+            return module.eval().requires_grad_(False)
+        return backbone.eval().requires_grad_(False)
 
 
 def _write(runtime: Runtime, role: str, epoch: int, losses: Tensor) -> None:
