@@ -157,6 +157,24 @@ def test_colours_change_where_asked(runtime: Runtime, data: LongTailedData) -> N
     assert float((levels[2] - levels[0]).abs().max()) > 0.3
 
 
+def test_randaugment_changes_images_by_the_generator_alone(
+    runtime: Runtime, data: LongTailedData
+) -> None:
+    config = dataclasses.replace(FAST, crop_padding=0)
+    plain = Batches(data, config, False, runtime)
+    changed = Batches(data, dataclasses.replace(config, randaugment=True), False, runtime)
+    kept = data.train_images.clone()
+    views = [
+        source.view(source.shown(torch.arange(34), generator(seed)))
+        for source, seed in ((plain, 0), (changed, 0), (changed, 0), (changed, 1))
+    ]
+    assert torch.equal(views[1], views[2])
+    assert not torch.equal(views[1], views[3])
+    different = (views[1] != views[0]).flatten(1).any(1)
+    assert 0.5 < float(different.float().mean()) < 1  # two changes an image, one of 14 is none
+    assert torch.equal(data.train_images, kept)
+
+
 def test_unimix_leans_towards_the_tail_and_its_shares_match_the_pixels(runtime: Runtime) -> None:
     data = colored()
     source = batches(runtime, data, loss="unimix")

@@ -137,6 +137,7 @@ def images(
 CASES: dict[str, Callable[[LongTailedData], Train]] = {
     "rldd": lambda data: expert(data, "convnet3_bn"),
     "rldd, ema": lambda data: expert(data, "convnet3", averaging="ema"),
+    "rldd, randaugment": lambda data: expert(data, "convnet3_bn", randaugment=True),
     "rldd, crops, growing": lambda data: expert(
         data, "convnet3_bn", crop_min_scale=0.3, color_jitter=0.4, progressive_resizing=True
     ),

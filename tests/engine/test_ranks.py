@@ -297,7 +297,7 @@ def train(tmp_path: Path) -> Callable[..., tuple[dict[str, Tensor], list[float]]
 @pytest.mark.parametrize(
     ("loss", "architecture", "settings"),
     [
-        ("rldd", "convnet3_bn", {}),
+        ("rldd", "convnet3_bn", {"randaugment": True}),
         ("rldd", "resnet32_w16", {}),
         ("ce", "convnet3_bn", {"crop_min_scale": 0.5, "averaging": "ema"}),
         ("unimix", "convnet3_bn", {"color_jitter": 0.2}),

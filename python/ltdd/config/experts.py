@@ -135,6 +135,8 @@ class _Experts(Stage):
     color_jitter: Annotated[Number, Interval(ge=0, le=1)] | None = None
     """Largest relative change of brightness, contrast and saturation, 0..1; with it a fifth of the
     images turn grey and half are blurred. None: colours stay."""
+    randaugment: bool = False
+    """RandAugment(2, 9) before the crop."""
 
     @property
     def teacher_name(self) -> str:

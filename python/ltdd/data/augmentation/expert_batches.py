@@ -28,6 +28,7 @@ from ltdd.data.augmentation.crops import (
     random_crops,
     random_windows,
 )
+from ltdd.data.augmentation.randaugment import rand_augment
 from ltdd.data.augmentation.student_views import one_hot
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.runtime import Runtime
@@ -124,6 +125,8 @@ class Batches:
         """Draw a view of images."""
         places = indices.to(self.images.device, non_blocking=True)
         picked = self.images[places].to(self.device)
+        if self.config.randaugment:
+            picked = rand_augment(picked, [generator])[0]
         if self.config.color_jitter is not None:
             picked = color_jitter(picked / 255, self.config.color_jitter, generator)
         if self.config.crop_min_scale is not None:
