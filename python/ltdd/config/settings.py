@@ -161,9 +161,11 @@ def _sentence(cls: Any, error: Any, values: dict[str, Any]) -> str:
 
 
 def unknown_field(name: str, known: Iterable[str]) -> str:
-    """Say that a field is unknown, which one comes close, and which there are."""
-    known = list(known)
-    return f"unknown field {name}{close_match(name, known)}; known fields: {', '.join(known)}"
+    """Say that a field is unknown, and which one comes close, or which there are if none does."""
+    by_end = {one.rpartition(".")[2]: one for one in known}
+    close = difflib.get_close_matches(name.rpartition(".")[2], by_end, n=1)
+    hint = f"did you mean {by_end[close[0]]}?" if close else f"known: {', '.join(by_end.values())}"
+    return f"unknown field {name}; {hint}"
 
 
 def close_match(name: str, known: Iterable[str]) -> str:
