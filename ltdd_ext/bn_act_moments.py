@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _autograd, _check, _composed
@@ -14,30 +15,29 @@ _OP = "bn_act_moments"
 
 Act = Literal["relu", "none"]
 Pool = Literal["none", "avg2"]
+FrozenPool = Literal["none", "avg2", "max3"]
 
 ACTS: dict[str, int] = {"none": 0, "relu": 1}
 POOLS: dict[str, int] = {"none": 1, "avg2": 2}
+FROZEN_POOLS: dict[str, int] = POOLS | {"max3": 3}
 _WIDEST_POOLED = 8192
 _LARGEST_FLAT = 256  # pixels of a plane that a GPU reads together with the next ones
 
 
-def check_fused(op: str, x: Tensor, act: str, pool: str) -> None:
+def check_fused(op: str, x: Tensor, act: str, pool: str, pools: dict[str, int] = POOLS) -> None:
     """Refuse an activation or switches that no fused operator takes."""
     _check.activation(op, "x", x)
     if not isinstance(act, str) or act not in ACTS:
         _check.bad_value(op, "act", f"one of {tuple(ACTS)}", repr(act))
-    if not isinstance(pool, str) or pool not in POOLS:
-        _check.bad_value(op, "pool", f"one of {tuple(POOLS)}", repr(pool))
-    if pool == "avg2":
-        if x.dim() != 4:
-            _check.bad_value(op, "x", "of shape (N, C, H, W) with pool", tuple(x.shape))
-        if min(x.shape[2:]) < 2 or x.shape[3] > _WIDEST_POOLED:
-            _check.bad_value(
-                op,
-                "x",
-                f"of height >= 2 and width in [2, {_WIDEST_POOLED}] with pool",
-                tuple(x.shape),
-            )
+    if not isinstance(pool, str) or pool not in pools:
+        _check.bad_value(op, "pool", f"one of {tuple(pools)}", repr(pool))
+    if pool != "none" and x.dim() != 4:
+        _check.bad_value(op, "x", "of shape (N, C, H, W) with pool", tuple(x.shape))
+    if pool == "max3" and 0 in x.shape[1:]:
+        _check.bad_value(op, "x", "with channels and pixels to pool", tuple(x.shape))
+    if pool == "avg2" and (min(x.shape[2:]) < 2 or x.shape[3] > _WIDEST_POOLED):
+        wanted = f"of height >= 2 and width in [2, {_WIDEST_POOLED}] with pool"
+        _check.bad_value(op, "x", wanted, tuple(x.shape))
 
 
 def check_channel_vector(op: str, name: str, value: Tensor, x: Tensor) -> None:
@@ -49,7 +49,7 @@ def check_arguments(
     op: str, x: Tensor, k: Tensor, h: Tensor, residual: Tensor | None, act: str, pool: str
 ) -> None:
     """Refuse coefficients, residual or switches that do not fit the activation."""
-    check_fused(op, x, act, pool)
+    check_fused(op, x, act, pool, FROZEN_POOLS)
     check_channel_vector(op, "k", k, x)
     check_channel_vector(op, "h", h, x)
     if residual is not None:
@@ -62,7 +62,7 @@ def bn_act_moments(
     h: Tensor,
     residual: Tensor | None = None,
     act: Act = "relu",
-    pool: Pool = "none",
+    pool: FrozenPool = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a frozen batch norm and what follows it, and measure its input, in one pass.
 
@@ -78,6 +78,8 @@ def bn_act_moments(
         residual: Added before the activation; shape and dtype of ``x``.
         act: ``"relu"`` or ``"none"``.
         pool: ``"avg2"`` averages 2x2 blocks and drops odd edges, as ``AvgPool2d(2)`` does;
+            ``"max3"`` takes the maximum of 3x3 blocks as ``MaxPool2d(3, 2, 1)`` does, in the same
+            pass on a GPU behind a ReLU without residual, channels_last, channels a multiple of 4;
             ``"none"`` keeps every element.
 
     Returns:
@@ -92,7 +94,8 @@ def bn_act_moments(
         Differentiable in ``x`` and ``residual``, any number of times and in forward mode: one
         gradient by a kernel, whatever goes beyond and the transforms of ``torch.func`` by plain
         PyTorch operations. ``k`` and ``h`` are constants. The backward pass finds again from ``x``
-        and ``residual`` where the ReLU passed; behind a residual a GPU keeps that, a bit each.
+        and ``residual`` where the ReLU passed; behind a residual a GPU keeps that, a bit each, and
+        where it takes the maximum, a byte of position for each.
         Arithmetic is float32 (float64 for float64), so ``y`` differs from separate operators in
         bfloat16 by their intermediate rounding. Deterministic for any number of threads.
 
@@ -104,9 +107,23 @@ def bn_act_moments(
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 3]))
     """
     check_arguments(_OP, x, k, h, residual, act, pool)
-    keep = residual is not None and _wants_gradient(x, residual)
-    y, mean, m2 = _call(x, k, h, residual, ACTS[act], POOLS[pool], keep)[:3]
-    return y, mean, m2
+    apart = pool == "max3" and not (residual is None and act == "relu" and _takes_max_pool(x))
+    code = POOLS["none"] if apart else FROZEN_POOLS[pool]
+    keep = (residual is not None or pool == "max3") and _wants_gradient(x, residual)
+    y, mean, m2 = _call(x, k, h, residual, ACTS[act], code, keep)[:3]
+    return F.max_pool2d(y, 3, 2, 1) if apart else y, mean, m2
+
+
+def _takes_max_pool(x: Tensor) -> bool:
+    """Tell whether there are kernels for it, as ``takes_max_pool`` of ``csrc/cuda/ops.h`` does."""
+    return (
+        x.is_cuda
+        and x.dtype != torch.float64
+        and x.numel() > 0
+        and x.shape[1] % 4 == 0
+        and not is_rows(x)
+        and is_pixels(x)
+    )
 
 
 def _wants_gradient(x: Tensor, residual: Tensor | None) -> bool:
@@ -162,7 +179,8 @@ def fused_output(x: Tensor, pool: int) -> Tensor:
         return output_like(x)
     pixels = x.numel() > 0 and not is_rows(x) and is_pixels(x)
     order = torch.channels_last if pixels else torch.contiguous_format
-    shape = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+    up = int(pool == FROZEN_POOLS["max3"])
+    shape = (*x.shape[:2], (x.shape[2] + up) // 2, (x.shape[3] + up) // 2)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
 
 
@@ -191,9 +209,12 @@ def _fake(
     pool: int,
     keep_passed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kept = keep_passed and residual is not None and (act, pool) == (ACTS["relu"], POOLS["none"])
-    passed = x.new_empty(passed_bytes(x) if kept else 0, dtype=torch.uint8)
-    return fused_output(x, pool), empty_rows(x), empty_rows(x), passed
+    y, kept = fused_output(x, pool), 0
+    if keep_passed and pool == FROZEN_POOLS["max3"]:
+        kept = y.numel()
+    elif keep_passed and residual is not None and (act, pool) == (ACTS["relu"], POOLS["none"]):
+        kept = passed_bytes(x)
+    return y, empty_rows(x), empty_rows(x), x.new_empty(kept, dtype=torch.uint8)
 
 
 def _fake_backward(
@@ -210,7 +231,7 @@ def _fake_backward(
     grad_shortcut: Tensor | None = None,
     passed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    nothing = residual is None and passed is None
+    nothing = residual is None and (passed is None or pool == FROZEN_POOLS["max3"])
     return output_like(x), x.new_empty(0) if nothing else output_like(x)
 
 

@@ -16,6 +16,29 @@ struct ScaleShift {
   __device__ acc_t operator()(acc_t x) const { return k * x + h; }
 };
 
+// k and h of a thread's own channels.
+template <int V, typename acc_t>
+struct ScalesHere {
+  ScaleShift<acc_t> channel[V];
+};
+
+template <typename acc_t>
+struct ChannelScales {
+  using Coefficients = ScaleShift<acc_t>;
+
+  const acc_t *k, *h;  // [C]
+
+  __device__ Coefficients coefficients(int64_t channel) const { return {k[channel], h[channel]}; }
+
+  template <int V>
+  __device__ ScalesHere<V, acc_t> channel_coefficients(int64_t channel) const {
+    ScalesHere<V, acc_t> at;
+#pragma unroll
+    for (int v = 0; v < V; ++v) at.channel[v] = coefficients(channel + v);
+    return at;
+  }
+};
+
 // The ReLU as a bound, so that no kernel asks whether there is one: the output is at least `least`,
 // and the gradient passes where the input is not at most `blocked`. Without a ReLU these are minus
 // infinity and NaN. A NaN stays NaN and passes.

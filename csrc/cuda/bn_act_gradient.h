@@ -22,6 +22,17 @@ struct NormCoefficients {
   ScaleShift<acc_t> channel;
 };
 
+// Scale and offset of each channel, frozen, and the gradients of each row's moments.
+template <typename acc_t>
+struct FrozenNorms {
+  RowGradients<acc_t> moments;
+  const acc_t *k, *h;  // [C]
+
+  __device__ NormCoefficients<acc_t> at(int64_t row, int64_t channel) const {
+    return {moments.at(row), {k[channel], h[channel]}};
+  }
+};
+
 // What decides, beside k x + h, whether a gradient passes the ReLU: a residual as it lies in
 // memory, or what the forward pass found.
 template <typename Raw, Beside kBeside>

@@ -13,24 +13,18 @@ namespace ltdd::cuda {
 namespace {
 
 template <typename scalar_t, Beside kBeside>
-struct BnActEpilogue {
+struct BnActEpilogue : ChannelScales<acc_type<scalar_t>> {
   using acc_t = acc_type<scalar_t>;
   static constexpr bool kResidual = kBeside != Beside::kNothing;
   static constexpr bool kPassed = kBeside == Beside::kPassed;
   static constexpr bool kWrites = true;
   static constexpr int kStreams = kResidual ? 2 : 1;
 
-  const acc_t *k, *h;        // [C]
   const scalar_t* residual;  // like x
   scalar_t* y;
   uint8_t* passed;
   acc_t least;  // see activate
 
-  using Coefficients = ScaleShift<acc_t>;
-  template <int V>
-  struct ChannelCoefficients {
-    Coefficients channel[V];
-  };
   template <typename Units>
   struct Operands {
     Optional<typename Units::template Raw<scalar_t>, kResidual> residual;
@@ -39,8 +33,6 @@ struct BnActEpilogue {
   struct PixelOperands {
     Optional<Pack<scalar_t, V>, kResidual> residual[kElements];
   };
-
-  __device__ Coefficients coefficients(int64_t channel) const { return {k[channel], h[channel]}; }
 
   template <typename Units>
   __device__ void load(const Units& units, int64_t start, int unit,
@@ -78,21 +70,13 @@ struct BnActEpilogue {
     y += output_start;
   }
 
-  template <int V>
-  __device__ ChannelCoefficients<V> channel_coefficients(int64_t channel) const {
-    ChannelCoefficients<V> at;
-#pragma unroll
-    for (int v = 0; v < V; ++v) at.channel[v] = coefficients(channel + v);
-    return at;
-  }
-
   template <int V, typename Operands>
   __device__ void load_pixel(int64_t offset, int e, Operands& operands) const {
     if constexpr (kResidual) operands.residual[e].raw = cuda::load<V>(bytes_on(residual, offset));
   }
 
   template <int V, int kElements>
-  __device__ void write_pixel(int64_t offset, const ChannelCoefficients<V>& at,
+  __device__ void write_pixel(int64_t offset, const ScalesHere<V, acc_t>& at,
                               const PixelOperands<kElements, V>& operands,
                               const acc_t (&values)[kElements][V]) const {
     acc_t out[V];
@@ -148,12 +132,12 @@ void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, 
   for_variant(shape.type, fused.residual, passed, [&]<typename scalar_t, Beside kBeside>() {
     using Epilogue = BnActEpilogue<scalar_t, kBeside>;
     using acc_t = acc_type<scalar_t>;
-    const Epilogue epilogue{static_cast<const acc_t*>(fused.k),
-                            static_cast<const acc_t*>(fused.h),
-                            static_cast<const scalar_t*>(fused.residual),
-                            static_cast<scalar_t*>(y),
-                            passed,
-                            least_of<acc_t>(fused.relu)};
+    const Epilogue epilogue{
+        {static_cast<const acc_t*>(fused.k), static_cast<const acc_t*>(fused.h)},
+        static_cast<const scalar_t*>(fused.residual),
+        static_cast<scalar_t*>(y),
+        passed,
+        least_of<acc_t>(fused.relu)};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     const bool aligned = all_aligned({x, y, fused.residual});
     if (!fused.pool && takes_flat<scalar_t>(shape, aligned))

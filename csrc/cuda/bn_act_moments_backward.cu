@@ -13,17 +13,6 @@
 namespace ltdd::cuda {
 namespace {
 
-// Scale and offset of each channel, frozen, and the gradients of each row's moments.
-template <typename acc_t>
-struct FrozenNorms {
-  RowGradients<acc_t> moments;
-  const acc_t *k, *h;  // [C]
-
-  __device__ NormCoefficients<acc_t> at(int64_t row, int64_t channel) const {
-    return {moments.at(row), {k[channel], h[channel]}};
-  }
-};
-
 struct Arguments {
   const uint8_t* passed;
   const void *grad_y, *grad_shortcut;

@@ -60,6 +60,17 @@ void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const 
                              const double* grad_m2, const void* x, const double* mean, void* dx,
                              void* dresidual, Stream stream);
 
+// The same with a ReLU and the 3x3 max pool of stride 2 and padding 1 in place of fused.pool, where
+// takes_max_pool says so and all activations begin at multiples of 16: y has planes of H/2 x W/2,
+// rounded up. position (null: not wanted): for each element of y where its window has it.
+bool takes_max_pool(const Activation& shape);
+size_t bn_max_moments_scratch_bytes(const Activation& shape);
+void bn_max_moments(const Activation& shape, const BnAct& fused, const void* x, void* y,
+                    double* mean, double* m2, uint8_t* position, void* scratch, Stream stream);
+void bn_max_moments_backward(const Activation& shape, const BnAct& fused, const uint8_t* position,
+                             const void* grad_y, const double* grad_mean, const double* grad_m2,
+                             const void* x, const double* mean, void* dx, Stream stream);
+
 // y = pool(act(norm(x))) with the statistics of x itself, and its moments. weight, bias: [C], in
 // the type that k and h above have; so are their gradients. The backward pass gets x, mean and m2.
 struct NormAct {

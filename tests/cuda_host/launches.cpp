@@ -38,6 +38,11 @@ bool launch_one(const std::string& line) {
   else if (op == "bn_act_moments_backward")
     ltdd::cuda::bn_act_moments_backward(shape, fused, nullptr, x, nullptr, rows, rows, x, rows, x,
                                         nullptr, nullptr);
+  else if (op == "bn_max_moments")
+    ltdd::cuda::bn_max_moments(shape, fused, x, x, rows, rows, nullptr, x, nullptr);
+  else if (op == "bn_max_moments_backward")
+    ltdd::cuda::bn_max_moments_backward(shape, fused, static_cast<uint8_t*>(x), x, rows, rows, x,
+                                        rows, x, nullptr);
   else if (op == "norm_act")
     ltdd::cuda::norm_act(shape, norm, x, x, rows, rows, x, nullptr);
   else if (op == "norm_act_backward")

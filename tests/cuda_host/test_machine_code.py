@@ -80,6 +80,8 @@ BUDGETS = {
     ("bn_act_moments_backward", f"pixel_map_kernel{POOLED}{ONE}"): Budget(32, 96, 5, 11),
     ("bn_act_moments_backward", f"row_map_kernel{NCHW}{ONE}"): Budget(32, 72, 8, 10.5),
     ("bn_act_moments_backward", f"flat_map_kernel{FLAT}{ONE}"): Budget(16, 80, 4, 20, None),
+    ("bn_max_moments", rf"pixel_moments_kernel{BF16}Li4E.*Lb1EEEEE"): Budget(16, 96, 9, 33, None),
+    ("bn_max_moments", rf"pixel_map_kernel{BF16}Li4E"): Budget(16, 96, 12, 24, None),
     ("norm_act", f"pixel_map_kernel{NHWC}"): Budget(32, 64, 4, 6),
     ("norm_act", f"pixel_map_kernel{POOLED}"): Budget(32, 64, 4, 6.5),
     ("norm_act", f"row_map_kernel{NCHW}"): Budget(32, 48, 4, 5),

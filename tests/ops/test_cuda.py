@@ -256,26 +256,6 @@ def test_tensors_off_the_boundaries_of_vectors(shape: tuple[int, ...], dtype: to
             assert relative_error(got, want) <= 1e-6 + ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["rows", "pixels"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_what_passed_gives_the_gradients_of_the_residual(
-    shape: tuple[int, ...], layout: str, dtype: torch.dtype
-) -> None:
-    x, residual = (activation(shape, dtype, layout, "cuda", seed=seed) for seed in (0, 1))
-    x.requires_grad_(), residual.requires_grad_()
-    k = torch.linspace(0.5, 1.5, shape[1], device="cuda")
-    k = k.double() if dtype == torch.float64 else k
-    results = []
-    for operator in (ltdd_ext.bn_act_moments, torch.ops.ltdd_ext.bn_act_moments):
-        switches = () if operator is ltdd_ext.bn_act_moments else (1, 1)
-        outputs = operator(x, k, k, residual, *switches)[:3]
-        grads = torch.autograd.grad(outputs, (x, residual), [out.detach() for out in outputs])
-        results.append([*outputs, *grads])
-    for got, wanted in zip(*results, strict=True):
-        assert relative_error(got.detach(), wanted.detach()) <= 1e-6 + ROUNDING[dtype]
-
-
 def check_graph(call: Call, source: Tensor) -> None:
     """Capture, change an input, replay: the replay must follow the input."""
     side = torch.cuda.Stream()
