@@ -11,12 +11,12 @@ STABLE_TORCH_LIBRARY(ltdd_ext, m) {
   m.def("row_moments_backward(Tensor grad_mean, Tensor grad_m2, Tensor x, Tensor mean) -> Tensor");
 
   m.def(
-      "bn_act_moments(Tensor x, Tensor k, Tensor h, Tensor? residual, int act, int pool) "
-      "-> (Tensor y, Tensor mean, Tensor m2)");
+      "bn_act_moments(Tensor x, Tensor k, Tensor h, Tensor? residual, int act, int pool, "
+      "bool keep_passed=False) -> (Tensor y, Tensor mean, Tensor m2, Tensor passed)");
   m.def(
       "bn_act_moments_backward(Tensor grad_y, Tensor grad_mean, Tensor grad_m2, Tensor x, "
       "Tensor k, Tensor h, Tensor? residual, Tensor mean, int act, int pool, "
-      "Tensor? grad_shortcut=None) -> (Tensor dx, Tensor dresidual)");
+      "Tensor? grad_shortcut=None, Tensor? passed=None) -> (Tensor dx, Tensor dresidual)");
 
   m.def(
       "norm_act(Tensor x, Tensor weight, Tensor bias, bool per_image, float eps, int act, "

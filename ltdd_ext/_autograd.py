@@ -69,6 +69,7 @@ def differentiable(
     composed: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., None],
+    kept: int = 0,
 ) -> Callable[..., Any]:
     """Register the formula of an operator and return the function that calls the operator.
 
@@ -81,6 +82,8 @@ def differentiable(
         composed: The same out of PyTorch's operations, for the transforms.
         backward: Its formula, differentiable if :func:`is_differentiated`.
         setup_context: Keeps what the formula needs.
+        kept: How many of the last outputs are for the formula alone. Where a gradient is wanted
+            they are not returned: autograd would fill gradients of them with zeros.
     """
     operator = getattr(torch.ops.ltdd_ext, name).default
     torch.library.register_autograd(operator, backward, setup_context=setup_context)
@@ -91,7 +94,7 @@ def differentiable(
             with torch._C._AutoDispatchBelowAutograd():
                 output = operator(*inputs)
             setup_context(ctx, inputs, output)
-            return output
+            return output[:-kept] if kept else output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.nn.grad import conv2d_weight
 
-_RELU, _AVG2 = 1, 2  # as operators spell the switches
+_RELU, _AVG2, _MAX3 = 1, 2, 3  # as operators spell the switches
 
 
 def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,6 +72,8 @@ def norm_act_backward(
 def activated(y: Tensor, act: int, pool: int) -> Tensor:
     if act == _RELU:
         y = torch.relu(y)
+    if pool == _MAX3:
+        return F.max_pool2d(y, 3, 2, 1)
     return F.avg_pool2d(y, 2) if pool == _AVG2 else y
 
 

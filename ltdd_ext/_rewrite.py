@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from .bn_act_moments import FrozenPool
+
 _ADD_FUNCTIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add})
 _RELU_FUNCTIONS: frozenset[Any] = frozenset({torch.relu, torch.relu_, F.relu, F.relu_})
 
@@ -26,18 +28,19 @@ class Fusion:
             the next one only.
         residual: Node added before the activation, if any.
         relu: Whether a ReLU is in the chain.
-        pool: Whether a 2x2 average pool is.
+        pool: Which pool is: of 2x2 averages, or of 3x3 maxima as stems of networks have it.
     """
 
     chain: tuple[fx.Node, ...]
     residual: fx.Node | None = None
     relu: bool = False
-    pool: bool = False
+    pool: FrozenPool = "none"
 
 
 def find_fusion(norm: fx.Node, modules: dict[str, nn.Module]) -> Fusion:
     """Return the longest chain from a batch norm on that the graph proves."""
-    chain, residual, relu, pool = [norm], None, False, False
+    chain, residual, relu = [norm], None, False
+    pool: FrozenPool = "none"
     after = _only_reader(norm)
     if after is not None and (other := _other_addend(after, norm)) is not None:
         # Computed where the sum is: nothing else may read, hence overwrite, x up to there.
@@ -50,9 +53,9 @@ def find_fusion(norm: fx.Node, modules: dict[str, nn.Module]) -> Fusion:
         chain.append(after)
         relu = True
         after = _only_reader(after)
-        if after is not None and _is_halving_pool(after, modules):
+        pool = "none" if after is None else _pool_of(after, modules)
+        if after is not None and pool != "none":
             chain.append(after)
-            pool = True
     return Fusion(tuple(chain), residual, relu, pool)
 
 
@@ -79,15 +82,25 @@ def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op == "call_method" and node.target in ("relu", "relu_")
 
 
-def _is_halving_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op != "call_module":
-        return False
-    pool = modules.get(str(node.target))
-    return (
+def _pool_of(node: fx.Node, modules: dict[str, nn.Module]) -> FrozenPool:
+    pool = modules.get(str(node.target)) if node.op == "call_module" else None
+    if (
         type(pool) is nn.AvgPool2d
         and pool.kernel_size in (2, (2, 2))
         and pool.stride in (2, (2, 2))
         and pool.padding in (0, (0, 0))
         and not pool.ceil_mode
         and pool.divisor_override is None
-    )
+    ):
+        return "avg2"
+    if (
+        type(pool) is nn.MaxPool2d
+        and pool.kernel_size in (3, (3, 3))
+        and pool.stride in (2, (2, 2))
+        and pool.padding in (1, (1, 1))
+        and pool.dilation in (1, (1, 1))
+        and not pool.ceil_mode
+        and not pool.return_indices
+    ):
+        return "max3"
+    return "none"

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from . import _check
 from ._convolution import Convolution, convolve, is_conv3x3
 from ._rewrite import Fusion, find_fusion
-from .bn_act_moments import Act, bn_act_moments, bn_act_moments_shared
+from .bn_act_moments import Act, FrozenPool, bn_act_moments, bn_act_moments_shared
 from .conv3x3 import conv3x3
 from .row_moments import row_moments
 
@@ -81,7 +81,7 @@ class FusedBatchNorm(nn.Module):
     Args:
         norm: Batch norm with running statistics, in evaluation mode; its values are copied.
         relu: Apply a ReLU after the optional residual.
-        pool: Average 2x2 blocks after it.
+        pool: Which pool follows.
         ops: Where ``bn_act_moments`` comes from.
 
     Note:
@@ -92,7 +92,7 @@ class FusedBatchNorm(nn.Module):
     k: Tensor
     h: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d, relu: bool, pool: bool, ops: _Ops) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, relu: bool, pool: FrozenPool, ops: _Ops) -> None:
         super().__init__()
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -104,7 +104,7 @@ class FusedBatchNorm(nn.Module):
         self.register_buffer("k", scale.to(dtype))
         self.register_buffer("h", offset.to(dtype))
         self.act: Act = "relu" if relu else "none"
-        self.pool = "avg2" if pool else "none"
+        self.pool: FrozenPool = pool
         self.shared = False
         self._ops = ops
 
@@ -195,12 +195,13 @@ def convert_observer(
 ) -> ObservedModel:
     """Make a frozen network return the moments of its batch norms' inputs, fused where provable.
 
-    Each ``BatchNorm2d`` is computed together with a residual sum, a ReLU and an ``AvgPool2d(2)``
-    that directly follow it, by :func:`ltdd_ext.bn_act_moments`, where ``torch.fx`` shows that
-    nobody else reads the values in between. Other batch norms stay and their input is measured by
-    :func:`ltdd_ext.row_moments`; so is everything in a network that cannot be traced. Both are
-    said in a warning and in ``unfused``. In a network that can be traced, 3x3 convolutions are
-    computed by :func:`ltdd_ext.conv3x3` where :func:`convolve` says that it is faster.
+    Each ``BatchNorm2d`` is computed together with a residual sum, a ReLU and an ``AvgPool2d(2)`` or
+    ``MaxPool2d(3, 2, 1)`` that directly follow it, by :func:`ltdd_ext.bn_act_moments`, where
+    ``torch.fx`` shows that nobody else reads the values in between. Other batch norms stay and
+    their input is measured by :func:`ltdd_ext.row_moments`; so is everything in a network that
+    cannot be traced. Both are said in a warning and in ``unfused``. In a network that can be
+    traced, 3x3 convolutions are computed by :func:`ltdd_ext.conv3x3` where :func:`convolve` says
+    that it is faster.
 
     Args:
         model: Network with ``BatchNorm2d`` layers that have running statistics. It is put into

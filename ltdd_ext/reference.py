@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _check, _composed
 from .align_loss import check_arguments
-from .bn_act_moments import ACTS, POOLS, Act, Pool
+from .bn_act_moments import ACTS, FROZEN_POOLS, POOLS, Act, FrozenPool, Pool
 from .bn_act_moments import check_arguments as check_bn_act
 from .class_moments import FinishedMoments, check_batch, check_merge, check_state, check_update
 from .conv3x3 import check_arguments as check_conv3x3
@@ -48,11 +48,11 @@ def bn_act_moments(
     h: Tensor,
     residual: Tensor | None = None,
     act: Act = "relu",
-    pool: Pool = "none",
+    pool: FrozenPool = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frozen batch norm, activation, pool, and moments; see :func:`ltdd_ext.bn_act_moments`."""
     check_bn_act("bn_act_moments", x, k, h, residual, act, pool)
-    return _composed.bn_act_moments(x, k, h, residual, ACTS[act], POOLS[pool])
+    return _composed.bn_act_moments(x, k, h, residual, ACTS[act], FROZEN_POOLS[pool])
 
 
 def norm_act(

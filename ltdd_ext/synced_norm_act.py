@@ -119,7 +119,7 @@ class _SyncedNormAct(torch.autograd.Function):
         k = weight.double() * inverse_sd
         h = bias.double() - mean * k
         scale, offset = k.to(weight.dtype), h.to(bias.dtype)
-        y, _, _ = torch.ops.ltdd_ext.bn_act_moments(x, scale, offset, None, act, pool)
+        y, *_ = torch.ops.ltdd_ext.bn_act_moments(x, scale, offset, None, act, pool)
         ctx.save_for_backward(x, scale, offset, mean, inverse_sd, k, count)
         ctx.gather, ctx.act, ctx.pool, ctx.size = gather, act, pool, size
         ctx.dtypes = weight.dtype, bias.dtype

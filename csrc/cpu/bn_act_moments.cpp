@@ -6,9 +6,10 @@
 //   g = mask unpool(grad_y),   dresidual = g,   dx = k g + grad_mean / S + 2 grad_m2 (x - mean)
 //
 // Traffic: forward reads x (and residual) and writes y; backward reads grad_y, x (and residual) and
-// writes dx (and dresidual). Two readers of y may have left a gradient each. Their sum is taken
-// first here: added inside of the loop, the compiler contracts what follows in another way, and
-// last digits change. The loops are in bn_act_kernels.h.
+// writes dx (and dresidual). Where the ReLU passed is found again from x and residual: `passed`,
+// which spares a GPU the residual, stays empty here. Two readers of y may have left a gradient
+// each. Their sum is taken first here: added inside of the loop, the compiler contracts what
+// follows in another way, and last digits change. The loops are in bn_act_kernels.h.
 
 #include <torch/csrc/stable/library.h>
 
@@ -20,12 +21,12 @@
 namespace ltdd {
 namespace {
 
-constexpr int64_t kNothing = 0;  // the size of a gradient that nobody asked for
+constexpr int64_t kNothing = 0;  // the size of what nobody asked for, or nobody needs
 
-std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Tensor& k,
-                                                      const Tensor& h,
-                                                      const std::optional<Tensor>& residual,
-                                                      int64_t act, int64_t pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Tensor& k,
+                                                              const Tensor& h,
+                                                              const std::optional<Tensor>& residual,
+                                                              int64_t act, int64_t pool, bool) {
   const char* op = "bn_act_moments";
   const Activation a = as_activation(op, x);
   const Image image = check_fused(op, a, act, pool);
@@ -38,9 +39,10 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
   if (residual) added = in_layout_of(op, "residual", a, image, *residual);
   const Tensor y = pool == 2 ? empty_images(a, image.height / 2, image.width / 2) : empty_like(a);
   const Tensor mean = empty_rows(a), m2 = empty_rows(a);
+  const Tensor passed = new_empty(a.tensor, {&kNothing, 1}, ScalarType::Byte);
   if (a.tensor.numel() == 0) {
     fill_empty_rows(mean, m2);
-    return {y, mean, m2};
+    return {y, mean, m2, passed};
   }
   const BnActArgs args{a.tensor.const_data_ptr(),
                        added ? added->const_data_ptr() : nullptr,
@@ -58,14 +60,16 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_moments_cpu(const Tensor& x, const Ten
                        row_data(mean),
                        row_data(m2)};
   run_blocks(a, run.bn_act_rows, run.bn_act_pixels, args);
-  return {y, mean, m2};
+  return {y, mean, m2, passed};
 }
 
 std::tuple<Tensor, Tensor> bn_act_moments_backward_cpu(
     const Tensor& grad_y, const Tensor& grad_mean, const Tensor& grad_m2, const Tensor& x,
     const Tensor& k, const Tensor& h, const std::optional<Tensor>& residual, const Tensor& mean,
-    int64_t act, int64_t pool, const std::optional<Tensor>& grad_shortcut) {
+    int64_t act, int64_t pool, const std::optional<Tensor>& grad_shortcut,
+    const std::optional<Tensor>& passed) {
   const char* op = "bn_act_moments_backward";
+  if (passed) refuse(op, "residual in place of passed on a CPU");
   const Activation a = as_activation(op, x);
   const Image image = check_fused(op, a, act, pool);
   check_vector(op, "k", k, a.c);

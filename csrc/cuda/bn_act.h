@@ -16,6 +16,29 @@ struct ScaleShift {
   __device__ acc_t operator()(acc_t x) const { return k * x + h; }
 };
 
+// k and h of a thread's own channels.
+template <int V, typename acc_t>
+struct ScalesHere {
+  ScaleShift<acc_t> channel[V];
+};
+
+template <typename acc_t>
+struct ChannelScales {
+  using Coefficients = ScaleShift<acc_t>;
+
+  const acc_t *k, *h;  // [C]
+
+  __device__ Coefficients coefficients(int64_t channel) const { return {k[channel], h[channel]}; }
+
+  template <int V>
+  __device__ ScalesHere<V, acc_t> channel_coefficients(int64_t channel) const {
+    ScalesHere<V, acc_t> at;
+#pragma unroll
+    for (int v = 0; v < V; ++v) at.channel[v] = coefficients(channel + v);
+    return at;
+  }
+};
+
 // The ReLU as a bound, so that no kernel asks whether there is one: the output is at least `least`,
 // and the gradient passes where the input is not at most `blocked`. Without a ReLU these are minus
 // infinity and NaN. A NaN stays NaN and passes.
@@ -84,6 +107,19 @@ __device__ __forceinline__ acc_t pass(acc_t grad, acc_t before, acc_t blocked) {
   return before <= blocked ? acc_t(0) : grad;
 }
 
+// What an element is added to before the ReLU, if anything. Where a gradient will be asked for, the
+// forward pass keeps which elements passed, a bit each, and the backward pass reads these in place
+// of the residual: a byte for each vector of x, in the order of x.
+enum class Beside { kNothing, kResidual, kPassed };
+
+// Where the bits of the vector lie that begins with this element; where offsets count bytes,
+// scalar_t is char. Unsigned, so that it is a shift: a register less, for want of which sm_120
+// would spill.
+template <typename scalar_t>
+__device__ __forceinline__ int64_t byte_of(int64_t element) {
+  return static_cast<int64_t>(static_cast<uint64_t>(element) / kVector<scalar_t>);
+}
+
 // Something to add to each element, as it lies in memory, or nothing at all.
 template <typename Raw, bool kPresent>
 struct Optional {
@@ -101,9 +137,17 @@ struct Optional<Raw, false> {
   }
 };
 
-// Calls rows(units) or pixels.template operator()<V>(pixels) for layout, pooling and the widest
-// vectors that shape and pointers allow. No network pools right behind a residual: that goes
-// element by element. Without kPools there is no pool.
+// Calls rows(units) or pixels.template operator()<V>(pixels) for the layout, without pooling.
+template <int V, typename Rows, typename ByPixels>
+void for_unpooled(const Activation& shape, const Rows& rows, const ByPixels& pixels) {
+  if (shape.channels_last)
+    pixels.template operator()<V>(LinearPixels(plane_of(shape)));
+  else
+    rows(LinearUnits<V>(plane_of(shape)));
+}
+
+// The same for layout, pooling and the widest vectors that shape and pointers allow. No network
+// pools right behind a residual: that goes element by element. Without kPools there is no pool.
 template <typename scalar_t, bool kResidual, bool kPools = true, typename Rows, typename ByPixels>
 void for_units(const Activation& shape, bool pool, bool aligned, const Rows& rows,
                const ByPixels& pixels) {
@@ -118,10 +162,7 @@ void for_units(const Activation& shape, bool pool, bool aligned, const Rows& row
         return pixels.template operator()<kPoolVector>(PooledPixels(plane));
       if (pool) return rows(PooledUnits<std::max(kPoolVector, 2), kPoolVector == 1>(plane));
     }
-    if (shape.channels_last)
-      pixels.template operator()<V>(LinearPixels(plane));
-    else
-      rows(LinearUnits<V>(plane));
+    for_unpooled<V>(shape, rows, pixels);
   });
 }
 
@@ -130,14 +171,16 @@ inline bool all_aligned(std::initializer_list<const void*> pointers) {
                      [](const void* pointer) { return is_aligned(pointer, kVectorBytes); });
 }
 
-// Calls body.template operator()<scalar_t, kResidual>().
+// Calls body.template operator()<scalar_t, kBeside>().
 template <typename Body>
-void for_variant(Type type, const void* residual, const Body& body) {
+void for_variant(Type type, const void* residual, const void* passed, const Body& body) {
   for_type(type, [&]<typename scalar_t>() {
+    if constexpr (!std::is_same_v<scalar_t, double>)
+      if (passed != nullptr) return body.template operator()<scalar_t, Beside::kPassed>();
     if (residual != nullptr)
-      body.template operator()<scalar_t, true>();
+      body.template operator()<scalar_t, Beside::kResidual>();
     else
-      body.template operator()<scalar_t, false>();
+      body.template operator()<scalar_t, Beside::kNothing>();
   });
 }
 

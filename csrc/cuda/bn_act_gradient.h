@@ -1,7 +1,7 @@
 #pragma once
 
 // The gradient of y = pool(act(k x + h + residual)) and of moments of x, as bn_act_moments and
-// norm_act want it: the mask of the ReLU is computed again from x.
+// norm_act want it. Where the ReLU passed is computed again from x, or read (see Beside).
 //
 //   g = spread(grad_y) where act passes,   dresidual = g
 //
@@ -22,16 +22,57 @@ struct NormCoefficients {
   ScaleShift<acc_t> channel;
 };
 
+// Scale and offset of each channel, frozen, and the gradients of each row's moments.
+template <typename acc_t>
+struct FrozenNorms {
+  RowGradients<acc_t> moments;
+  const acc_t *k, *h;  // [C]
+
+  __device__ NormCoefficients<acc_t> at(int64_t row, int64_t channel) const {
+    return {moments.at(row), {k[channel], h[channel]}};
+  }
+};
+
+// What decides, beside k x + h, whether a gradient passes the ReLU: a residual as it lies in
+// memory, or what the forward pass found.
+template <typename Raw, Beside kBeside>
+struct Gate {
+  template <typename acc_t>
+  __device__ acc_t let_through(acc_t grad, acc_t before, int, acc_t blocked) const {
+    return pass(grad, before, blocked);
+  }
+};
+template <typename Raw>
+struct Gate<Raw, Beside::kResidual> {
+  Raw raw;
+  template <typename acc_t>
+  __device__ acc_t let_through(acc_t grad, acc_t before, int i, acc_t blocked) const {
+    return pass(grad, before + raw[i], blocked);
+  }
+};
+template <typename Raw>
+struct Gate<Raw, Beside::kPassed> {
+  unsigned bits;
+  template <typename acc_t>
+  __device__ acc_t let_through(acc_t grad, acc_t, int i, acc_t) const {
+    return (bits >> i & 1u) != 0 ? grad : acc_t(0);
+  }
+};
+
 // norms.at(row, channel) returns the coefficients of a row.
-template <typename scalar_t, typename Norms, bool kResidual, bool kShared = false>
+template <typename scalar_t, typename Norms, Beside kBeside, bool kShared = false>
 struct BnActGradient {
   using acc_t = acc_type<scalar_t>;
   using Coefficients = NormCoefficients<acc_t>;
-  static constexpr int kStreams = 2 + kResidual + kShared;
+  static constexpr bool kResidual = kBeside == Beside::kResidual;
+  static constexpr bool kPassed = kBeside == Beside::kPassed;
+  static constexpr int kStreams = 2 + kResidual + kShared;  // a byte of bits is no load to speak of
   static constexpr bool kToOutputs = false;
 
   Norms norms;
-  const scalar_t *residual, *grad_y, *grad_shortcut;
+  const scalar_t* residual;
+  const uint8_t* passed;
+  const scalar_t *grad_y, *grad_shortcut;
   scalar_t* dresidual;
   acc_t blocked;  // see pass
 
@@ -39,13 +80,13 @@ struct BnActGradient {
   struct Operands {
     typename Units::template RawGrad<scalar_t> grad;
     Optional<typename Units::template RawGrad<scalar_t>, kShared> shortcut;
-    Optional<typename Units::template Raw<scalar_t>, kResidual> residual;
+    Gate<typename Units::template Raw<scalar_t>, kBeside> gate;
   };
   template <int kElements, int V>
   struct PixelOperands {
     Pack<scalar_t, V> grad;  // of the output of the unit
     Optional<Pack<scalar_t, V>, kShared> shortcut;
-    Optional<Pack<scalar_t, V>, kResidual> residual[kElements];
+    Gate<Pack<scalar_t, V>, kBeside> gate[kElements];
   };
 
   __device__ Coefficients coefficients(int64_t row, int64_t channel) const {
@@ -58,7 +99,9 @@ struct BnActGradient {
     units.load_output_grad(grad_y + output_start, unit, operands.grad);
     if constexpr (kShared)
       units.load_output_grad(grad_shortcut + output_start, unit, operands.shortcut.raw);
-    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.residual.raw);
+    if constexpr (kResidual) units.load_unit(residual + start, unit, operands.gate.raw);
+    if constexpr (kPassed)
+      operands.gate.bits = passed[byte_of<scalar_t>(start) + static_cast<unsigned>(unit)];
   }
 
   // The gradient of an output, from whoever read it.
@@ -84,8 +127,8 @@ struct BnActGradient {
   __device__ acc_t bounded(const Coefficients& here,
                            const typename Units::template RawGrad<scalar_t>& incoming,
                            const Operands<Units>& operands, int e, acc_t x) const {
-    return pass(Units::template output_grad<scalar_t>(incoming, e),
-                operands.residual.add_to(here.channel(x), e), blocked);
+    return operands.gate.let_through(Units::template output_grad<scalar_t>(incoming, e),
+                                     here.channel(x), e, blocked);
   }
 
   // at(e): the coefficients of element e of the unit.
@@ -103,17 +146,16 @@ struct BnActGradient {
       grad[e] = bounded<Units>(here, incoming, operands, e, x);
       values[e] = here.channel.k * grad[e] + here.moments(x);
     }
-    if constexpr (kResidual) units.store_unit(dresidual + start, unit, grad);
+    if constexpr (kBeside != Beside::kNothing) units.store_unit(dresidual + start, unit, grad);
   }
 
   // From here on, bytes of pixels count from element `start`, those of outputs from `output_start`.
   __device__ void start_at(int64_t start, int64_t output_start) {
     grad_y += output_start;
     if constexpr (kShared) grad_shortcut += output_start;
-    if constexpr (kResidual) {
-      residual += start;
-      dresidual += start;
-    }
+    if constexpr (kResidual) residual += start;
+    if constexpr (kPassed) passed += byte_of<scalar_t>(start);
+    if constexpr (kBeside != Beside::kNothing) dresidual += start;
   }
 
   // A window that the plane ends inside of has no output.
@@ -129,7 +171,8 @@ struct BnActGradient {
 
   template <int V, typename Operands>
   __device__ void load_pixel(int64_t offset, int e, Operands& operands) const {
-    if constexpr (kResidual) operands.residual[e].raw = cuda::load<V>(bytes_on(residual, offset));
+    if constexpr (kResidual) operands.gate[e].raw = cuda::load<V>(bytes_on(residual, offset));
+    if constexpr (kPassed) operands.gate[e].bits = passed[byte_of<char>(offset)];
   }
 
   // The same at channel v of element e of a unit of pixels.
@@ -143,8 +186,8 @@ struct BnActGradient {
   __device__ acc_t bounded(const Coefficients& here, const Pack<scalar_t, V>& incoming,
                            const PixelOperands<kElements, V>& operands, int e, int v,
                            acc_t x) const {
-    return pass(incoming[v] * (acc_t(1) / kElements),
-                operands.residual[e].add_to(here.channel(x), v), blocked);
+    return operands.gate[e].let_through(incoming[v] * (acc_t(1) / kElements), here.channel(x), v,
+                                        blocked);
   }
 
   template <int V, int kElements>
@@ -160,7 +203,7 @@ struct BnActGradient {
       grad[v] = bounded<V>(here, incoming, operands, e, v, x);
       values[v] = here.channel.k * grad[v] + here.moments(x);
     }
-    if constexpr (kResidual) store<V>(bytes_on(dresidual, offset), grad);
+    if constexpr (kBeside != Beside::kNothing) store<V>(bytes_on(dresidual, offset), grad);
   }
 };
 

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kTableSide* kTableSide)
 
 // Numbers in (2, N * splits, C).
 size_t sums_count(const Activation& shape, bool pool) {
-  constexpr int kStreams = BnActGradient<float, TrainedNorms<float>, false>::kStreams;
+  constexpr int kStreams = BnActGradient<float, TrainedNorms<float>, Beside::kNothing>::kStreams;
   const int splits = pool ? most_splits<PooledPixels>(shape, kStreams)
                           : most_splits<LinearPixels>(shape, kStreams);
   return 2 * static_cast<size_t>(shape.rows()) * static_cast<size_t>(splits);
@@ -82,12 +82,9 @@ void norm_act_backward(const Activation& shape, const NormAct& norm, const void*
     const NormRows rows = norm_rows(shape, norm);
     const auto table = launch_norm_scales<acc_t>(rows, mean, m2, norm.weight, norm.bias,
                                                  sums + sums_count(shape, norm.pool), on);
-    const BnActGradient<scalar_t, TrainedNorms<acc_t>, false> gradient{
-        {table.coefficients, norm.per_image},
-        nullptr,
-        static_cast<const scalar_t*>(grad_y),
-        nullptr,
-        nullptr,
+    const BnActGradient<scalar_t, TrainedNorms<acc_t>, Beside::kNothing> gradient{
+        {table.coefficients, norm.per_image}, nullptr, nullptr,
+        static_cast<const scalar_t*>(grad_y), nullptr, nullptr,
         blocked_by<acc_t>(norm.relu)};
     const scalar_t* in = static_cast<const scalar_t*>(x);
     scalar_t* out = static_cast<scalar_t*>(dx);

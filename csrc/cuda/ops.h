@@ -39,19 +39,37 @@ void row_moments_backward(const Activation& shape, const double* grad_mean, cons
 
 // y = pool(act(k x + h + residual)) and the moments of x. k, h: [C], float32 (float64 for float64
 // x); residual (null: none) and y are stored like x; with pool y has planes of H/2 x W/2.
+//
+// passed (null: not wanted): where the ReLU behind a residual passed, for the backward pass. With
+// it there is no pool, bn_act_passed_bytes is not 0, and all activations begin at multiples of 16.
 struct BnAct {
   const void *k, *h, *residual;
   bool relu, pool;
 };
 void bn_act_moments(const Activation& shape, const BnAct& fused, const void* x, void* y,
-                    double* mean, double* m2, void* scratch, Stream stream);
+                    double* mean, double* m2, uint8_t* passed, void* scratch, Stream stream);
 
-// dx, and with a residual its gradient; k and h are frozen. grad_shortcut (null: none; never with
-// pool) is the gradient of a second reader of y.
-void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const void* grad_y,
-                             const void* grad_shortcut, const double* grad_mean,
+// Bytes of these bits: a byte for each vector of x, or 0 where none fits.
+size_t bn_act_passed_bytes(const Activation& shape);
+
+// dx, and with a residual its gradient; k and h are frozen. passed (null: none) is read in place of
+// the residual. grad_shortcut (null: none; never with pool) is the gradient of a second reader of
+// y.
+void bn_act_moments_backward(const Activation& shape, const BnAct& fused, const uint8_t* passed,
+                             const void* grad_y, const void* grad_shortcut, const double* grad_mean,
                              const double* grad_m2, const void* x, const double* mean, void* dx,
                              void* dresidual, Stream stream);
+
+// The same with a ReLU and the 3x3 max pool of stride 2 and padding 1 in place of fused.pool, where
+// takes_max_pool says so and all activations begin at multiples of 16: y has planes of H/2 x W/2,
+// rounded up. position (null: not wanted): for each element of y where its window has it.
+bool takes_max_pool(const Activation& shape);
+size_t bn_max_moments_scratch_bytes(const Activation& shape);
+void bn_max_moments(const Activation& shape, const BnAct& fused, const void* x, void* y,
+                    double* mean, double* m2, uint8_t* position, void* scratch, Stream stream);
+void bn_max_moments_backward(const Activation& shape, const BnAct& fused, const uint8_t* position,
+                             const void* grad_y, const double* grad_mean, const double* grad_m2,
+                             const void* x, const double* mean, void* dx, Stream stream);
 
 // y = pool(act(norm(x))) with the statistics of x itself, and its moments. weight, bias: [C], in
 // the type that k and h above have; so are their gradients. The backward pass gets x, mean and m2.

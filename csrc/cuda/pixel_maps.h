@@ -59,6 +59,8 @@ __device__ __forceinline__ void for_pixel_tiles(const scalar_t* x, const PixelSe
             raw[u][e] = load<V>(bytes_on(x, offset));
             map.template load_pixel<V>(offset, e, operands[u]);
           }
+        if constexpr (Pixels::kAround > 0)
+          map.template load_around<V>(pixels, at, pitch, operands[u]);
       }
     }
 #pragma unroll

@@ -218,6 +218,8 @@ __global__ void __launch_bounds__(kPixelThreads, kPixelBlocks)
             raw[u][e] = load<V>(bytes_on(x, offset));
             epilogue.template load_pixel<V>(offset, e, operands[u]);
           }
+        if constexpr (Pixels::kAround > 0)
+          if (mask[u] != 0) epilogue.template load_around<V>(pixels, at, pitch, operands[u]);
       }
       if (tiles++ == next_center) {
         if (next_center == 0)

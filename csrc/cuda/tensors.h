@@ -133,6 +133,12 @@ struct ActivationTensor {
     return copy;
   }
 
+  // What begins at a multiple of 16 bytes, so that vectors fit; copied where it does not.
+  static Tensor aligned(const Tensor& other) {
+    const bool fits = reinterpret_cast<uintptr_t>(other.const_data_ptr()) % 16 == 0;
+    return fits ? other : torch::stable::clone(other);
+  }
+
   // A new activation of N * C planes of another size; a 3-d tensor keeps its plane.
   Tensor empty_in_layout(int64_t height, int64_t width) const {
     if (tensor.dim() == 3) return like();

@@ -210,15 +210,17 @@ struct NothingBesidesX {
 };
 
 // Where a unit of pixels lies: its first pixel, which elements exist (a bit mask), and its output
-// pixel, -1 for a window that the plane ends inside of.
+// pixel, -1 for a window that the plane ends inside of. Of kAround pixels beside it, which belong
+// to other units but to its window too, `around` says which exist.
 struct PixelPosition {
   int first, output;
-  unsigned mask;
+  unsigned mask, around = 0;
 };
 
 // NHWC: one pixel.
 struct LinearPixels {
   static constexpr int kElements = 1;
+  static constexpr int kAround = 0;
   static constexpr int kLoads = 1;
 
   int count;
@@ -233,6 +235,7 @@ struct LinearPixels {
 // NHWC with pooling: the 2x2 window of one output pixel.
 struct PooledPixels {
   static constexpr int kElements = 4;
+  static constexpr int kAround = 0;
   static constexpr int kLoads = 8;  // four, at addresses far apart: these count double in registers
 
   Plane plane;
@@ -259,6 +262,57 @@ struct PooledPixels {
 
   // From the first pixel of a window to its element e.
   __device__ int step(int e) const { return e / 2 * plane.width + e % 2; }
+};
+
+// NHWC with a 3x3 pool of stride 2 and padding 1: the 2x2 pixels in the middle and to the lower
+// right of a window. Around them lie three pixels above, from the left, and two on the left; the
+// next windows to the right, below and both share pixels with the unit. Every unit has an output,
+// in odd planes too.
+struct MaxPixels {
+  static constexpr int kElements = 4;
+  static constexpr int kAround = 5;
+  static constexpr int kWindows = 4;
+  static constexpr int kLoads = kElements + kAround;
+
+  Plane plane;
+  int columns;
+  int count;
+
+  explicit MaxPixels(Plane shape)
+      : plane(shape),
+        columns(ceil_div(shape.width, 2)),
+        count(ceil_div(shape.height, 2) * columns) {}
+
+  __host__ __device__ int64_t outputs() const { return count; }
+
+  __device__ PixelPosition position(int unit) const {
+    const int pair = unit / columns;
+    const int column = unit - pair * columns;
+    const bool right = 2 * column + 1 < plane.width, below = 2 * pair + 1 < plane.height;
+    const bool left = column > 0, above = pair > 0;
+    return {2 * pair * plane.width + 2 * column, unit,
+            1u | (right ? 2u : 0u) | (below ? 4u : 0u) | (right && below ? 8u : 0u),
+            (left && above ? 1u : 0u) | (above ? 2u : 0u) | (right && above ? 4u : 0u) |
+                (left ? 8u : 0u) | (left && below ? 16u : 0u)};
+  }
+
+  // From the first pixel of a unit to its element e, and to pixel a around it.
+  __device__ int step(int e) const { return e / 2 * plane.width + e % 2; }
+  __device__ int step_around(int a) const {
+    return a < 3 ? a - 1 - plane.width : (a - 3) * plane.width - 1;
+  }
+
+  // Which pixel lies at place p of the window, line by line: an element, or kElements + a.
+  __device__ static constexpr int at_place(int p) {
+    return p < 3 ? kElements + p : p % 3 == 0 ? kElements + 2 + p / 3 : p / 3 * 2 + p % 3 - 3;
+  }
+
+  // From the output of a unit to that of window w, the next one to the right (odd) or below (2, 3).
+  __device__ int step_to_window(int w) const { return w / 2 * columns + w % 2; }
+  __device__ bool has_window(int unit, int w) const {
+    const int column = unit - unit / columns * columns;
+    return column + w % 2 < columns && unit + w / 2 * columns < count;
+  }
 };
 
 }  // namespace ltdd::cuda

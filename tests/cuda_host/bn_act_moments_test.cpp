@@ -1,6 +1,7 @@
 // bn_act_moments and its backward against double: with and without residual, ReLU and pooling, in
 // both layouts, by vectors and element by element, odd planes included. With two readers of y: the
-// same bits as with the sum of their gradients.
+// same bits as with the sum of their gradients. With what passed the ReLU kept in place of the
+// residual: the same bits as without.
 
 #include <cmath>
 
@@ -14,6 +15,31 @@ using ltdd::cuda::BnAct;
 struct Switches {
   bool residual, relu, pool;
 };
+
+template <typename scalar_t>
+void expect_same(const std::string& what, const Buffer<scalar_t>& got,
+                 const Buffer<scalar_t>& expected) {
+  for (size_t at = 0; at < expected.size(); ++at)
+    expect_close(what, at, got.value(at), expected.value(at), 0);
+}
+
+// Whole vectors of x, and nothing else, have bits; they say where y is not 0.
+template <typename scalar_t>
+void check_passed(const std::string& what, const Activation& a, const Buffer<scalar_t>& y,
+                  const Buffer<unsigned char>& passed) {
+  constexpr size_t V = ltdd::cuda::kVector<scalar_t>;
+  const int64_t run = a.channels_last ? a.channels : a.size();
+  const bool whole = run % V == 0 || (!a.channels_last && a.size() <= 256 && y.size() % V == 0);
+  const bool kept = whole && !std::is_same_v<scalar_t, double>;
+  expect(passed.size() == (kept ? y.size() / V : 0), what + " bytes of what passed");
+  for (size_t at = 0; at < passed.size() * V; ++at) {
+    const bool bit = passed[at / V] >> at % V & 1;
+    if (std::fabs(y.value(at)) < 1e-6) continue;  // of this, less may be left than can be stored
+    expect(bit == (y.value(at) != 0), what + " bit");
+  }
+  for (size_t at = 0; at < passed.size(); ++at)
+    expect(passed[at] >> V == 0, what + " rest of bits");
+}
 
 template <typename scalar_t>
 void check(const Shape& shape, Switches with, bool shifted = false) {
@@ -37,8 +63,8 @@ void check(const Shape& shape, Switches with, bool shifted = false) {
   Buffer<scalar_t> y(out_shape.elements());
   Buffer<double> mean(shape.rows()), m2(shape.rows());
   Buffer<char> scratch(ltdd::cuda::bn_act_moments_scratch_bytes(a, with.residual, with.pool));
-  ltdd::cuda::bn_act_moments(a, fused, x.data(), y.data(), mean.data(), m2.data(), scratch.data(),
-                             nullptr);
+  ltdd::cuda::bn_act_moments(a, fused, x.data(), y.data(), mean.data(), m2.data(), nullptr,
+                             scratch.data(), nullptr);
   auto grad_y = numbers<scalar_t>(25, out_shape.elements());
   const auto first = numbers<scalar_t>(28, shape.elements(), 0, 1, shifted),
              second = numbers<scalar_t>(29, shape.elements(), 0.5, 1, shifted);
@@ -48,19 +74,42 @@ void check(const Shape& shape, Switches with, bool shifted = false) {
   const auto grad_mean = numbers<double>(26, shape.rows()),
              grad_m2 = numbers<double>(27, shape.rows());
   Buffer<scalar_t> dx(shape.elements()), dresidual(with.residual ? shape.elements() : 0);
-  ltdd::cuda::bn_act_moments_backward(a, fused, grad_y.data(), nullptr, grad_mean.data(),
-                                      grad_m2.data(), x.data(), mean.data(), dx.data(),
-                                      with.residual ? dresidual.data() : nullptr, nullptr);
+  const auto backward = [&](const BnAct& of, const unsigned char* passed, bool shared,
+                            Buffer<scalar_t>& to_x, Buffer<scalar_t>& to_residual) {
+    ltdd::cuda::bn_act_moments_backward(a, of, passed, shared ? first.data() : grad_y.data(),
+                                        shared ? second.data() : nullptr, grad_mean.data(),
+                                        grad_m2.data(), x.data(), mean.data(), to_x.data(),
+                                        with.residual ? to_residual.data() : nullptr, nullptr);
+  };
+  backward(fused, nullptr, false, dx, dresidual);
   if (!with.pool) {  // the two parts of grad_y instead
     Buffer<scalar_t> dx_again(dx.size()), dresidual_again(dresidual.size());
-    ltdd::cuda::bn_act_moments_backward(a, fused, first.data(), second.data(), grad_mean.data(),
-                                        grad_m2.data(), x.data(), mean.data(), dx_again.data(),
-                                        with.residual ? dresidual_again.data() : nullptr, nullptr);
-    for (size_t at = 0; at < dx.size(); ++at)
-      expect_close(what + " dx of two readers", at, dx_again.value(at), dx.value(at), 0);
-    for (size_t at = 0; at < dresidual.size(); ++at)
-      expect_close(what + " dresidual of two readers", at, dresidual_again.value(at),
-                   dresidual.value(at), 0);
+    backward(fused, nullptr, true, dx_again, dresidual_again);
+    expect_same(what + " dx of two readers", dx_again, dx);
+    expect_same(what + " dresidual of two readers", dresidual_again, dresidual);
+  }
+  if (with.residual && with.relu && !with.pool) {
+    Buffer<unsigned char> passed(ltdd::cuda::bn_act_passed_bytes(a));
+    Buffer<scalar_t> y_again(y.size());
+    Buffer<double> mean_again(mean.size()), m2_again(m2.size());
+    if (passed.size() > 0) {
+      ltdd::cuda::bn_act_moments(a, fused, x.data(), y_again.data(), mean_again.data(),
+                                 m2_again.data(), passed.data(), scratch.data(), nullptr);
+      expect_same(what + " y where bits are kept", y_again, y);
+      expect_same(what + " mean where bits are kept", mean_again, mean);
+      expect_same(what + " m2 where bits are kept", m2_again, m2);
+    }
+    check_passed(what, a, y, passed);
+    BnAct without = fused;
+    without.residual = nullptr;
+    for (const bool shared : {false, true}) {
+      if (passed.size() == 0) break;
+      Buffer<scalar_t> dx_again(dx.size()), dresidual_again(dresidual.size());
+      backward(without, passed.data(), shared, dx_again, dresidual_again);
+      expect_same(what + " dx by bits", dx_again, dx);
+      expect_same(what + " dresidual by bits", dresidual_again, dresidual);
+    }
+    record(passed);
   }
   record(y);
   record(mean);
@@ -116,10 +165,11 @@ void check(const Shape& shape, Switches with, bool shifted = false) {
 template <typename scalar_t>
 void check_all() {
   const Shape shapes[] = {
-      {2, 3, 4, 4, false}, {1, 3, 8, 8, false}, {1, 2, 16, 16, false}, {1, 2, 32, 32, false},
-      {2, 3, 7, 7, false}, {1, 2, 5, 8, false}, {1, 1, 64, 48, false}, {2, 8, 4, 4, true},
-      {1, 16, 7, 7, true}, {2, 3, 5, 6, true},  {1, 8, 24, 24, true},  {1, 2, 2, 1, false},
-      {1, 8, 1, 3, true},  {0, 2, 4, 4, false}, {1, 1, 3, 2, false},   {3, 70, 7, 7, false},
+      {2, 3, 4, 4, false},  {1, 3, 8, 8, false}, {1, 2, 16, 16, false}, {1, 2, 32, 32, false},
+      {2, 3, 7, 7, false},  {1, 2, 5, 8, false}, {1, 1, 64, 48, false}, {2, 8, 4, 4, true},
+      {1, 16, 7, 7, true},  {2, 3, 5, 6, true},  {1, 8, 24, 24, true},  {1, 2, 2, 1, false},
+      {1, 8, 1, 3, true},   {0, 2, 4, 4, false}, {1, 1, 3, 2, false},   {3, 70, 7, 7, false},
+      {2, 40, 7, 7, false}, {1, 24, 3, 5, true}, {1, 2, 15, 18, false},
   };
   for (const Shape& shape : shapes)
     for (const Switches with : {Switches{false, true, false}, Switches{true, true, false},

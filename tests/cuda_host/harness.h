@@ -112,6 +112,7 @@ inline int64_t output_of(const Shape& shape, int64_t s, bool pool) {
 int list_launches();
 void test_row_moments();
 void test_bn_act_moments();
+void test_bn_max_moments();
 void test_norm_act();
 void test_class_moments();
 void test_align_loss();

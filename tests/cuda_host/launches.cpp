@@ -1,6 +1,6 @@
 // Says what would be launched, without running it: "blocks threads" of each launch in a line for
 // each line of the input, "operator N C H W type layout pool", e.g. "bn_act_moments 20 64 56 56
-// bf16 NHWC 0".
+// bf16 NHWC 0". For the operator bn_act_passed_bytes it says how many these are.
 
 #include <iostream>
 #include <sstream>
@@ -32,10 +32,17 @@ bool launch_one(const std::string& line) {
   else if (op == "row_moments_backward")
     ltdd::cuda::row_moments_backward(shape, rows, rows, x, rows, x, nullptr);
   else if (op == "bn_act_moments")
-    ltdd::cuda::bn_act_moments(shape, fused, x, x, rows, rows, x, nullptr);
+    ltdd::cuda::bn_act_moments(shape, fused, x, x, rows, rows, nullptr, x, nullptr);
+  else if (op == "bn_act_passed_bytes")
+    std::printf("%zu", ltdd::cuda::bn_act_passed_bytes(shape));
   else if (op == "bn_act_moments_backward")
-    ltdd::cuda::bn_act_moments_backward(shape, fused, x, nullptr, rows, rows, x, rows, x, nullptr,
-                                        nullptr);
+    ltdd::cuda::bn_act_moments_backward(shape, fused, nullptr, x, nullptr, rows, rows, x, rows, x,
+                                        nullptr, nullptr);
+  else if (op == "bn_max_moments")
+    ltdd::cuda::bn_max_moments(shape, fused, x, x, rows, rows, nullptr, x, nullptr);
+  else if (op == "bn_max_moments_backward")
+    ltdd::cuda::bn_max_moments_backward(shape, fused, static_cast<uint8_t*>(x), x, rows, rows, x,
+                                        rows, x, nullptr);
   else if (op == "norm_act")
     ltdd::cuda::norm_act(shape, norm, x, x, rows, rows, x, nullptr);
   else if (op == "norm_act_backward")

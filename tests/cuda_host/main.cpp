@@ -65,11 +65,14 @@ int main(int count, char** names) {
     const char* name;
     void (*run)();
   };
-  const Suite suites[] = {
-      {"number_types", test_number_types},     {"row_moments", test_row_moments},
-      {"bn_act_moments", test_bn_act_moments}, {"norm_act", test_norm_act},
-      {"class_moments", test_class_moments},   {"align_loss", test_align_loss},
-      {"large_offsets", test_large_offsets}};
+  const Suite suites[] = {{"number_types", test_number_types},
+                          {"row_moments", test_row_moments},
+                          {"bn_act_moments", test_bn_act_moments},
+                          {"bn_max_moments", test_bn_max_moments},
+                          {"norm_act", test_norm_act},
+                          {"class_moments", test_class_moments},
+                          {"align_loss", test_align_loss},
+                          {"large_offsets", test_large_offsets}};
   std::vector<uint64_t> in_order;
   for (const auto order : {cuda_emulation::Order::kForward, cuda_emulation::Order::kReversed}) {
     cuda_emulation::thread_order = order;

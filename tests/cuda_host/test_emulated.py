@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from cuda_host import build as host
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.shapes import EVERY, NETWORKS
+from ltdd_ext.bn_act_moments import passed_bytes
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -74,13 +78,15 @@ def test_large_activations_fill_a_large_gpu(sanitized: Path) -> None:
             "row_moments_backward",
             "bn_act_moments",
             "bn_act_moments_backward",
+            "bn_max_moments",
+            "bn_max_moments_backward",
             "norm_act",
             "norm_act_backward",
         )
         for shape in [*EVERY, *((100, *rest) for _, *rest in NETWORKS["ResNet-50, 224 px"])]
         for dtype, size in (("fp32", 4), ("bf16", 2))
-        for layout in ("NCHW", "NHWC")
-        for pool in ((0,) if operator.startswith("row") else (0, 1))
+        for layout in (("NHWC",) if operator.startswith("bn_max") else ("NCHW", "NHWC"))
+        for pool in ((0,) if operator.startswith(("row", "bn_max")) else (0, 1))
         if math.prod(shape) * size >= 32e6
     ]
     lines = "".join(
@@ -102,6 +108,33 @@ def test_large_activations_fill_a_large_gpu(sanitized: Path) -> None:
             what = f"{operator} {shape} {dtype} {layout} pool {pool}: {rounds:.2f} rounds"
             assert rounds >= 1.5, what
             assert 1 - rounds / math.ceil(rounds) <= 0.25, what
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def test_compilers_expect_as_many_bytes_of_what_passed(sanitized: Path) -> None:
+    """The shape function of the operator follows the kernels' own rule."""
+    shapes = [(2, c, side, side + 1) for c in (3, 8, 12, 40) for side in (1, 3, 4, 7, 14, 15, 16)]
+    shapes += [(3, 70, 7, 7), (8, 12, 7, 7), (0, 8, 4, 4), (2, 8, 0, 4)]
+    cases = [(shape, *rest) for shape in shapes for rest in product(DTYPES, ("NCHW", "NHWC"))]
+    lines = "".join(
+        f"bn_act_passed_bytes {' '.join(map(str, shape))} {dtype} {layout} 0\n"
+        for shape, dtype, layout in cases
+    )
+    result = subprocess.run(
+        [sanitized, "launches"], input=lines, capture_output=True, text=True, check=True
+    )
+    kept = set()
+    with FakeTensorMode():
+        for case, count in zip(cases, map(int, result.stdout.split()), strict=True):
+            shape, dtype, layout = case
+            x = torch.empty(shape, dtype=DTYPES[dtype], device="cuda")
+            if layout == "NHWC":
+                x = x.to(memory_format=torch.channels_last)
+            assert passed_bytes(x) == count, case
+            kept.add(count > 0)
+    assert kept == {False, True}
 
 
 def test_a_missing_barrier_is_noticed(sanitized: Path, tmp_path: Path) -> None:

@@ -57,8 +57,10 @@ NHWC, NCHW, FLAT = (
 )
 NCHW2 = rf"{BF16}.*UnitsILi8E.*ELi32ELi2E"  # of more streams
 POOLED = rf"{BF16}Li8E.*PooledPixels"
-PLAIN, RESIDUAL = r".*Lb0EEEEE", r".*Lb1EEEEE"
-ONE, BLOCK, SHARED = r".*Lb0ELb0EEEEE", r".*Lb1ELb0EEEEE", r".*Lb1ELb1EEEEE"
+# What lies beside x: nothing, a residual, or where the ReLU behind it passed. Then readers of y.
+PLAIN, RESIDUAL, PASSED = r".*BesideE0EEEEE", r".*BesideE1EEEEE", r".*BesideE2EEEEE"
+ONE, BLOCK = r".*BesideE0ELb0EEEEE", r".*BesideE1ELb0EEEEE"
+ONE_PASSED, SHARED_PASSED = r".*BesideE2ELb0EEEEE", r".*BesideE2ELb1EEEEE"
 BUDGETS = {
     ("row_moments", f"pixel_moments_kernel{NHWC}"): Budget(32, 80, 4, 6),
     ("row_moments", f"pixel_map_kernel{NHWC}"): Budget(32, 64, 4, 6.5),
@@ -66,15 +68,20 @@ BUDGETS = {
     ("row_moments", f"flat_map_kernel{FLAT}"): Budget(32, 80, 4, 13, None),
     ("bn_act_moments", f"pixel_moments_kernel{NHWC}{PLAIN}"): Budget(32, 96, 4, 8),
     ("bn_act_moments", f"pixel_moments_kernel{NHWC}{RESIDUAL}"): Budget(32, 128, 8, 10.5),
+    ("bn_act_moments", f"pixel_moments_kernel{NHWC}{PASSED}"): Budget(32, 128, 8, 14.5),
     ("bn_act_moments", f"pixel_moments_kernel{POOLED}{PLAIN}"): Budget(32, 96, 4, 16, None),
     ("bn_act_moments", f"flat_moments_kernel{FLAT}Li8E{PLAIN}"): Budget(32, 64, 4, 13, None),
     ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{ONE}"): Budget(32, 96, 8, 11.5),
     ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{BLOCK}"): Budget(16, 96, 6, 16),
-    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{SHARED}"): Budget(16, 104, 8, 19.5),
-    ("bn_act_moments_backward", f"row_map_kernel{NCHW2}{SHARED}"): Budget(16, 80, 8, 18.5),
+    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{ONE_PASSED}"): Budget(32, 112, 12, 13.5),
+    ("bn_act_moments_backward", f"pixel_map_kernel{NHWC}{SHARED_PASSED}"): Budget(16, 104, 8, 17),
+    ("bn_act_moments_backward", f"row_map_kernel{NCHW}{ONE_PASSED}"): Budget(32, 88, 12, 11),
+    ("bn_act_moments_backward", f"row_map_kernel{NCHW2}{SHARED_PASSED}"): Budget(16, 80, 8, 15),
     ("bn_act_moments_backward", f"pixel_map_kernel{POOLED}{ONE}"): Budget(32, 96, 5, 11),
     ("bn_act_moments_backward", f"row_map_kernel{NCHW}{ONE}"): Budget(32, 72, 8, 10.5),
     ("bn_act_moments_backward", f"flat_map_kernel{FLAT}{ONE}"): Budget(16, 80, 4, 20, None),
+    ("bn_max_moments", rf"pixel_moments_kernel{BF16}Li4E.*Lb1EEEEE"): Budget(16, 96, 9, 33, None),
+    ("bn_max_moments", rf"pixel_map_kernel{BF16}Li4E"): Budget(16, 96, 12, 24, None),
     ("norm_act", f"pixel_map_kernel{NHWC}"): Budget(32, 64, 4, 6),
     ("norm_act", f"pixel_map_kernel{POOLED}"): Budget(32, 64, 4, 6.5),
     ("norm_act", f"row_map_kernel{NCHW}"): Budget(32, 48, 4, 5),

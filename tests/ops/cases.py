@@ -133,3 +133,10 @@ def alignment(
         class_vars=[normal(num_classes, c).square().to(dtype).to(device) for c in channels],
         weights=[1.0 + 9.0 * (layer == 0) for layer in range(len(channels))],
     )
+
+
+def coefficients(channels: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(5)
+    row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    pair = torch.randn(2, channels, generator=generator, dtype=torch.float64)
+    return tuple(part.to(row_dtype).to(device) for part in pair)

@@ -128,7 +128,7 @@ DOUBLE_CASES: dict[str, Callable[[], Case]] = {
         )
         for layout in LAYOUTS[:2]
         for act in ["none", "relu"]
-        for pool in ["none", "avg2"]
+        for pool in ["none", "avg2", "max3"]
         for residual in ["none", "other", "itself"]
     },
     **{

@@ -10,6 +10,7 @@ from ops.cases import (
     ROUNDING,
     activation,
     assert_threads_change_no_bit,
+    coefficients,
     laid_out,
     relative_error,
 )
@@ -30,13 +31,6 @@ SHAPES = [
     (2, 600, 3, 4),
     (1, 2, 4, 1500),
 ]
-
-
-def coefficients(channels: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(5)
-    row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    pair = torch.randn(2, channels, generator=generator, dtype=torch.float64)
-    return tuple(part.to(row_dtype).to(device) for part in pair)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -169,7 +163,7 @@ def test_opcheck(device):
             for pool in (1, 2):
                 x = activation((2, 5, 4, 6), layout=layout, device=device).requires_grad_()
                 torch.library.opcheck(op.bn_act_moments.default, (x, k, h, residual, 1, pool))
-                y, mean, m2 = op.bn_act_moments(x.detach(), k, h, residual, 1, pool)
+                y, mean, m2, _ = op.bn_act_moments(x.detach(), k, h, residual, 1, pool)
                 torch.library.opcheck(
                     op.bn_act_moments_backward.default,
                     (y, mean, m2, x.detach(), k, h, residual, mean, 1, pool),
@@ -222,7 +216,7 @@ def test_threads_change_no_bit(layout, pool):
     ("changes", "error", "message"),
     [
         ({"act": "gelu"}, ValueError, "act one of ('none', 'relu'), got 'gelu'"),
-        ({"pool": "max2"}, ValueError, "pool one of ('none', 'avg2'), got 'max2'"),
+        ({"pool": "max2"}, ValueError, "pool one of ('none', 'avg2', 'max3'), got 'max2'"),
         ({"k": torch.ones(4)}, ValueError, "k of shape (3,), got (4,)"),
         ({"h": torch.ones(3).double()}, TypeError, "h of dtype float32, got float64"),
         (

@@ -22,7 +22,7 @@ for shape in [(3, 8, 16, 16), (5, 3, 7, 7), (2, 5, 4, 4), (1, 64, 24, 24), (1, 2
             k, h = torch.ones(shape[1]).cuda(), torch.zeros(shape[1]).cuda()
             sum(out.sum() for out in ltdd_ext.row_moments(x)).backward()
             for residual in (None, torch.ones_like(x)):
-                for pool in ("none", "avg2"):
+                for pool in ("none", "avg2", "max3"):
                     outputs = ltdd_ext.bn_act_moments(x, k, h, residual, "relu", pool)
                     sum(out.float().sum() for out in outputs).backward()
             for over in ("batch", "image"):

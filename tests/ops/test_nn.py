@@ -142,8 +142,14 @@ def test_a_network_that_cannot_be_traced_falls_back_and_says_so():
     [
         ("convnet3_bn", {("relu", "avg2"): 3}),
         ("resnet32", {("relu", "none"): 31}),
-        ("torchvision-resnet18", {("relu", "none"): 17, ("none", "none"): 3}),
-        ("torchvision-resnet50", {("relu", "none"): 49, ("none", "none"): 4}),
+        (
+            "torchvision-resnet18",
+            {("relu", "max3"): 1, ("relu", "none"): 16, ("none", "none"): 3},
+        ),
+        (
+            "torchvision-resnet50",
+            {("relu", "max3"): 1, ("relu", "none"): 48, ("none", "none"): 4},
+        ),
     ],
 )
 def test_everything_that_follows_is_fused(name, expected):
@@ -152,8 +158,43 @@ def test_everything_that_follows_is_fused(name, expected):
     for module in observed.modules():
         if isinstance(module, FusedBatchNorm):
             counts[module.act, module.pool] = counts.get((module.act, module.pool), 0) + 1
-        assert not isinstance(module, (nn.ReLU, nn.BatchNorm2d, nn.AvgPool2d))
+        assert not isinstance(module, (nn.ReLU, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d))
     assert counts == expected
+
+
+@pytest.mark.parametrize(
+    ("pool", "name"),
+    [
+        (nn.MaxPool2d(3, 2, 1), "max3"),
+        (nn.MaxPool2d((3, 3), (2, 2), (1, 1)), "max3"),
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), "none"),
+        (nn.MaxPool2d(3, 2, 1, dilation=2), "none"),
+        (nn.MaxPool2d(3, 1, 1), "none"),
+        (nn.MaxPool2d(3, 2), "none"),
+        (nn.MaxPool2d(2), "none"),
+        (nn.AvgPool2d(2), "avg2"),
+        (nn.AvgPool2d(3, 2, 1), "none"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_only_pools_with_a_kernel_are_fused(pool, name, dtype):
+    """On a CPU the maximum has the bits of the layers one by one."""
+    torch.manual_seed(1)
+    model = settle(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), pool))
+    observed = convert_observer(copy.deepcopy(model)).to(dtype)
+    (fused,) = (one for one in observed.modules() if isinstance(one, FusedBatchNorm))
+    assert fused.pool == name
+    x = torch.randn(2, 3, 9, 11).to(dtype).requires_grad_()
+    got, moments = observed(x)
+    assert got.shape == model(x.float()).shape
+    if name == "max3":
+        fused.pool = "none"
+        y, again = observed(x)
+        assert torch.equal(got, pool(y))
+        assert torch.equal(moments[0].m2, again[0].m2)
+        grads = (torch.autograd.grad(one.square().sum(), x)[0] for one in (got, pool(y)))
+        assert torch.equal(*grads)
 
 
 def shared(observed: nn.Module) -> int:

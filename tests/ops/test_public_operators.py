@@ -86,7 +86,7 @@ SWITCHES: list[Row] = [
     ({"act": "gelu"}, "expected act one of ('none', 'relu'), got 'gelu'"),
     ({"act": None}, "expected act one of"),
     ({"act": ["relu"]}, "expected act one of"),
-    ({"pool": "max"}, "expected pool one of ('none', 'avg2'), got 'max'"),
+    ({"pool": "max"}, "expected pool one of ('none', 'avg2'"),
     ({"pool": 2}, "expected pool one of"),
     ({"pool": {}}, "expected pool one of"),
     ({"x": X.flatten(2), "residual": None, "pool": "avg2"}, "expected x of shape (N, C, H, W)"),
@@ -126,6 +126,9 @@ REFUSED: dict[str, list[Row]] = {
     "row_moments": ACTIVATIONS + PLAIN,
     "bn_act_moments": [
         *ACTIVATIONS, *PLAIN, *SWITCHES,
+        ({"pool": "max2"}, "expected pool one of ('none', 'avg2', 'max3'), got 'max2'"),
+        ({"x": X.flatten(2), "residual": None, "pool": "max3"}, "of shape (N, C, H, W) with pool"),
+        ({"x": X[..., :0], "residual": None, "pool": "max3"}, "with channels and pixels to pool"),
         ({"k": None}, "expected k a torch.Tensor, got NoneType"),
         ({"k": THREE}, "expected k of shape (2,), got (3,)"),
         ({"k": TWO.double()}, "expected k of dtype float32, got float64"),
@@ -138,6 +141,7 @@ REFUSED: dict[str, list[Row]] = {
     "norm_act": [
         *ACTIVATIONS, *PLAIN,
         *((changes, message) for changes, message in SWITCHES if "residual" not in changes),
+        ({"pool": "max3"}, "expected pool one of ('none', 'avg2'), got 'max3'"),
         ({"weight": None}, "expected weight a torch.Tensor, got NoneType"),
         ({"weight": THREE}, "expected weight of shape (2,), got (3,)"),
         ({"bias": TWO.half()}, "expected bias of dtype float32"),
