@@ -80,7 +80,7 @@ def test_what_a_preset_sets_for_another_form_is_left_out() -> None:
     assert config.experts == PlainExperts(
         observer="convnet3_bn", epochs=50, min_steps=600, batch_size=128, learning_rate=0.05,
         nesterov=True, weight_decay=1e-3, schedule="one_cycle", distil_from="resnet9",
-        distil_from_epochs=60, distil_from_resizing=True, distil_temperature=2.0,
+        distil_from_epochs=60, distil_from_resizing=True, distil_temperature=2.0, randaugment=True,
     )  # fmt: skip
     assert config.recovery == NoRecovery()
     assert config.initialization.method == "random_real"
