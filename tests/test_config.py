@@ -196,6 +196,7 @@ KEYS: dict[str, dict[str, Any]] = {
             "weight_decay": 0.001,
             "schedule": "one_cycle",
             "distil_temperature": 2.0,
+            "randaugment": True,
         },
         "initialization": {"method": "clustered_crops", "crop_min_scale": 0.9},
         "recovery": {"iterations": 200, "alignment_weight": 0.5, "max_batch": 100},
