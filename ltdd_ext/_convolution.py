@@ -16,8 +16,9 @@ from .conv3x3 import conv3x3
 # choice is written down, not timed at run time, so that bits depend on the processor alone.
 _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyTorch is faster
 # Of many channels, maps are computed in tiles of 4x4 with 36 transformed taps for each pair of
-# channels: tiles must be filled by half, and there must be enough of them to pay for the taps.
-_TILE_SIDE, _PIXELS_PER_TILE, _PIXELS_PER_CHANNEL = 4, 9, 8
+# channels: tiles must be filled by half, and there must be enough of them to pay for the taps. The
+# number of images must not count: ranks that share a batch would round otherwise than one alone.
+_TILE_SIDE, _PIXELS_PER_TILE, _CHANNELS_PER_PIXEL = 4, 9, 8
 _HAS_TILES = cpu_instruction_set() == "amx"
 _PYTORCH_HAS_TILES = onednn_cap() == ""  # where there are any
 
@@ -37,8 +38,8 @@ def convolve(
     """Apply a layer, by :func:`ltdd_ext.conv3x3` where it is one and that is faster than PyTorch.
 
     It is on a CPU with maps of at most 64x64 pixels: in float32 with up to 8 input channels, or at
-    least 32 where the maps fill tiles of 4x4 by half and the batch has at least 8 pixels for each
-    channel; in bfloat16, under autocast on a processor with AMX, with up to 8, and with any number
+    least 32 where the maps fill tiles of 4x4 by half and have a pixel for every 8 channels; in
+    bfloat16, under autocast on a processor with AMX, with up to 8, and with any number
     where the environment (``ONEDNN_MAX_CPU_ISA``) keeps AMX from PyTorch's convolutions.
 
     Args:
@@ -96,7 +97,7 @@ def _pays_in_tiles(layer: nn.Conv2d, x: Tensor) -> bool:
     return (
         layer.in_channels >= _MANY_CHANNELS
         and height * width >= _PIXELS_PER_TILE * tiles
-        and len(x) * height * width >= _PIXELS_PER_CHANNEL * channels
+        and height * width * _CHANNELS_PER_PIXEL >= channels
     )
 
 

@@ -19,8 +19,8 @@ from ltdd_ext.nn import convolve
         (nn.Conv2d(32, 4, 3, padding=1, bias=False), (2, 32, 64, 8), True),
         (nn.Conv2d(32, 4, 3, padding=1), (2, 32, 65, 8), False),
         (nn.Conv2d(9, 4, 3, padding=1), (2, 9, 8, 8), False),
-        (nn.Conv2d(64, 64, 3, padding=1), (8, 64, 8, 8), True),
-        (nn.Conv2d(64, 64, 3, padding=1), (7, 64, 8, 8), False),  # few pixels for many taps
+        (nn.Conv2d(128, 64, 3, padding=1), (1, 128, 4, 4), True),
+        (nn.Conv2d(64, 129, 3, padding=1), (64, 64, 4, 4), False),  # few pixels for many taps
         (nn.Conv2d(64, 32, 3, padding=1), (64, 64, 3, 3), True),
         (nn.Conv2d(64, 32, 3, padding=1), (64, 64, 5, 5), False),  # tiles that are hardly filled
         (nn.Conv2d(64, 32, 3, padding=1), (512, 64, 2, 2), False),
