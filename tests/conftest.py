@@ -25,6 +25,10 @@ from ltdd.engine.runtime import Runtime
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Autograd counts devices in the first backward pass of a process, and starts a thread for each;
+# from then on a fork may not compute gradients. A fake GPU counts too, so a pass comes before it.
+torch.ones((), requires_grad=True).backward()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -45,7 +45,7 @@ def keys(config: DistillConfig, data: LongTailedData, out: Path) -> dict[str, st
 PINNED: dict[str, dict[str, str]] = {
     "cpu": {
         "evaluation": "01d1d3c2bb6e",
-        "experts": "957b6083cf3a",
+        "experts": "da9133e8657f",
         "initialization": "71ea9f7d007f",
         "recovery": "4e4e73fe1186",
         "relabeling": "9fbc3f195c98",
