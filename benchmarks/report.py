@@ -26,13 +26,16 @@ NOT_RIVALS = ("ours", "yardstick", "limit")
 
 @functools.cache
 def machine_name() -> str:
-    """Return the name of the processor, or of the GPU where one was measured, for a file name."""
+    """Return what was measured, for a file name: a GPU, or a processor and its instruction set."""
     if torch.cuda.is_available():
-        brand = torch.cuda.get_device_name()
+        brand, kernels = torch.cuda.get_device_name(), []
     else:
         brand = str(cpuinfo.get_cpu_info().get("brand_raw", "cpu"))
+        # A virtual machine may hide tiles that others of the same name have.
+        kernels = [ltdd_ext.build_info()["cpu_instruction_set"]]
     words = brand.lower().replace("(r)", "").replace("(tm)", "").replace("/", "-").split()
-    return "-".join([word for word in words if word not in ("cpu", "processor")][:4]) or "cpu"
+    names = [word for word in words if word not in ("cpu", "processor")][:4]
+    return "-".join([*(names or ["cpu"]), *kernels])
 
 
 @functools.cache
