@@ -19,8 +19,8 @@ _FEW_CHANNELS, _MANY_CHANNELS, _LARGE_SIDE = 8, 32, 64  # between and above, PyT
 # channels: tiles must be filled by half, and there must be enough of them to pay for the taps. The
 # number of images must not count: ranks that share a batch would round otherwise than one alone.
 _TILE_SIDE, _PIXELS_PER_TILE, _CHANNELS_PER_PIXEL = 4, 9, 8
-_HAS_TILES = cpu_instruction_set() == "amx"
-_PYTORCH_HAS_TILES = onednn_cap() == ""  # where there are any
+_CPU = cpu_instruction_set()
+_PYTORCH_HAS_TILES = onednn_cap() == ""  # of AMX, where there are any
 
 
 def is_conv3x3(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -38,9 +38,10 @@ def convolve(
     """Apply a layer, by :func:`ltdd_ext.conv3x3` where it is one and that is faster than PyTorch.
 
     It is on a CPU with maps of at most 64x64 pixels: in float32 with up to 8 input channels, or at
-    least 32 where the maps fill tiles of 4x4 by half and have a pixel for every 8 channels; in
-    bfloat16, under autocast on a processor with AMX, with up to 8, and with any number
-    where the environment (``ONEDNN_MAX_CPU_ISA``) keeps AMX from PyTorch's convolutions.
+    least 32 where the maps fill tiles of 4x4 by half and have a pixel for every 8 channels. Under
+    autocast to bfloat16 it is the same on a processor with AVX-512, with AVX2 alone all; with AMX
+    up to 8 channels, or all where the environment (``ONEDNN_MAX_CPU_ISA``) keeps AMX from PyTorch's
+    convolutions.
 
     Args:
         layer: Any layer; only an ``nn.Conv2d`` of 3x3 taps, stride 1 and zero padding 1 without
@@ -80,12 +81,17 @@ def _faster_dtype(layer: nn.Conv2d, x: Tensor) -> torch.dtype | None:
     dtypes = (x.dtype, layer.weight.dtype)
     if not x.is_cpu or x.dim() != 4 or max(x.shape[2:]) > _LARGE_SIDE:
         return None
+    few = layer.in_channels <= _FEW_CHANNELS
     if not torch.is_autocast_enabled("cpu"):
-        faster = layer.in_channels <= _FEW_CHANNELS or _pays_in_tiles(layer, x)
+        faster = few or _pays_in_tiles(layer, x)
         return torch.float32 if faster and dtypes == (torch.float32, torch.float32) else None
-    if not _HAS_TILES or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return None
-    faster = layer.in_channels <= _FEW_CHANNELS or not _PYTORCH_HAS_TILES
+    faster = {  # without AVX-512 PyTorch's take 11 to 30 times as long; no others were measured
+        "amx": few or not _PYTORCH_HAS_TILES,
+        "avx512": few or _pays_in_tiles(layer, x),
+        "avx2": True,
+    }.get(_CPU, False)
     return torch.bfloat16 if faster and set(dtypes) <= {torch.float32, torch.bfloat16} else None
 
 

@@ -91,7 +91,7 @@ def test_gradients_of_several_processes_stay_with_the_parameters() -> None:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cast_weights, "CAST_ONCE_ON", {"cpu"})
-    monkeypatch.setattr(_convolution, "_HAS_TILES", False)
+    monkeypatch.setattr(_convolution, "_CPU", "none")
 
 
 @pytest.mark.parametrize("architecture", ["convnet3_bn", "resnet18", "mobilenet_v2"])

@@ -51,13 +51,23 @@ def test_convolve_takes_what_it_computes_faster(layer, shape, taken):
     assert len(calls) == taken
 
 
-@pytest.mark.parametrize(("tiles", "capped"), [(True, False), (True, True), (False, True)])
-@pytest.mark.parametrize(("channels", "few"), [(3, True), (8, True), (9, False), (64, False)])
-def test_convolve_under_autocast_takes_few_channels_where_tiles_are(
-    monkeypatch, channels, few, tiles, capped
+@pytest.mark.parametrize(
+    ("cpu", "capped", "taken"),
+    [
+        ("amx", False, (3, 8)),
+        ("amx", True, (3, 8, 9, 64)),
+        ("avx512", True, (3, 8, 64)),
+        ("avx512", False, (3, 8, 64)),
+        ("avx2", False, (3, 8, 9, 64)),
+        ("baseline", False, ()),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 8, 9, 64])
+def test_convolve_under_autocast_takes_what_the_processor_is_slow_at(
+    monkeypatch, channels, cpu, capped, taken
 ):
-    """And all of them where PyTorch may not use the tiles."""
-    monkeypatch.setattr("ltdd_ext._convolution._HAS_TILES", tiles)
+    """What PyTorch computes by tiles of AMX is left to it, but for few channels."""
+    monkeypatch.setattr("ltdd_ext._convolution._CPU", cpu)
     monkeypatch.setattr("ltdd_ext._convolution._PYTORCH_HAS_TILES", not capped)
     calls = []
 
@@ -69,7 +79,7 @@ def test_convolve_under_autocast_takes_few_channels_where_tiles_are(
     with torch.autocast("cpu", torch.bfloat16):
         got, own, want = convolve(layer, x, op), convolve(layer, x), layer(x)
         cast = convolve(copy.deepcopy(layer).bfloat16(), x, op)
-    assert calls == [(torch.bfloat16, torch.float32)] * 2 * (tiles and (few or capped))
+    assert calls == [(torch.bfloat16, torch.float32)] * 2 * (channels in taken)
     assert got.dtype == own.dtype == cast.dtype == want.dtype == torch.bfloat16
     for one in (got, own, cast):
         torch.testing.assert_close(one, want, rtol=2e-2, atol=2e-2)

@@ -73,7 +73,7 @@ class CountedSteps:
 
 def count(monkeypatch: pytest.MonkeyPatch, stage: Any, train: Callable[[], object]) -> int:
     monkeypatch.setattr(stage, "RecordedSteps", CountedSteps)
-    monkeypatch.setattr(_convolution, "_HAS_TILES", False)  # a GPU has PyTorch's convolutions
+    monkeypatch.setattr(_convolution, "_CPU", "none")  # a GPU has PyTorch's convolutions
     with pytest.raises(Counted) as counted:
         train()
     found = counted.value.args[0]
