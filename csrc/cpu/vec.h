@@ -121,7 +121,14 @@ static inline HalfVecU narrow_bits(const VecU& bits) {
 }
 
 static inline Vec<float> widen_bf16(const HalfVecU& bits) {
+#if LTDD_VECTOR_BYTES == 64  // one instruction instead of two
+  const __m512i from = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0,
+                                        6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+  const __m512i words = _mm512_castsi256_si512(bits_as<__m256i>(bits));
+  return bits_as<Vec<float>>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, words));
+#else
   return bits_as<Vec<float>>(widen_bits(bits) << 16);
+#endif
 }
 
 static inline Vec<float> widen_half(const HalfVecU& bits) {
@@ -142,9 +149,17 @@ static inline Vec<float> widen_half(const HalfVecU& bits) {
 
 static inline HalfVecU narrow_bf16(const Vec<float>& value) {
   const VecU bits = bits_as<VecU>(value);
-  const VecU rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
-  const VecU is_nan = bits_as<VecU>(value != value);
-  return narrow_bits((rounded & ~is_nan) | (is_nan & 0x7fc0u));
+  const VecU rounded = (bits + 0x7fffu) + ((bits >> 16) & 1u);
+  const VecU whole = value != value ? VecU{} + 0x7fc00000u : rounded;
+#if LTDD_VECTOR_BYTES == 64  // the upper halves by one instruction instead of three
+  const __m512i from =
+      _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19,
+                       17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i halves = _mm512_maskz_permutexvar_epi16(0xffff, from, bits_as<__m512i>(whole));
+  return load_bits<HalfVecU>(&halves);
+#else
+  return narrow_bits(whole >> 16);
+#endif
 }
 
 static inline HalfVecU narrow_half(const Vec<float>& value) {
