@@ -153,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward_cpu(const Tensor& grad_y, c
           contiguous_as(grad_bias, bias.scalar_type())};
 }
 
-// What a process adds to the sums of a batch that several share (ltdd_ext.synced_norm_act): of every
-// row sum g and sum g (x - mean), with k, h and mean those of the whole batch.
+// What a process adds to the sums of a batch that several share (ltdd_ext.synced_norm_act): of
+// every row sum g and sum g (x - mean), with k, h and mean those of the whole batch.
 std::tuple<Tensor, Tensor> norm_act_sums_cpu(const Tensor& grad_y, const Tensor& x, const Tensor& k,
                                              const Tensor& h, const Tensor& mean, int64_t act,
                                              int64_t pool) {

@@ -152,9 +152,8 @@ static inline HalfVecU narrow_bf16(const Vec<float>& value) {
   const VecU rounded = (bits + 0x7fffu) + ((bits >> 16) & 1u);
   const VecU whole = value != value ? VecU{} + 0x7fc00000u : rounded;
 #if LTDD_VECTOR_BYTES == 64  // the upper halves by one instruction instead of three
-  const __m512i from =
-      _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19,
-                       17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i from = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27,
+                                        25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   const __m512i halves = _mm512_maskz_permutexvar_epi16(0xffff, from, bits_as<__m512i>(whole));
   return load_bits<HalfVecU>(&halves);
 #else
