@@ -87,11 +87,11 @@ def _faster_dtype(layer: nn.Conv2d, x: Tensor) -> torch.dtype | None:
         return torch.float32 if faster and dtypes == (torch.float32, torch.float32) else None
     if torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return None
-    faster = {  # without AVX-512 PyTorch's take 11 to 30 times as long; no others were measured
-        "amx": few or not _PYTORCH_HAS_TILES,
-        "avx512": few or _pays_in_tiles(layer, x),
-        "avx2": True,
-    }.get(_CPU, False)
+    faster = (  # no other processors were measured
+        _CPU == "avx2"
+        or (_CPU == "avx512" and (few or _pays_in_tiles(layer, x)))
+        or (_CPU == "amx" and (few or not _PYTORCH_HAS_TILES))
+    )
     return torch.bfloat16 if faster and set(dtypes) <= {torch.float32, torch.bfloat16} else None
 
 
