@@ -1,7 +1,8 @@
 """Trainings next to each other on one machine: seconds a step, alone and beside a second one.
 
 Each is a process of its own that trains ConvNet-3 with batch norm on 256 views of 32 px, prepared
-as the command line prepares its runs (``ltdd.engine.cores``), or left to what torch does by itself.
+as the command line prepares its runs (``ltdd.engine.machine.cores``), or left to what torch does
+by itself.
 Both forms run in turn. All times are those of the clock, so the machine has to be quiet.
 
 ``python -m benchmarks -s -k contention`` prints the figures.
@@ -25,14 +26,14 @@ FORMS = ("ours", "torch's own")
 
 def train(form: str, precision: str, gate: Path) -> None:
     """Train from when the gate opens, and print the median seconds of a step after the warm-up."""
-    from ltdd.engine import cores
+    from ltdd.engine.machine import cores
 
     if form == "ours":
         cores.prepare()
     import torch
 
     from ltdd.engine.cuda_graphs import RecordedSteps
-    from ltdd.engine.memory import keep_freed_memory
+    from ltdd.engine.machine.memory import keep_freed_memory
     from ltdd.engine.runtime import Runtime
     from ltdd.models import build_model
 

@@ -37,9 +37,9 @@ from torch import Tensor
 from ltdd import pipeline
 from ltdd.config import DistillConfig, InitializationConfig
 from ltdd.data.long_tailed_data import LongTailedData, from_tensors
-from ltdd.engine.memory import peak_bytes
+from ltdd.engine.machine.memory import peak_bytes
+from ltdd.engine.machine.surroundings import processes
 from ltdd.engine.run_options import RunOptions
-from ltdd.engine.surroundings import processes
 from ltdd.engine.watching.units import duration, size
 from ltdd.results.pages.report import write_report
 from ltdd.results.tables import markdown_table

@@ -23,12 +23,12 @@ from ltdd.data.long_tailed_data import LongTailedData, load_data
 from ltdd.data.summary import describe, facts
 from ltdd.engine.distributed.ranks import current
 from ltdd.engine.distributed.session import session
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.engine.public import public
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import resolve_device
 from ltdd.engine.storage.files import fingerprint, write_json
 from ltdd.engine.storage.run_folder import open_run
-from ltdd.engine.surroundings import user_path
 from ltdd.engine.watching import provenance
 from ltdd.errors import UserError
 from ltdd.forecast import forecast

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from helpers.stripes import Recorder
 
-from ltdd.engine import cores
-from ltdd.engine.cores import CoreFollower, Times
+from ltdd.engine.machine import cores
+from ltdd.engine.machine.cores import CoreFollower, Times
 
 
 class Machine:
@@ -118,7 +118,7 @@ def program(code: str, **variables: str) -> str:
     decided = (*cores.COUNTING, *cores.PLACING, *cores.WAITING)
     environment = {name: value for name, value in os.environ.items() if name not in decided}
     done = subprocess.run(
-        [sys.executable, "-c", f"from ltdd.engine import cores\n{code}"],
+        [sys.executable, "-c", f"from ltdd.engine.machine import cores\n{code}"],
         env=environment | variables,
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import torch
 from ltdd.config import RecoveryConfig, StatisticsConfig
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.models import build_model
-from ltdd.engine.memory import Meter, keep_freed_memory
+from ltdd.engine.machine.memory import Meter, keep_freed_memory
 from ltdd.engine.runtime import Runtime
 from ltdd.stages.recovery.alignment import Observed, align_images
 from ltdd.stages.run import InitialImages
@@ -60,7 +60,7 @@ def test_memory_is_flat_in_images_per_class() -> None:
 AFTER = """
 import json
 import torch
-from ltdd.engine.memory import Meter, keep_freed_memory
+from ltdd.engine.machine.memory import Meter, keep_freed_memory
 
 keep_freed_memory()
 device = torch.device("cpu")

@@ -14,7 +14,7 @@ from helpers.tiny_run import distill, smaller
 import ltdd
 from ltdd.cli.main import main
 from ltdd.data.reading.decoded_cache import cache_folder
-from ltdd.engine.surroundings import can_be_mapped, shown_on_terminal
+from ltdd.engine.machine.surroundings import can_be_mapped, shown_on_terminal
 from ltdd.engine.watching.progress import Progress
 from ltdd.errors import UserError
 

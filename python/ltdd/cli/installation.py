@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 import ltdd_ext
 from ltdd import __version__
-from ltdd.engine import cores
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine import cores
+from ltdd.engine.machine.surroundings import processes
 from ltdd_ext._library import cuda_problem, onednn_cap
 
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ltdd.cli import commands, completion
-from ltdd.engine import cores, interruption
-from ltdd.engine.surroundings import prepare_streams, processes
+from ltdd.engine import interruption
+from ltdd.engine.machine import cores
+from ltdd.engine.machine.surroundings import prepare_streams, processes
 from ltdd.errors import UserError
 
 COMMANDS = (

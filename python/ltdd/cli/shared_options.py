@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ltdd.cli.parser import Parser
 from ltdd.config import ImageSize, ImbalanceFactor, OnBadImage
 from ltdd.config.settings import shown
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.engine.run_options import NO_STORE, default_store
-from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdd.engine import cores
 from ltdd.engine.chunks import is_out_of_memory
+from ltdd.engine.machine import cores
 from ltdd.engine.runtime import Runtime
 from ltdd.engine.tensor_trees import leaves, map_tensors, shapes, to_device
 

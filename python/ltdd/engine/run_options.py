@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ltdd.config import OnBadImage
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.engine.public import check_fields
-from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 CHECKPOINT_SECONDS = 60.0

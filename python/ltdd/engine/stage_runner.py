@@ -16,7 +16,7 @@ from ltdd.engine import interruption
 from ltdd.engine.distributed.ranks import alone, current
 from ltdd.engine.distributed.together import CommonCheckpoint
 from ltdd.engine.finite import check_all_finite
-from ltdd.engine.memory import Meter
+from ltdd.engine.machine.memory import Meter
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Checkpoint, Log, Runtime
 from ltdd.engine.storage.checkpoint import SUFFIX, StageCheckpoint

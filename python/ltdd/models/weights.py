@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ltdd.config import AnyExperts
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.engine.storage.files import read_tensors, tensors_sha256
-from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 from ltdd.models import Network
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from ltdd.config.settings import close_match
 from ltdd.errors import UserError
 from ltdd.recipes.coresets import GRAPH_CUT, K_CENTER, RANDOM
-from ltdd.recipes.damed import DAMED
-from ltdd.recipes.datm import DATM
 from ltdd.recipes.distribution_matching import CSDM, DM, IDM
 from ltdd.recipes.edc import ADSA, EDC, G_VBSM
 from ltdd.recipes.gradient_matching import DC, DREAM, DSA, IDC
-from ltdd.recipes.mtt import FTD, MTT, TESLA
 from ltdd.recipes.rded import RDED
 from ltdd.recipes.recipe import Recipe
 from ltdd.recipes.rldd import RLDD
 from ltdd.recipes.sre2l import SRE2L
+from ltdd.recipes.trajectories.damed import DAMED
+from ltdd.recipes.trajectories.datm import DATM
+from ltdd.recipes.trajectories.mtt import FTD, MTT, TESLA
 from ltdd.recipes.unimix import UNIMIX
 
 _CORESETS = (RANDOM, K_CENTER, GRAPH_CUT)

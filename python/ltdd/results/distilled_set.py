@@ -16,6 +16,7 @@ from ltdd import __version__
 from ltdd.data.image_spec import ImageSet, Normalization
 from ltdd.data.packed_logits import PackedLogits
 from ltdd.engine.finite import is_finite
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.engine.public import public
 from ltdd.engine.storage.files import (
     file_sha256,
@@ -25,7 +26,6 @@ from ltdd.engine.storage.files import (
     write_json,
     write_tensors,
 )
-from ltdd.engine.surroundings import user_path
 from ltdd.errors import UserError
 
 DATA, MANIFEST, RESULTS = "data.safetensors", "manifest.json", "results.json"

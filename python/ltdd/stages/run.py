@@ -16,7 +16,7 @@ from ltdd.data.formation import decode_set
 from ltdd.data.image_spec import ImageSet, ImageSpec
 from ltdd.data.long_tailed_data import LongTailedData
 from ltdd.engine.distributed.ranks import current
-from ltdd.engine.memory import keep_freed_memory
+from ltdd.engine.machine.memory import keep_freed_memory
 from ltdd.engine.run_options import RunOptions
 from ltdd.engine.runtime import Log, NullLog, Runtime, choose_kernels
 from ltdd.engine.stage_runner import StageRunner, Stored

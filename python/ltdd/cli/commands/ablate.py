@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ltdd.cli.options import parse_distill
 from ltdd.cli.parser import OwnOptions
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine.surroundings import processes
 from ltdd.errors import UserError
 from ltdd.studies.switches import SWITCHES, all_values, chosen_values, plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltdd.cli.options import parse_distill
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine.surroundings import processes
 from ltdd.recipes import find_recipe
 
 SUMMARY = "Distil a long-tailed image set, evaluate the result and write a report."

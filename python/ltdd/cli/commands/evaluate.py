@@ -16,7 +16,7 @@ from ltdd.cli.shared_options import (
 )
 from ltdd.config import Labels
 from ltdd.config.settings import Count
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine.surroundings import processes
 
 SUMMARY = "Train other students on the distilled set of a finished run."
 

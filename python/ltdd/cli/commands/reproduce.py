@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ltdd.cli.options import Request, parse_distill
 from ltdd.cli.parser import OwnOptions
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine.surroundings import processes
 from ltdd.errors import UserError
 from ltdd.results.tables import markdown_table
 from ltdd.studies.published_tables import ROWS, Row

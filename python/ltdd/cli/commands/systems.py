@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ltdd.cli.options import Request, parse_distill
 from ltdd.cli.parser import OwnOptions
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine.surroundings import processes
 from ltdd.errors import UserError
 from ltdd.recipes import RECIPES, Recipe, find_recipe
 from ltdd.recipes.columns import COLUMNS

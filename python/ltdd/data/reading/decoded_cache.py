@@ -39,8 +39,8 @@ from ltdd.data.reading.content import Examined, as_tensor, content_sha256, exami
 from ltdd.data.reading.decoder import Form, UInt8Array
 from ltdd.data.reading.image_source import Images, Parts
 from ltdd.data.reading.originals import Originals, common_form
+from ltdd.engine.machine.surroundings import can_be_mapped, shown_on_terminal, user_path
 from ltdd.engine.storage.files import fingerprint, read_json, write_json
-from ltdd.engine.surroundings import can_be_mapped, shown_on_terminal, user_path
 from ltdd.errors import UserError
 
 FORMAT = 2  # part of every key; raise it when the decoder gives other pixels

@@ -26,7 +26,7 @@ from ltdd.data.sources.hf_files import parquet_splits
 from ltdd.data.sources.spec import Spec
 from ltdd.data.splitting.parts import Origin, Split, labelled_by, parts_of
 from ltdd.data.splitting.splits import choose_splits, split_kind
-from ltdd.engine.surroundings import user_path
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "class")

@@ -13,7 +13,7 @@ from ltdd.data.sources.other_forms import refuse_other_forms
 from ltdd.data.sources.spec import Spec, given_folder
 from ltdd.data.splitting.parts import Origin, Split, parts_of
 from ltdd.data.splitting.splits import choose_splits, split_kind
-from ltdd.engine.surroundings import user_path
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.errors import UserError
 
 

@@ -20,7 +20,7 @@ from ltdd.data.sources.label_table import read_text
 from ltdd.data.sources.spec import Spec, given_folder
 from ltdd.data.splitting.parts import Origin, Split, labelled_by, parts_of
 from ltdd.data.splitting.splits import choose_splits, split_kind
-from ltdd.engine.surroundings import user_path
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.errors import UserError
 
 

@@ -26,7 +26,7 @@ from ltdd.data.reading.image_source import IntArray, Parts
 from ltdd.data.sources.spec import Spec
 from ltdd.data.splitting.parts import Origin, Split, labelled_by, parts_of
 from ltdd.data.splitting.splits import choose_splits
-from ltdd.engine.surroundings import user_path
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.errors import UserError
 
 _MOST_LABEL_BYTES = 1 << 30

@@ -9,7 +9,7 @@ from pathlib import Path
 from ltdd.data.reading.archives import is_archive, unpack
 from ltdd.data.reading.decoded_cache import cache_folder
 from ltdd.data.reading.image_files import Folder
-from ltdd.engine.surroundings import user_path
+from ltdd.engine.machine.surroundings import user_path
 from ltdd.errors import UserError
 
 _BRACKETS = re.compile(r"\[(\w+)=([^\[\]]*)\](?=$|[@#\[])")

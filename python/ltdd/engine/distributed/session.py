@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ltdd.engine import interruption
 from ltdd.engine.distributed.ranks import Ranks, among, current, local_rank
 from ltdd.engine.distributed.watch import Watch, failures_told
-from ltdd.engine.surroundings import processes
+from ltdd.engine.machine.surroundings import processes
 from ltdd.errors import UserError
 
 # Ranks wait for each other as long as the longest unit takes; the watch says who is lost.

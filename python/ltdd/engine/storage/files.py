@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ltdd.engine.surroundings import NO_MAPS, can_be_mapped
+from ltdd.engine.machine.surroundings import NO_MAPS, can_be_mapped
 from ltdd.errors import UserError
 
 # The safetensors writer orders several metadata keys by a per-process random hash, which would make

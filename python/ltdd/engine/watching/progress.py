@@ -9,8 +9,8 @@ from types import TracebackType
 import torch
 from tqdm import tqdm
 
-from ltdd.engine.memory import peak_bytes
-from ltdd.engine.surroundings import shown_on_terminal
+from ltdd.engine.machine.memory import peak_bytes
+from ltdd.engine.machine.surroundings import shown_on_terminal
 from ltdd.engine.watching import units
 
 _REFRESH = 0.5  # seconds between two looks at the figures behind the bar

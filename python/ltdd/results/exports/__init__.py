@@ -39,8 +39,8 @@ def export(folder: str | Path, format: str, to: str | Path, license: str | None 
     """
     if format not in FORMATS:
         raise UserError(f"expected a format among {', '.join(FORMATS)}; got {format!r}")
+    from ltdd.engine.machine.surroundings import user_path
     from ltdd.engine.storage.files import new_folder, write_json
-    from ltdd.engine.surroundings import user_path
     from ltdd.results.card import Layout, write_card
     from ltdd.results.distilled_set import load
 

@@ -9,7 +9,7 @@ the phases (1 / 0.2 at 10; 1 / 0.5, then 0.5 / 1 at 50; 0.1 / 1 at 200) and in f
 from __future__ import annotations
 
 from ltdd.recipes.recipe import Recipe, Settings
-from ltdd.recipes.trajectories import (
+from ltdd.recipes.trajectories.family import (
     GSAM,
     SOFT_STUDENT,
     TAUGHT_DEMO,

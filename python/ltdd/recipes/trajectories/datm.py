@@ -6,7 +6,7 @@ Sources: arXiv:2310.05773 and its authors' configuration of each cell; experts a
 from __future__ import annotations
 
 from ltdd.recipes.recipe import Recipe, Settings
-from ltdd.recipes.trajectories import (
+from ltdd.recipes.trajectories.family import (
     GSAM,
     SOFT_STUDENT,
     TAUGHT_DEMO,

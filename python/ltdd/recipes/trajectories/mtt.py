@@ -10,7 +10,7 @@ from typing import Any
 
 from ltdd.recipes.columns import HARD_LABELS
 from ltdd.recipes.recipe import Recipe
-from ltdd.recipes.trajectories import GSAM, STUDENT, Cell, budgets, choice_by, published_by
+from ltdd.recipes.trajectories.family import GSAM, STUDENT, Cell, budgets, choice_by, published_by
 
 
 def _cell(
