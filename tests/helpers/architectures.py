@@ -8,6 +8,7 @@ WITH_BATCH_NORM = {
     "convnet3_w32_bn",
     "convnet4_bn",
     "resnet9",
+    "resnet9_w96",
     "resnet18",
     "resnet50",
     "resnext50",
