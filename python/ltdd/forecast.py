@@ -100,7 +100,7 @@ def planned(config: DistillConfig, data: LongTailedData) -> Iterator[Work]:
     yield Work("evaluation", what, students * steps, evaluation.student, batch)
     if FULL in evaluation.baselines:
         epochs = evaluation.full_epochs or experts.epochs
-        yield _training("evaluation", evaluation.student, experts.of_role("master"), epochs, data)
+        yield _training("evaluation", evaluation.student, experts.of_role("baseline"), epochs, data)
 
 
 def _training(

@@ -61,6 +61,17 @@ def test_a_master_imitates_nobody() -> None:
     assert config.of_role("observer").distil_share == 0.5
 
 
+def test_a_master_has_settings_of_its_own() -> None:
+    own = {"epochs": 80, "resizing": True, "randaugment": True}
+    given = {f"distil_from_{name}": value for name, value in own.items()}
+    config = dataclasses.replace(FAST, distil_from="resnet9_w96", **given)
+    master = dataclasses.replace(FAST, epochs=80, progressive_resizing=True, randaugment=True)
+    assert config.of_role("master") == master
+    assert config.of_role("baseline") == FAST
+    for role in ("observer", "teacher"):
+        assert config.of_role(role) == config
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -70,6 +81,7 @@ def test_a_master_imitates_nobody() -> None:
             "experts.observer_loss rldd with experts.observer_debias_power, got 'ce'",
         ),
         ({"distil_share": 0.5}, "experts.distil_from to name .* with experts.distil_share"),
+        ({"distil_from_randaugment": False}, "with experts.distil_from_randaugment, got"),
         ({"distil_from_weights": "w.pt"}, "with experts.distil_from_weights, got null"),
         ({"distil_from": "resnet9", "distil_share": 1.5}, "distil_share between 0 and 1, got 1.5"),
     ],

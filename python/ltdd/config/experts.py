@@ -29,6 +29,7 @@ _IMITATION = (
     "distil_from_weights",
     "distil_from_epochs",
     "distil_from_resizing",
+    "distil_from_randaugment",
     "distil_share",
     "distil_temperature",
     "distil_prior",
@@ -46,7 +47,7 @@ class _Experts(Stage):
         "observer", "teacher", "extra_observers", "extra_teachers",
         "observer_weights", "teacher_weights", "class_map", "init_weights",
         "distil_from", "distil_from_weights", "distil_from_epochs", "distil_from_resizing",
-        "teacher_course", *_OF_ROLES,
+        "distil_from_randaugment", "teacher_course", *_OF_ROLES,
     )  # fmt: skip
 
     observer: str = "resnet18"
@@ -79,6 +80,8 @@ class _Experts(Stage):
     """Epochs of the master; None: `epochs`."""
     distil_from_resizing: bool | None = None
     """`progressive_resizing` of the master; None: as all."""
+    distil_from_randaugment: bool | None = None
+    """`randaugment` of the master; None: as all."""
     distil_share: Annotated[Number, Interval(ge=0, le=1)] = 0.9
     """Weight of the imitation; what an expert minimises otherwise has the rest."""
     distil_temperature: Temperature = 1.0
@@ -151,28 +154,33 @@ class _Experts(Stage):
         return bool(first) and not self.extra_observers and not self.extra_teachers
 
     def of_role(self, role: str) -> Any:
-        """Return how networks of a role are trained; a master imitates nobody.
+        """Return how networks of a role are trained.
 
         Args:
-            role: `observer`, `teacher` or `master`.
+            role: `observer`, `teacher`, `master`, or `baseline` on the long-tailed images; the
+                last two imitate nobody.
         """
         changes = self._own_of(role) | dict.fromkeys(_OF_ROLES)
-        if role == "master":
+        if role in ("master", "baseline"):
             defaults = {spec.name: spec.default for spec in fields_of(_Experts)}
             changes |= {name: defaults[name] for name in _IMITATION}
-            if self.distil_from_epochs is not None:
-                changes["epochs"] = self.distil_from_epochs
-            if self.distil_from_resizing is not None:
-                changes["progressive_resizing"] = self.distil_from_resizing
         return with_form(self, changes.pop("loss", self.loss), **changes)
 
     def _own_of(self, role: str) -> dict[str, Any]:
         """Return what a role has of its own, by the names of the common fields."""
         observers = (self.observer_loss, self.observer_resampling_power, self.observer_debias_power)
         teachers = (self.teacher_loss, self.teacher_resampling_power, self.teacher_debias_power)
-        values = {"observer": observers, "teacher": teachers}.get(role, (None,) * len(_OWN))
-        pairs = zip(_OWN, values, strict=True)
-        return {name: value for name, value in pairs if value is not None}
+        own = {
+            "observer": dict(zip(_OWN, observers, strict=True)),
+            "teacher": dict(zip(_OWN, teachers, strict=True)),
+            "master": {
+                "epochs": self.distil_from_epochs,
+                "progressive_resizing": self.distil_from_resizing,
+                "randaugment": self.distil_from_randaugment,
+            },
+            "baseline": {},
+        }[role]
+        return {name: value for name, value in own.items() if value is not None}
 
     def _check_roles(self) -> None:
         apart = self.teacher != "same" or self.extra_teachers

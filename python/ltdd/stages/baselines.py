@@ -123,7 +123,7 @@ def _plain_training(run: Run) -> PlainExperts:
     """
     experts, epochs = run.config.experts, run.config.evaluation.full_epochs
     plain: PlainExperts = with_form(
-        experts.of_role("master"),
+        experts.of_role("baseline"),
         "ce",
         epochs=epochs or experts.epochs,
         progressive_resizing=False,
