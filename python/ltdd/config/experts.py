@@ -170,7 +170,7 @@ class _Experts(Stage):
         """Return what a role has of its own, by the names of the common fields."""
         observers = (self.observer_loss, self.observer_resampling_power, self.observer_debias_power)
         teachers = (self.teacher_loss, self.teacher_resampling_power, self.teacher_debias_power)
-        own = {
+        of_roles: dict[str, dict[str, Any]] = {
             "observer": dict(zip(_OWN, observers, strict=True)),
             "teacher": dict(zip(_OWN, teachers, strict=True)),
             "master": {
@@ -179,8 +179,8 @@ class _Experts(Stage):
                 "randaugment": self.distil_from_randaugment,
             },
             "baseline": {},
-        }[role]
-        return {name: value for name, value in own.items() if value is not None}
+        }
+        return {name: value for name, value in of_roles[role].items() if value is not None}
 
     def _check_roles(self) -> None:
         apart = self.teacher != "same" or self.extra_teachers
